@@ -1,0 +1,1 @@
+"""The shapes world: a procedural world of scenes that plays the part of photographs (docs/shapes-world.md)."""

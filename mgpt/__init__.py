@@ -1,0 +1,1 @@
+"""mgpt: train, judge, promote and serve MiniGPT-4 and MiniGPT-v2."""

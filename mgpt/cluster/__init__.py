@@ -1,0 +1,1 @@
+"""Ray: connecting, submitting, ingest and distributed training."""

@@ -1,0 +1,1 @@
+"""MLflow runs, model versions, gates, promotion, rollback, audit and trace."""

@@ -1,0 +1,1 @@
+"""Data: records, tasks, readers, curation, the shapes world and the mixture."""

@@ -1,0 +1,161 @@
+"""Model versions: weights kept by reference, one version per set of weights, aliases joined to versions.
+
+MLflow would register weights that do not exist (`create_model_version` answers READY for any address), so every file is read and compared with its manifest first. Only a
+small recipe and the code that reads it go to MLflow; the weights stay in the store, under their own digest.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgpt.storage import Manifest, Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+WEIGHTS_URI, WEIGHTS_DIGEST = "mgpt.weights.uri", "mgpt.weights.digest"
+SCORES, TEST_DATA = "mgpt.scores", "mgpt.test_data"
+REQUIRED = ("trainable.safetensors", "config.json")
+PYFUNC = Path(__file__).parent.parent / "serve" / "pyfunc_model.py"
+LIBRARIES = ("torch", "transformers", "peft", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model with the aliases that point at it."""
+
+    model: str
+    number: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    created: int  # milliseconds since 1970
+
+
+def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manifest]:
+    """Copies a finished stage's weights to `models/<system>/<digest>` of the store and reads them back.
+
+    Returns the folder's URI and its manifest, which stands beside it as `<digest>.json`.
+
+    Raises:
+        ValueError: a file is lacking, or what the store gives back is not what was written.
+    """
+    lacking = [name for name in REQUIRED if not (weights / name).is_file()]
+    if lacking:
+        raise ValueError(f"{weights}: {', '.join(lacking)} not there, so there is no model to register; run the instruct stage first")
+    local = Store(str(weights))
+    names = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*") if path.is_file())
+    digest = Manifest([local.entry(name, local.uri(name)) for name in names]).digest
+    folder = store.uri("models", system, digest)
+    if not store.exists(f"{folder}.json"):
+        store.put_folder(weights, folder)
+    manifest = Manifest([store.entry(name, f"{folder}/{name}") for name in names])
+    if manifest.digest != digest:
+        raise ValueError(f"{folder} does not hold what {weights} holds: a file there was altered. Delete that folder and promote again")
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest.save(Path(scratch) / "manifest.json")
+        store.write(f"{folder}.json", (Path(scratch) / "manifest.json").read_bytes())
+    return folder, manifest
+
+
+def stored_manifest(folder: str, digest: str) -> Manifest:
+    """The verified manifest of registered weights: every file is read and compared.
+
+    Raises:
+        ValueError: the manifest or a file is gone or differs.
+    """
+    store = Store(folder.rsplit("/", 1)[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / "manifest.json"
+        try:
+            local.write_bytes(store.read(f"{folder}.json"))
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder}.json is gone, so the registered weights cannot be checked; promote the model again") from error
+        manifest = Manifest.load(local)
+    if manifest.digest != digest:
+        raise ValueError(f"{folder}.json is not the manifest that was registered (digest {manifest.digest[:12]}, not {digest[:12]}); promote the model again")
+    manifest.verify()
+    return manifest
+
+
+def register(client: MlflowClient, model: str, run_id: str, folder: str, digest: str, tags: Mapping[str, str]) -> int:
+    """The number of the version that holds these weights: an existing one (its tags are brought up to date), or a new one."""
+    from mlflow.exceptions import MlflowException
+
+    tags = {**tags, WEIGHTS_URI: folder, WEIGHTS_DIGEST: digest}
+    found = client.search_model_versions(f"name = '{model}' and tags.`{WEIGHTS_DIGEST}` = '{digest}'")
+    if found:
+        number = min(int(version.version) for version in found)
+        for key, value in tags.items():
+            client.set_model_version_tag(model, str(number), key, value)
+        return number
+    with suppress(MlflowException):  # it exists already
+        client.create_registered_model(model)
+    source, model_id = _log_recipe(model, run_id, folder, digest)
+    made = client.create_model_version(model, source=source, run_id=run_id, tags=dict(tags), model_id=model_id)
+    return int(made.version)
+
+
+def _log_recipe(model: str, run_id: str, folder: str, digest: str) -> tuple[str, str | None]:
+    """Logs the model-from-code with its recipe under the run; returns the model's URI and id. A few kilobytes whatever the model's size."""
+    from importlib.metadata import version
+
+    import mlflow
+
+    recipe = {"system": model, "weights": folder, "digest": digest}
+    requirements = [f"{name}=={version(name).split('+')[0]}" for name in LIBRARIES]
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+        path = Path(scratch) / "recipe.json"
+        path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        info = mlflow.pyfunc.log_model(
+            name=model, python_model=str(PYFUNC), artifacts={"recipe": str(path)}, signature=_signature(), pip_requirements=requirements
+        )
+    return info.model_uri, info.model_id
+
+
+def _signature() -> object:
+    """Columns in: an image (bytes in process, base64 or a path or URL as text over HTTP) and a prompt. Columns out: text, and boxes as JSON-like lists of pixels."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "prompt")]),
+        outputs=Schema([ColSpec(DataType.string, "text"), ColSpec(AnyType(), "boxes")]),
+    )
+
+
+def versions(client: MlflowClient, model: str) -> list[Version]:
+    """Every version of a model, oldest first, with its aliases.
+
+    `search_model_versions` gives no aliases on SQL stores, so they are joined from the registered model itself. An unknown model has no versions.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = dict(client.get_registered_model(model).aliases)
+    except MlflowException:
+        return []
+    found: list[ModelVersion] = list(client.search_model_versions(f"name = '{model}'"))
+    joined = [
+        Version(model, int(item.version), tuple(sorted(name for name, number in aliases.items() if int(number) == int(item.version))), item.tags, item.creation_timestamp)
+        for item in found
+    ]
+    return sorted(joined, key=lambda version: version.number)
+
+
+def champion(client: MlflowClient, model: str) -> Version | None:
+    """The version that carries the alias `champion`."""
+    return next((version for version in versions(client, model) if CHAMPION in version.aliases), None)
+
+
+def models(client: MlflowClient) -> list[Version]:
+    """Every version of every registered model, by name and number."""
+    names = sorted(model.name for model in client.search_registered_models(max_results=1000))
+    return [version for name in names for version in versions(client, name)]

@@ -1,0 +1,128 @@
+"""Answers in batches: greedy, the same text whether asked alone or with others.
+
+Requests are sorted by length so that a batch wastes little padding, padded on the left, and each row stops at its own end: a row that ended is filled with padding until the
+batch is done, and never influences another row.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from mgpt.data.tasks import Message
+from mgpt.model import PROMPT_FORMATS, MiniGPTForConditionalGeneration, MiniGPTProcessor
+
+TAIL = 8  # the end symbol is looked for in this many last tokens; no tokenizer spreads one wider
+
+
+@dataclass(frozen=True)
+class Request:
+    """`images`: encoded bytes or Pillow pictures, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a user message."""
+
+    images: tuple[bytes | Image.Image, ...]
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` without the end symbol. `finished`: whether the model ended it, rather than the token limit. `tokens`: new tokens, the end symbol included."""
+
+    text: str
+    finished: bool
+    tokens: int = 0
+
+
+def answer(
+    model: MiniGPTForConditionalGeneration,
+    processor: MiniGPTProcessor,
+    requests: Sequence[Request],
+    format: str,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[Answer]:
+    """Answer every request greedily; answers stand in the order of the requests.
+
+    Raises ValueError for an unknown format, a request that does not end with a user message, or a picture that cannot be read.
+    """
+    _check(requests, format, max_new_tokens, batch_size)
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].images), _length(requests[i])))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        answers.update(zip(chosen, _answer_batch(model, processor, [requests[i] for i in chosen], format, max_new_tokens), strict=True))
+    return [answers[i] for i in range(len(requests))]
+
+
+def _check(requests: Sequence[Request], format: str, max_new_tokens: int, batch_size: int) -> None:
+    if format not in PROMPT_FORMATS:
+        raise ValueError(f"format: '{format}' is not a prompt format; use one of {', '.join(PROMPT_FORMATS)}")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1")
+    for number, request in enumerate(requests):
+        if not request.messages or request.messages[-1]["role"] != "user":
+            raise ValueError(f"request {number}: the conversation must end with a user message, which is the one to answer")
+
+
+def _length(request: Request) -> int:
+    return sum(len(message["content"]) for message in request.messages)
+
+
+def _answer_batch(
+    model: MiniGPTForConditionalGeneration, processor: MiniGPTProcessor, requests: Sequence[Request], format: str, max_new_tokens: int
+) -> list[Answer]:
+    batch = encode(processor, requests, format).to(model.device)
+    end = PROMPT_FORMATS[format].end
+    tokenizer = processor.tokenizer
+    stop = EndOfText(lambda rows: tokenizer.batch_decode(rows, skip_special_tokens=False), end, tokenizer.eos_token_id)
+    with torch.inference_mode():
+        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=StoppingCriteriaList([stop]))
+    return [finish(tokenizer, row.tolist(), end) for row in tokens.cpu()]
+
+
+def encode(processor: MiniGPTProcessor, requests: Sequence[Request], format: str) -> Any:
+    """A left-padded batch, open for generation."""
+    images = [picture(image) for request in requests for image in request.images]
+    conversations = [list(request.messages) for request in requests]
+    return processor(images=images or None, conversations=conversations, format=format, labels=False, padding_side="left")
+
+
+def picture(image: bytes | Image.Image) -> Image.Image:
+    """An RGB picture. Raises ValueError for bytes that are no picture."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return Image.open(io.BytesIO(image)).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"request: {len(image)} bytes are not a readable picture ({error}); give an encoded JPEG or PNG") from error
+
+
+def finish(tokenizer: Any, tokens: list[int], end: str) -> Answer:
+    """Cut a row of new tokens at the model's end of text or the format's end symbol."""
+    count = tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
+    text = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+    ended = count < len(tokens) or (count > 0 and tokens[count - 1] == tokenizer.eos_token_id)
+    position = text.find(end) if end.strip() else text.rstrip(" ").find(end, len(text) - len(text.lstrip()))
+    if position >= 0:
+        text, ended = text[:position], True
+    return Answer(text.strip(), ended, count)
+
+
+class EndOfText(StoppingCriteria):
+    """Stops each row by itself, at the end token or when its last tokens spell the end symbol."""
+
+    def __init__(self, decode: Callable[[torch.Tensor], list[str]], end: str, end_token: int | None) -> None:
+        self.decode, self.end, self.end_token = decode, end, end_token
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """`input_ids`: (batch, tokens so far) → (batch,), True for rows that ended."""
+        ended = input_ids[:, -1] == self.end_token if self.end_token is not None else torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        if self.end and not self.end.startswith("</"):
+            texts = self.decode(input_ids[:, -TAIL:])
+            ended = ended | torch.tensor([self.end in text for text in texts], device=input_ids.device)
+        return ended

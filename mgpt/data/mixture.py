@@ -12,8 +12,8 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 

@@ -15,7 +15,7 @@ import numpy as np
 from mgpt.data.scenes import language
 from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene
 
-CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"))
+CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
 CAPTION_REQUESTS = ("Caption this.", "What is this?", "Say what you see.", "What is in the picture?", "Name the objects.")
 READ_REQUESTS = ("Read the picture.", "List the objects and where they are.", "Where is everything?")
 MARKS = ("{<%d><%d>}", "<b>%s</b>", "<p>%s</p> {<%d><%d><%d><%d>}", "[%s] %s", "{<%d><%d><%d><%d>}", "<%d>", "(%d, %d)", '{"%s": %d}',
@@ -50,7 +50,7 @@ def pictured(scene: Scene, rng: np.random.Generator) -> Example:
     draw = rng.random()
     if draw < 0.2:
         return Example("", [(language.caption(scene, rng) + ("\n" if rng.random() < 0.5 else "</s>"), True)], scene, places)
-    start, middle, stop = CHATS[int(rng.integers(2))]
+    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
     if draw < 0.32:
         request, answer = str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng)
     elif draw < 0.42:
@@ -79,7 +79,7 @@ def _located(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _conversation(scene: Scene, rng: np.random.Generator, places: str) -> Example:
-    start, middle, stop = CHATS[int(rng.integers(2))]
+    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
     turns = language.dialogue(scene, rng)
     after = [(f"</Img> {turns[0][0]}{middle}", False), (turns[0][1] + stop, True)]
     for question, answer in turns[1:]:
@@ -89,7 +89,7 @@ def _conversation(scene: Scene, rng: np.random.Generator, places: str) -> Exampl
 
 def written(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) -> Example:
     """One example without soft tokens: an instruction, a repetition (of markup, or of any sentence), or a scene told in words."""
-    start, middle, stop = CHATS[int(rng.integers(2))]
+    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
     draw = rng.random()
     if draw < 0.3:
         request, answer = language.written_instruction(rng)

@@ -72,8 +72,9 @@ class Encoder:
         stop = text.endswith("</s>")
         return self.pieces.encode(text.removesuffix("</s>")) + ([2] if stop else [])
 
-    def __call__(self, example: Example) -> tuple[list[int], list[int]]:
-        ids = [1, *self.segment(example.before)] + ([-1] * IMAGE_TOKENS if example.scene else [])
+    def __call__(self, example: Example, starts: int = 1) -> tuple[list[int], list[int]]:
+        """Ids and labels, with one start token or two (the original's conversations begin with two, its training with one)."""
+        ids = [1] * starts + self.segment(example.before) + ([-1] * IMAGE_TOKENS if example.scene else [])
         labels = [IGNORE] * len(ids)
         for text, learned in example.after:
             part = self.segment(text)
@@ -88,7 +89,7 @@ def batches(encoder: Encoder, world: list[Scene], sentences: tuple[str, ...], ba
     rng = np.random.default_rng(seed)
     while True:
         group = [next(stream) for _ in range(MEGABATCH * batch_size)]
-        encoded = sorted(((*encoder(e), e) for e in group), key=lambda row: len(row[0]))
+        encoded = sorted(((*encoder(e, 1 + int(rng.random() < 0.3)), e) for e in group), key=lambda row: len(row[0]))
         for start in rng.permutation(MEGABATCH) * batch_size:
             yield _collate(encoded[start : start + batch_size])
 

@@ -1,0 +1,89 @@
+"""Train the shipped backbones again, or check the files that ship: `python -m mgpt.backbones --output DIR` / `--check`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+SHIPPED = Path(__file__).with_name("shapes")
+SUMS = "SHA256SUMS"
+
+
+def instruction_sentences() -> tuple[str, ...]:
+    """The wording of every shipped task's instructions: the language model repeats them as plain sentences, without pictures."""
+    from mgpt.data.tasks import load_tasks
+
+    found = {text.replace("{}", "the red circle") for task in load_tasks().values() for text in task.instructions if text != "{}"}
+    return tuple(sorted(found))
+
+
+def train(output: Path, vision_steps: int, qformer_steps: int, language_steps: int) -> None:
+    """The three backbones, one after the other, as Hugging Face folders of fp16 weights."""
+    from mgpt.backbones.language import train_language_model
+    from mgpt.backbones.qformer import train_qformer
+    from mgpt.backbones.vision import train_tower
+
+    tower, _ = train_tower(vision_steps)
+    qformer, queries, _ = train_qformer(tower, qformer_steps)
+    language_model, _, tokenizer = train_language_model(instruction_sentences(), language_steps)
+    write(output, tower, qformer, queries, language_model, tokenizer)
+
+
+def write(output: Path, tower: object, qformer: object, queries: object, language_model: object, tokenizer: bytes) -> None:
+    """Save the folders and their checksums."""
+    import tempfile
+
+    import torch
+
+    from mgpt.model.bases import save_base
+    from mgpt.model.tokenizer import build_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer)
+        exact = build_tokenizer(scratch)
+    save_base(output / "vision", tower, dtype=torch.float16)  # type: ignore[arg-type]
+    save_base(output / "qformer", qformer, query_tokens=queries, dtype=torch.float16)  # type: ignore[arg-type]
+    save_base(output / "language", language_model, tokenizer=exact, dtype=torch.float16)  # type: ignore[arg-type]
+    (output / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in checksums(output).items()))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """sha256 of every file below the folder, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """The checksums that the folder's SHA256SUMS pins."""
+    return {name: digest for digest, name in (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())}
+
+
+def check(folder: Path) -> None:
+    """Raises ValueError naming every file that is missing, altered or not recorded."""
+    found, expected = checksums(folder), recorded(folder)
+    wrong = [f"{name}: {'missing' if name not in found else 'not recorded' if name not in expected else 'altered'}"
+             for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    if wrong:
+        raise ValueError(f"{folder}: the backbones are not the ones that {SUMS} pins: {'; '.join(wrong)}. Restore them from the repository.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mgpt.backbones", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare the shipped files with their checksums and stop")
+    parser.add_argument("--output", type=Path, help="write newly trained backbones here")
+    parser.add_argument("--vision-steps", type=int, default=3500)
+    parser.add_argument("--qformer-steps", type=int, default=1500)
+    parser.add_argument("--language-steps", type=int, default=3500)
+    arguments = parser.parse_args()
+    if arguments.check:
+        check(SHIPPED)
+        print(f"{len(recorded(SHIPPED))} files as pinned")
+    elif arguments.output:
+        train(arguments.output, arguments.vision_steps, arguments.qformer_steps, arguments.language_steps)
+    else:
+        parser.error("say --check or --output DIR")
+
+
+if __name__ == "__main__":
+    main()

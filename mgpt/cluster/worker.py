@@ -1,0 +1,107 @@
+"""What runs in a Ray Train worker: builds the model, goes on from the checkpoint, and gives the loop its stream and callbacks."""
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from mgpt.cluster.ingest import NAME, stream
+from mgpt.cluster.start import Start
+from mgpt.cluster.trainer import CURVE, FINISHED, WEIGHTS
+from mgpt.settings.training import TrainingSettings
+from mgpt.storage import Store, sha256_file
+from mgpt.train.callbacks import Checkpoint, NonFinite, NonFiniteError
+from mgpt.train.curve import Curve, Row, curve_csv
+from mgpt.train.loop import TOTALS, Loop, StepBatches
+from mgpt.train.optimiser import make_optimiser
+from mgpt.train.parallel import Replicated
+from mgpt.train.schedule import make_schedule
+from mgpt.train.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know."""
+
+    settings: TrainingSettings
+    start: Start
+    run_uri: str
+    threads: int
+
+
+def work(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's training function. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way."""
+    todo: Work = config["work"]
+    torch.set_num_threads(todo.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        loop = make_loop(todo)
+        loop.run(_stream(loop))
+    except (ValueError, NonFiniteError) as error:
+        return {"refused": str(error)}
+    if loop.parallel.rank == 0:
+        _finish(todo, loop)
+    return {"steps": loop.step}
+
+
+def make_loop(todo: Work) -> Loop:
+    """The loop at the last committed checkpoint, or at its beginning."""
+    settings, device = todo.settings, ray.train.torch.get_device()
+    model = todo.start.model().to(device)
+    model.train()
+    parameters = model.trainable_parameters()
+    curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))
+    callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, Checkpoint(settings.checkpoint_every, report)]
+    optimiser, parallel = make_optimiser(parameters, settings), Replicated(parameters, len(TOTALS))
+    loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            loop.load(TrainingState.load(folder))
+    return loop
+
+
+def _is_watched(settings: TrainingSettings, step: int) -> bool:
+    """Before every row of the curve and every checkpoint: a damaged state is neither shown nor kept."""
+    return step % settings.log_every == 0 or step % settings.checkpoint_every == 0 or step == settings.steps
+
+
+def _stream(loop: Loop) -> Iterator[StepBatches]:
+    return stream(ray.train.get_dataset_shard(NAME)) if loop.step < loop.settings.steps else iter(())
+
+
+def _write_curve(run_uri: str, rows: list[Row]) -> None:
+    Store(run_uri).write(f"{run_uri}/{CURVE}", curve_csv(rows).encode())
+
+
+def report(state: TrainingState) -> None:
+    """Hands a checkpoint to Ray Train; worker 0 writes it, all take part. Each has a folder of its own, so that a retry never mixes with
+    leftovers."""
+    metrics = {"step": state.position}
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(folder)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        checkpoint.set_metadata({"step": state.position})
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _finish(todo: Work, loop: Loop) -> None:
+    """Writes the weights, and last the file that says the run is finished."""
+    store = Store(todo.run_uri)
+    curve = next(callback for callback in loop.callbacks if isinstance(callback, Curve))
+    _write_curve(todo.run_uri, curve.rows)
+    with tempfile.TemporaryDirectory() as folder:
+        loop.model.save_trainable(folder)  # type: ignore[attr-defined]
+        store.delete(f"{todo.run_uri}/{WEIGHTS}")
+        store.put_folder(folder, f"{todo.run_uri}/{WEIGHTS}")
+        digest = sha256_file(Path(folder) / "trainable.safetensors")
+    store.write(f"{todo.run_uri}/{FINISHED}", json.dumps({"steps": loop.step, "sha256": digest}).encode())

@@ -1,0 +1,84 @@
+"""What happens around training steps: checkpoints, the stop on non-finite numbers, early stop. The curve has its own module."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mgpt.train.curve import Curve
+from mgpt.train.loop import Callback, Loop
+from mgpt.train.state import TrainingState
+
+
+class NonFiniteError(ArithmeticError):
+    """Loss or gradient became infinite or not a number. `ids` are the samples of the step's batches to blame."""
+
+    def __init__(self, step: int, ids: Sequence[str], reason: str) -> None:
+        fix = "Look at these samples, lower learning_rate, or set gradient_clip"
+        super().__init__(f"step {step}: {reason}; samples: {', '.join(ids)}. {fix}")
+        self.step, self.ids = step, tuple(ids)
+
+
+class NonFinite(Callback):
+    """Stops before a checkpoint could keep damaged weights: remembers each step's numbers on the device and looks at them every `every`
+    steps."""
+
+    def __init__(self, every: Callable[[int], bool]) -> None:
+        self._due = every
+        self._seen: list[tuple[int, Tensor, list[Tensor], list[tuple[str, ...]]]] = []
+
+    def on_step(self, loop: Loop) -> None:
+        assert loop.gradient_norm is not None
+        watched = torch.stack([loop.parallel.totals[0], loop.gradient_norm])
+        self._seen.append((loop.step - 1, watched, loop.losses, [batch.ids for batch in loop.batches]))
+        if self._due(loop.step):
+            for step, numbers, losses, ids in self._seen:
+                if not bool(torch.isfinite(numbers).all()):
+                    raise self._error(loop, step, numbers, losses, ids)
+            self._seen.clear()
+
+    def _error(self, loop: Loop, step: int, numbers: Tensor, losses: list[Tensor], ids: list[tuple[str, ...]]) -> NonFiniteError:
+        mine = [name for loss, names in zip(losses, ids, strict=True) if not math.isfinite(float(loss)) for name in names]
+        blamed = [name for names in loop.parallel.gather(mine) for name in names]
+        if blamed:
+            return NonFiniteError(step, blamed, "the loss is not finite")
+        everyone = [name for names in loop.parallel.gather([name for names in ids for name in names]) for name in names]
+        return NonFiniteError(step, everyone, f"the gradient norm is {float(numbers[1])}")
+
+
+class Checkpoint(Callback):
+    """Gives the state to `save` every `every` steps and at the end. `save` is called on every worker, at the same steps."""
+
+    def __init__(self, every: int, save: Callable[[TrainingState], None]) -> None:
+        self._every, self._save = every, save
+        self._saved: int | None = None
+
+    def on_start(self, loop: Loop) -> None:
+        self._saved = loop.step
+
+    def on_step(self, loop: Loop) -> None:
+        if loop.step % self._every == 0:
+            self._keep(loop)
+
+    def on_end(self, loop: Loop) -> None:
+        if self._saved != loop.step:
+            self._keep(loop)
+
+    def _keep(self, loop: Loop) -> None:
+        self._save(loop.state())
+        self._saved = loop.step
+
+
+class EarlyStop(Callback):
+    """Ends the run when the curve's loss has not fallen by `least` for `patience` rows. Comes after `curve` in the list of callbacks."""
+
+    def __init__(self, curve: Curve, patience: int, least: float = 0.0) -> None:
+        self._curve, self._patience, self._least = curve, patience, least
+
+    def on_step(self, loop: Loop) -> None:
+        losses = [row["loss"] for row in self._curve.rows]
+        if len(losses) > self._patience:
+            # A function of the rows alone, which every worker has alike: all stop at the same step, before and after a resume.
+            loop.stop = min(losses[-self._patience:]) > min(losses[:-self._patience]) - self._least

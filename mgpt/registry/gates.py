@@ -83,10 +83,10 @@ def _limit(name: str, score: Score | None, limit: float, is_floor: bool) -> Chec
     kind = "floor" if is_floor else "ceiling"
     label = f"{kind} {name}"
     if score is None:
-        return Check(label, False, f"{name} was not measured, so its {kind} of {limit:g} cannot hold; evaluate that task, or correct promote's {kind}s")
+        return Check(label, False, f"{name} was not measured, so it cannot keep {limit:g}; evaluate it, or correct promote's {kind}s")
     if score.higher_is_better != is_floor:
-        better = "higher" if score.higher_is_better else "lower"
-        return Check(label, False, f"{name} is better when {better}, so it cannot have a {kind}; name it under {'ceilings' if is_floor else 'floors'}")
+        better, other = ("higher", "floors") if score.higher_is_better else ("lower", "ceilings")
+        return Check(label, False, f"{name} is better when {better}, so it cannot have a {kind}; name it under {other}")
     holds = score.value >= limit if is_floor else score.value <= limit
     sign = ">=" if is_floor else "<="
     return Check(label, holds, f"{name} {score.value:.4g} {'is' if holds else 'is not'} {sign} {limit:g}")

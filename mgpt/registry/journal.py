@@ -1,7 +1,8 @@
-"""The record of every decision about a model's champion: append-only, in the store, each record chained to the one before by its hash.
+"""The record of every decision about a model's champion: append-only, in the store, each chained to the one before by its hash.
 
-MLflow's alias table holds a name and a version, no time and no author, and an alias is set without looking at its old value. So the decisions stand here, one numbered
-object each, because an S3 server cannot append to a file. Writing number n succeeds for one writer only, so two promotions at once are put in order.
+MLflow's alias table holds a name and a version, no time and no author, and an alias is set without looking at its old value. So the
+decisions stand here, one numbered object each, because an S3 server cannot append to a file. Writing number n succeeds for one writer only,
+so two promotions at once are put in order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NOTHING_BEFORE = "0" * 64
 
 @dataclass(frozen=True)
 class Record:
-    """One decision. `champion` is the version that carries the alias after it; `before` the one that did so until then (None: none)."""
+    """One decision. `champion` is the version that carries the alias after it, `before` until then (None: none). `run`: the MLflow run."""
 
     number: int
     action: Action
@@ -29,8 +30,8 @@ class Record:
     champion: int | None
     time: str
     author: str
+    run: str = ""
     reasons: list[str] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
     previous_sha256: str = NOTHING_BEFORE
 
     @property
@@ -58,19 +59,23 @@ class Journal:
         try:
             return Record(**json.loads(self.store.read(uri)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{uri} is no decision record ({error}); it was changed by hand. Restore it from a backup of the store") from error
+            raise ValueError(f"{uri} is no decision record ({error}): it was changed by hand; restore it from a backup") from error
 
     def append(
-        self, action: Action, version: int, before: int | None, champion: int | None, reasons: list[str], facts: dict[str, str] | None = None
+        self, action: Action, version: int, *, before: int | None, champion: int | None, reasons: list[str], run: str = ""
     ) -> Record:
-        """Adds a decision and returns it. Raises ValueError when another process decided at the same moment: its decision must be seen first."""
+        """Adds a decision and returns it.
+
+        Raises:
+            ValueError: another process decided at the same moment; what it decided must be seen first.
+        """
         past = self.records()
         previous = past[-1].sha256 if past else NOTHING_BEFORE
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = Record(len(past) + 1, action, version, before, champion, now, _author(), reasons, facts or {}, previous)
+        record = Record(len(past) + 1, action, version, before, champion, now, _author(), run, reasons, previous)
         content = json.dumps(asdict(record), indent=1, sort_keys=True).encode() + b"\n"
         if not self.store.put_if_absent(f"{self._folder}/{record.number:06d}.json", content):
-            raise ValueError(f"{self.model}: another process decided on its champion at this moment; look at `mgpt models` and run this again")
+            raise ValueError(f"{self.model}: another process decided on its champion just now; look at `mgpt models`, then run this again")
         return record
 
     def broken_links(self) -> list[str]:
@@ -84,12 +89,12 @@ class Journal:
             previous = record.sha256
         return found
 
-    def champions(self) -> list[int]:
-        """Versions that became champion and were not rolled back, oldest first: the last is champion, the one before it is where a rollback goes."""
-        stack: list[int] = []
+    def promotions(self) -> list[Record]:
+        """Promotions that were not rolled back, oldest first: the last made the champion, and its `before` is where a rollback goes."""
+        stack: list[Record] = []
         for record in self.records():
             if record.action == "promoted":
-                stack.append(record.version)
+                stack.append(record)
             elif record.action == "rolled back" and stack:
                 stack.pop()
         return stack

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgpt.registry.client import absolute_uri, connect, experiment_id
-from mgpt.registry.lineage import code_tags
+from mgpt.registry.lineage import IDENTITY, INPUT, STAGE, SYSTEM, code_tags
 from mgpt.registry.sender import Point, Sender
 from mgpt.settings.registry import TrackingSettings
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
-STAGE, SYSTEM, IDENTITY, INPUT = "mgpt.stage", "mgpt.system", "mgpt.identity", "mgpt.input."
 KEY = re.compile(r"[\w\-. /:]{1,250}")
 LONGEST_VALUE = 6000  # characters of a parameter; MLflow refuses more
 LARGEST_BATCH = 100  # parameters or tags in one call
@@ -76,7 +75,7 @@ class Tracker:
         try:
             run_id = _find_or_create(client, experiment_id(client, uri, settings.experiment, artifacts), tags)
         except Exception as error:
-            raise ValueError(f"tracking.uri: the MLflow store {uri} cannot be used: {error}. Start the server, or correct tracking.uri") from error
+            raise ValueError(f"tracking.uri: {uri} cannot be used ({error}); start the MLflow server, or correct tracking.uri") from error
         return cls(uri, run_id, settings.patience_seconds)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:

@@ -69,7 +69,8 @@ class Sender:
             while self._waiting or self._busy:
                 left = until - time.monotonic()
                 if left <= 0:
-                    log.warning("MLflow at %s: %d entries of run %s are not sent yet", self.tracking_uri, len(self._waiting) + self._busy, self.run_id)
+                    count = len(self._waiting) + self._busy
+                    log.warning("MLflow at %s: %d entries of run %s are not sent yet", self.tracking_uri, count, self.run_id)
                     return False
                 self._changed.wait(left)
         return True
@@ -102,12 +103,12 @@ class Sender:
         while True:
             try:
                 self._send(batch)
-            except Exception as error:  # noqa: BLE001 - the network, the store and the server all raise their own kinds
+            except Exception as error:  # the network, the store and the server all raise their own kinds
                 if is_final(error):
                     log.error("MLflow at %s refused an entry of run %s, it is left out: %s", self.tracking_uri, self.run_id, error)
                     return
                 if pause == FIRST_PAUSE:
-                    log.warning("MLflow at %s does not answer; training goes on, entries are kept and sent later: %s", self.tracking_uri, error)
+                    log.warning("MLflow at %s does not answer; work goes on, entries are sent later: %s", self.tracking_uri, error)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:

@@ -1,12 +1,13 @@
 """Model versions: weights kept by reference, one version per set of weights, aliases joined to versions.
 
-MLflow would register weights that do not exist (`create_model_version` answers READY for any address), so every file is read and compared with its manifest first. Only a
-small recipe and the code that reads it go to MLflow; the weights stay in the store, under their own digest.
+MLflow would register weights that do not exist (`create_model_version` answers READY for any address), so every file is read and compared
+with its manifest first. Only a small recipe and the code that reads it go to MLflow; the weights stay in the store, under their own digest.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgpt.registry.client import connect
 from mgpt.storage import Manifest, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from mgpt.registry.runs import Tracker
+
 CHAMPION = "champion"
+REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 WEIGHTS_URI, WEIGHTS_DIGEST = "mgpt.weights.uri", "mgpt.weights.digest"
-SCORES, TEST_DATA = "mgpt.scores", "mgpt.test_data"
+SCORES = "mgpt.scores"
 REQUIRED = ("trainable.safetensors", "config.json")
 PYFUNC = Path(__file__).parent.parent / "serve" / "pyfunc_model.py"
 LIBRARIES = ("torch", "transformers", "peft", "pillow", "safetensors")
@@ -37,6 +42,13 @@ class Version:
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
     created: int  # milliseconds since 1970
+
+    @property
+    def weights(self) -> tuple[str, str]:
+        """Folder and digest of the registered weights. Raises ValueError for a version that `promote` did not make."""
+        if WEIGHTS_URI not in self.tags or WEIGHTS_DIGEST not in self.tags:
+            raise ValueError(f"{self.model} version {self.number} was not registered by the promote stage: it does not name its weights")
+        return self.tags[WEIGHTS_URI], self.tags[WEIGHTS_DIGEST]
 
 
 def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manifest]:
@@ -80,15 +92,16 @@ def stored_manifest(folder: str, digest: str) -> Manifest:
             raise ValueError(f"{folder}.json is gone, so the registered weights cannot be checked; promote the model again") from error
         manifest = Manifest.load(local)
     if manifest.digest != digest:
-        raise ValueError(f"{folder}.json is not the manifest that was registered (digest {manifest.digest[:12]}, not {digest[:12]}); promote the model again")
+        raise ValueError(f"{folder}.json has digest {manifest.digest[:12]}, but {digest[:12]} was registered; promote the model again")
     manifest.verify()
     return manifest
 
 
-def register(client: MlflowClient, model: str, run_id: str, folder: str, digest: str, tags: Mapping[str, str]) -> int:
+def register(tracker: Tracker, model: str, folder: str, digest: str, tags: Mapping[str, str]) -> int:
     """The number of the version that holds these weights: an existing one (its tags are brought up to date), or a new one."""
     from mlflow.exceptions import MlflowException
 
+    client = connect(tracker.tracking_uri)
     tags = {**tags, WEIGHTS_URI: folder, WEIGHTS_DIGEST: digest}
     found = client.search_model_versions(f"name = '{model}' and tags.`{WEIGHTS_DIGEST}` = '{digest}'")
     if found:
@@ -98,12 +111,12 @@ def register(client: MlflowClient, model: str, run_id: str, folder: str, digest:
         return number
     with suppress(MlflowException):  # it exists already
         client.create_registered_model(model)
-    source, model_id = _log_recipe(model, run_id, folder, digest)
-    made = client.create_model_version(model, source=source, run_id=run_id, tags=dict(tags), model_id=model_id)
+    source, model_id = _log_recipe(tracker, model, folder, digest)
+    made = client.create_model_version(model, source=source, run_id=tracker.run_id, tags=dict(tags), model_id=model_id)
     return int(made.version)
 
 
-def _log_recipe(model: str, run_id: str, folder: str, digest: str) -> tuple[str, str | None]:
+def _log_recipe(tracker: Tracker, model: str, folder: str, digest: str) -> tuple[str, str | None]:
     """Logs the model-from-code with its recipe under the run; returns the model's URI and id. A few kilobytes whatever the model's size."""
     from importlib.metadata import version
 
@@ -111,7 +124,8 @@ def _log_recipe(model: str, run_id: str, folder: str, digest: str) -> tuple[str,
 
     recipe = {"system": model, "weights": folder, "digest": digest}
     requirements = [f"{name}=={version(name).split('+')[0]}" for name in LIBRARIES]
-    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+    mlflow.set_tracking_uri(tracker.tracking_uri)
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=tracker.run_id):
         path = Path(scratch) / "recipe.json"
         path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
         info = mlflow.pyfunc.log_model(
@@ -121,7 +135,7 @@ def _log_recipe(model: str, run_id: str, folder: str, digest: str) -> tuple[str,
 
 
 def _signature() -> object:
-    """Columns in: an image (bytes in process, base64 or a path or URL as text over HTTP) and a prompt. Columns out: text, and boxes as JSON-like lists of pixels."""
+    """In: an image (bytes in process; base64, a data URL or a path as text) and a prompt. Out: text, and a list of boxes."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
@@ -134,7 +148,7 @@ def _signature() -> object:
 def versions(client: MlflowClient, model: str) -> list[Version]:
     """Every version of a model, oldest first, with its aliases.
 
-    `search_model_versions` gives no aliases on SQL stores, so they are joined from the registered model itself. An unknown model has no versions.
+    `search_model_versions` gives no aliases on SQL stores, so they are joined from the registered model. An unknown model has no versions.
     """
     from mlflow.exceptions import MlflowException
 
@@ -143,11 +157,12 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
     except MlflowException:
         return []
     found: list[ModelVersion] = list(client.search_model_versions(f"name = '{model}'"))
-    joined = [
-        Version(model, int(item.version), tuple(sorted(name for name, number in aliases.items() if int(number) == int(item.version))), item.tags, item.creation_timestamp)
-        for item in found
-    ]
+    joined = [Version(model, int(item.version), _aliases_of(item, aliases), item.tags, item.creation_timestamp) for item in found]
     return sorted(joined, key=lambda version: version.number)
+
+
+def _aliases_of(version: ModelVersion, aliases: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name, number in aliases.items() if int(number) == int(version.version)))
 
 
 def champion(client: MlflowClient, model: str) -> Version | None:
@@ -159,3 +174,20 @@ def models(client: MlflowClient) -> list[Version]:
     """Every version of every registered model, by name and number."""
     names = sorted(model.name for model in client.search_registered_models(max_results=1000))
     return [version for name in names for version in versions(client, name)]
+
+
+def find(tracking_uri: str, reference: str) -> Version:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/NUMBER` names.
+
+    Raises:
+        ValueError: the reference has another form, or there is no such version; the message lists what there is.
+    """
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ValueError(f"{reference!r} names no registered model; write models:/NAME@champion or models:/NAME/NUMBER")
+    known = versions(connect(tracking_uri), match["name"])
+    wanted = [version for version in known if match["alias"] in version.aliases or str(version.number) == match["number"]]
+    if not wanted:
+        there = ", ".join(f"{version.number} ({' '.join(version.aliases) or 'no alias'})" for version in known)
+        raise ValueError(f"{reference}: no such version in {tracking_uri}; there is {there or 'none, run the promote stage'}")
+    return wanted[0]

@@ -34,8 +34,8 @@ class TrackingSettings(Section):
 class GateSettings(Section):
     """What one system's candidate must show to become champion. Names are those of its metrics file."""
 
-    floors: dict[str, float] = {}  # least value of a metric where higher is better
-    ceilings: dict[str, float] = {}  # largest value of a metric where lower is better
+    floors: dict[str, float] = Field(default_factory=dict)  # least value of a metric where higher is better
+    ceilings: dict[str, float] = Field(default_factory=dict)  # largest value of a metric where lower is better
     smoke_prompt: Annotated[str, Field(min_length=1)] = "Describe this image in detail."
     # A champion measured on other test data cannot be compared: the candidate is held back unless this says that it may pass.
     other_test_data: bool = False
@@ -46,5 +46,6 @@ class GateSettings(Section):
     def _directions_are_clear(self) -> GateSettings:
         both = sorted(set(self.floors) & set(self.ceilings))
         if both:
-            raise mistake(f"{', '.join(both)} stands under floors and ceilings; a metric is better either higher or lower", "keep one of the two", "floors")
+            rule = f"{', '.join(both)} stands under floors and ceilings; a metric is better either higher or lower"
+            raise mistake(rule, "keep one of the two", "floors")
         return self

@@ -1,0 +1,199 @@
+"""Registers a trained model and decides whether it becomes champion; takes that back again.
+
+The alias `champion` moves only here, and only when every check of the gate holds. What was decided, and why, goes to the decision journal
+(append-only, in the store) and to MLflow, and the caller prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgpt.registry.client import connect
+from mgpt.registry.gates import Check, Score, judge, parse_scores, read_scores
+from mgpt.registry.journal import Action, Journal
+from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
+from mgpt.registry.versions import CHAMPION, SCORES, Version, champion, register, store_weights, stored_manifest, versions
+from mgpt.settings.registry import GateSettings
+from mgpt.storage import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from mgpt.registry.runs import Tracker
+
+DECISION, PREVIOUS, REASONS = "mgpt.decision", "mgpt.previous_champion", "mgpt.reasons"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained and evaluated model.
+
+    weights: folder that `model.save_trainable` wrote. metrics: the evaluate stage's metrics file. data: the curate stage's manifest.
+    stages: identity of every stage the model went through, by stage name; their MLflow runs are looked up by it.
+    """
+
+    system: str
+    weights: Path
+    metrics: Path
+    data: Path
+    stages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of a candidate. `champion` and `before` are version numbers after and before it (None: none)."""
+
+    model: str
+    version: int
+    promoted: bool
+    champion: int | None
+    before: int | None
+    checks: list[Check]
+
+    @property
+    def reasons(self) -> list[str]:
+        """One line per check, those that do not hold first."""
+        ordered = sorted(self.checks, key=lambda check: check.holds)
+        return [f"{'holds ' if check.holds else 'FAILS '} {check.name}: {check.reason}" for check in ordered]
+
+    def text(self) -> str:
+        """The decision as it is printed."""
+        if self.promoted and self.before == self.version:
+            head = f"{self.model} version {self.version} is champion already and keeps the gate"
+        elif self.promoted:
+            head = f"{self.model} version {self.version} is champion now (before: {f'version {self.before}' if self.before else 'none'})"
+        else:
+            head = f"{self.model} version {self.version} is held back; champion: {f'version {self.champion}' if self.champion else 'none'}"
+        return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def promote(candidate: Candidate, gates: GateSettings, store: Store, tracker: Tracker, project: Path | None = None) -> Decision:
+    """Registers the candidate as a model version, puts it through the gate, and moves `champion` when every check holds.
+
+    The same weights never make a second version. A champion that the same weights already are stays; nothing is recorded twice.
+
+    Raises:
+        ValueError: weights, metrics or manifest are not there or damaged, or another process decided at the same moment. No alias moves.
+    """
+    folder = project or Path.cwd()
+    scores = read_scores(candidate.metrics)
+    data = data_tags(candidate.data)
+    weights_uri, manifest = store_weights(candidate.weights, candidate.system, store)
+    client = connect(tracker.tracking_uri)
+    tags = {
+        **code_tags(folder),
+        **data,
+        **base_tags(candidate.weights),
+        **stage_tags(client, candidate.stages),
+        SCORES: json.dumps({name: asdict(score) for name, score in scores.items()}),
+    }
+    number = register(tracker, candidate.system, weights_uri, manifest.digest, tags)
+    reigning = champion(client, candidate.system)
+    journal = Journal(store, candidate.system)
+    checks = _checks(scores, data[TEST_DATA], reigning, number, journal, gates)
+    checks.append(_smoke(weights_uri, manifest.digest, gates.smoke_prompt))
+    decision = _decide(candidate.system, number, reigning, checks)
+    _record(client, journal, decision, tracker)
+    return decision
+
+
+def rollback(model: str, store: Store, tracking_uri: str, reason: str = "") -> Decision:
+    """Gives `champion` back to the version that had it before, and records that.
+
+    What is rolled back does not come back by itself (`GateSettings.rolled_back`).
+
+    Raises:
+        ValueError: there is no earlier champion, its weights are gone or altered, or the alias was moved by hand (`audit` says to where).
+    """
+    client, journal = connect(tracking_uri), Journal(store, model)
+    past, reigning = journal.promotions(), champion(client, model)
+    if not past or past[-1].before is None:
+        raise ValueError(f"{model} has no earlier champion to go back to; `mgpt models` lists its versions")
+    current, target = past[-1].version, past[-1].before
+    if reigning is None or reigning.number != current:
+        found = f"version {reigning.number}" if reigning else "no version"
+        raise ValueError(f"{model}: {CHAMPION} is on {found}, the last decision set version {current}: it was moved by hand; set it back")
+    before = next((version for version in versions(client, model) if version.number == target), None)
+    if before is None:
+        raise ValueError(f"{model} version {target}, champion before version {current}, was deleted; there is nothing to go back to")
+    stored_manifest(*before.weights)
+    check = Check("rollback", True, reason or f"asked for; version {current} was champion")
+    decision = Decision(model, current, False, target, current, [check])
+    journal.append("rolled back", current, before=current, champion=target, reasons=[check.reason])
+    client.set_registered_model_alias(model, CHAMPION, str(target))
+    client.set_model_version_tag(model, str(current), DECISION, "rolled back")
+    return decision
+
+
+def _checks(
+    scores: Mapping[str, Score], test_data: str, reigning: Version | None, number: int, journal: Journal, gates: GateSettings
+) -> list[Check]:
+    rival = reigning if reigning is not None and reigning.number != number else None
+    comparable = rival is not None and rival.tags.get(TEST_DATA) == test_data
+    against = parse_scores(json.loads(rival.tags[SCORES])) if rival is not None and comparable else None
+    checks = judge(scores, against, gates)
+    if rival is not None and not comparable:
+        fix = "measure the champion on the new data, or set other_test_data: true for this promotion"
+        reason = f"champion version {rival.number} was measured on other test data, so the two cannot be compared; {fix}"
+        checks.append(Check("same test data", gates.other_test_data, reason))
+    if number in journal.rolled_back():
+        reason = f"version {number} was rolled back; train another one, or set rolled_back: true to let it return"
+        checks.append(Check("not rolled back", gates.rolled_back, reason))
+    return checks
+
+
+def _smoke(weights_uri: str, digest: str, prompt: str) -> Check:
+    """One real answer of the registered model, loaded the way a user loads it: weights and bases verified."""
+    from mgpt.serve.loading import load_registered
+    from mgpt.serve.picture import sample_picture
+
+    try:
+        answer = load_registered(weights_uri, digest).answer(sample_picture(), prompt)
+    except (ValueError, OSError) as error:
+        return Check("smoke prediction", False, f"{prompt!r} could not be answered: {error}")
+    return Check("smoke prediction", bool(answer.text.strip()), f"{prompt!r} was answered {answer.text.strip()[:80]!r}")
+
+
+def _decide(model: str, number: int, reigning: Version | None, checks: list[Check]) -> Decision:
+    before = reigning.number if reigning else None
+    promoted = all(check.holds for check in checks)
+    return Decision(model, number, promoted, number if promoted else before, before, checks)
+
+
+def _record(client: MlflowClient, journal: Journal, decision: Decision, tracker: Tracker) -> None:
+    """Journal first, alias second: after a crash between the two, the same command brings the alias to what was decided."""
+    action: Action = "promoted" if decision.promoted else "held back"
+    if not _is_recorded(journal, decision, action):
+        journal.append(
+            action, decision.version, before=decision.before, champion=decision.champion, reasons=decision.reasons, run=tracker.run_id
+        )
+    number = str(decision.version)
+    tags = {DECISION: action, REASONS: "\n".join(decision.reasons)}
+    if decision.promoted and decision.before != decision.version:
+        tags[PREVIOUS] = str(decision.before or "none")
+        client.set_registered_model_alias(decision.model, CHAMPION, number)
+    for key, value in tags.items():
+        client.set_model_version_tag(decision.model, number, key, value)
+    tracker.set_tags({DECISION: action, "mgpt.version": number})
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "decision.json"
+        path.write_text(json.dumps(decision.as_dict(), indent=1) + "\n", encoding="utf-8")
+        tracker.log_artifact(path)
+
+
+def _is_recorded(journal: Journal, decision: Decision, action: Action) -> bool:
+    """Whether the journal says so already: the same decision twice, or a champion that keeps its place."""
+    past, promotions = journal.records(), journal.promotions()
+    if past and (past[-1].action, past[-1].version, past[-1].reasons) == (action, decision.version, decision.reasons):
+        return True
+    keeps = decision.promoted and decision.before == decision.version
+    return keeps and bool(promotions) and promotions[-1].version == decision.version

@@ -135,7 +135,8 @@ class _Preparer:
         samples = [self.reader.read(pick.dataset, pick.index) for pick in picks]
         messages = [self._render(pick, sample) for pick, sample in zip(picks, samples, strict=True)]
         images = [[Image.open(io.BytesIO(sample.image)).convert("RGB")] if sample.image else [] for sample in samples]
-        tensors = self.processor(images=images, conversations=messages, format=self.feed.format, labels=True, padding_side="right")
+        pixels = images if any(images) else None
+        tensors = self.processor(images=pixels, conversations=messages, format=self.feed.format, labels=True, padding_side="right")
         ids = [f"{sample.dataset}:{sample.id}" for sample in samples]
         return cut_by_length(tensors, ids, [len(some) for some in images], self.feed.micro_batch_size)
 

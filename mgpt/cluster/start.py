@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
-    from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,23 @@ class Start:
 
         if self.weights is not None:
             return MiniGPTProcessor.from_pretrained(local_folder(self.weights))
-        bases = {part: str(local_folder(uri)) for part, uri in self.bases.items()}
-        return MiniGPTProcessor.from_bases(**bases, **{key: value for key, value in self.fresh.items() if key == "merge"})
+        bases = {part: local_folder(uri) for part, uri in self.bases.items()}
+        return MiniGPTProcessor.from_config(_fresh_config(bases, self.fresh.get("merge", 4)), bases["language"])
+
+
+def _fresh_config(bases: dict[str, Path], merge: int) -> MiniGPTConfig:
+    """The configuration of a fresh model, from its bases' headers alone."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    from mgpt.model import MiniGPTConfig
+
+    configs = {part: AutoConfig.from_pretrained(folder) for part, folder in bases.items()}
+    queries = 0
+    if "qformer" in bases:
+        with safe_open(bases["qformer"] / "query_tokens.safetensors", "pt") as file:
+            queries = file.get_slice("query_tokens").get_shape()[1]
+    return MiniGPTConfig(configs["vision"], configs["language"], configs.get("qformer"), num_query_tokens=queries, merge=merge)
 
 
 def local_folder(uri: str) -> Path:

@@ -100,7 +100,7 @@ def _finish(todo: Work, loop: Loop) -> None:
     curve = next(callback for callback in loop.callbacks if isinstance(callback, Curve))
     _write_curve(todo.run_uri, curve.rows)
     with tempfile.TemporaryDirectory() as folder:
-        loop.model.save_trainable(folder)  # type: ignore[attr-defined]
+        loop.model.save_trainable(folder, todo.start.processor())  # type: ignore[attr-defined]
         store.delete(f"{todo.run_uri}/{WEIGHTS}")
         store.put_folder(folder, f"{todo.run_uri}/{WEIGHTS}")
         digest = sha256_file(Path(folder) / "trainable.safetensors")

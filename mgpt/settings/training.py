@@ -1,4 +1,4 @@
-"""Settings of the training stages: `pretrain`, `multitask` and `instruct`, one section per system below each.
+"""Settings of the training stages: `pretrain`, `multitask` and `instruct`, one per system below each.
 
 Contract: a key here is a key of `params.yaml`, as `pretrain.minigpt-v2.learning_rate`.
 """
@@ -71,23 +71,3 @@ class TrainingSettings(Section):
         if (self.schedule == "original") != (self.steps_per_epoch is not None):
             raise mistake("set with schedule `original`, and with no other", "set both or neither", "steps_per_epoch")
         return self
-
-
-class PretrainSettings(Section):
-    """Section `pretrain`: alignment of both systems."""
-
-    minigpt4: TrainingSettings
-    minigpt_v2: TrainingSettings = Field(alias="minigpt-v2")
-
-
-class MultitaskSettings(Section):
-    """Section `multitask`: MiniGPT-v2's second stage."""
-
-    minigpt_v2: TrainingSettings = Field(alias="minigpt-v2")
-
-
-class InstructSettings(Section):
-    """Section `instruct`: the last training stage of both systems."""
-
-    minigpt4: TrainingSettings
-    minigpt_v2: TrainingSettings = Field(alias="minigpt-v2")

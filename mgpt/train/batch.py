@@ -21,8 +21,9 @@ class Batch:
     ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        return Batch({name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}, self.ids)
+        """The same batch on `device`. Labels stay: the model finds the supervised places on the CPU, so that nothing is read back."""
+        tensors = {name: tensor if name == "labels" else tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return Batch(tensors, self.ids)
 
     def sizes(self) -> tuple[int, int, int]:
         """(samples, tokens, positions): a position without a token is padding."""

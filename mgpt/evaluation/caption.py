@@ -5,7 +5,8 @@
 - `*_with_hallucination` (CHAIR_s): texts with at least one such object / texts;
 - `*_words`: mean length in words.
 
-Truth is the objects annotated in the picture together with those that its reference captions name, as CHAIR takes it. Rates are 0..1, not per cent.
+Truth is the objects annotated in the picture together with those that its reference captions name, as CHAIR takes it. Rates are 0..1, not
+per cent.
 """
 
 from __future__ import annotations

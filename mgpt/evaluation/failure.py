@@ -2,9 +2,10 @@
 
 The paper counts fragmented, repetitive or irrelevant texts by hand and gives no definition; these are ours, and deterministic:
 - *empty*: fewer than three words;
-- *repetition*: one sentence occurs twice (case and punctuation ignored, sentences of three words or more), or a run of one to eight words is said three times in a row;
-- *unfinished*: generation was stopped by the token limit, or the text does not end as a sentence does.
-A description fails when at least one of them holds.
+- *repetition*: one sentence occurs twice (case and punctuation ignored, sentences of three words or more), or a run of one to eight words
+  is said three times in a row;
+- *unfinished*: generation was stopped by the token limit, or the text does not end as a sentence does. A description fails when at least
+  one of them holds.
 """
 
 from __future__ import annotations

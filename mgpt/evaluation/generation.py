@@ -1,11 +1,12 @@
 """Answers in batches: greedy, the same text whether asked alone or with others.
 
-Requests are sorted by length so that a batch wastes little padding, padded on the left, and each row stops at its own end: a row that ended is filled with padding until the
-batch is done, and never influences another row.
+Requests are sorted by length so that a batch wastes little padding, padded on the left, and each row stops at its own end: a row that
+ended is filled with padding until the batch is done, and never influences another row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ TAIL = 8  # the end symbol is looked for in this many last tokens; no tokenizer 
 
 @dataclass(frozen=True)
 class Request:
-    """`images`: encoded bytes or Pillow pictures, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a user message."""
+    """`images`: encoded bytes or Pillow pictures, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a
+    user message.
+    """
 
     images: tuple[bytes | Image.Image, ...]
     messages: tuple[Message, ...]
@@ -31,11 +34,32 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` without the end symbol. `finished`: whether the model ended it, rather than the token limit. `tokens`: new tokens, the end symbol included."""
+    """`text` without the end symbol. `finished`: whether the model ended it, rather than the token limit. `tokens`: new tokens, the end
+    symbol included.
+    """
 
     text: str
     finished: bool
     tokens: int = 0
+
+
+class FeatureCache:
+    """Features of pictures from the frozen tower (and Q-Former), which no training changes: valid for every checkpoint on the same "
+    "bases."""
+
+    def __init__(self, model: MiniGPTForConditionalGeneration) -> None:
+        self.model = model
+        self.known: dict[bytes, torch.Tensor] = {}
+
+    def __call__(self, images: Sequence[bytes | Image.Image], pixels: torch.Tensor) -> torch.Tensor:
+        """`pixels` (images, 3, side, side) of these images -> (images, image tokens, projection inputs)."""
+        keys = [hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest() for image in images]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            with torch.no_grad():
+                encoded = self.model.encode_images(pixels[new])
+            self.known.update({keys[i]: encoded[row] for row, i in enumerate(new)})
+        return torch.stack([self.known[key] for key in keys])
 
 
 def answer(
@@ -45,8 +69,10 @@ def answer(
     format: str,
     max_new_tokens: int,
     batch_size: int = 32,
+    features: FeatureCache | None = None,
 ) -> list[Answer]:
-    """Answer every request greedily; answers stand in the order of the requests.
+    """Answer every request greedily; answers stand in the order of the requests. `features` keeps what the frozen tower made of each
+    picture, across calls.
 
     Raises ValueError for an unknown format, a request that does not end with a user message, or a picture that cannot be read.
     """
@@ -55,7 +81,9 @@ def answer(
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        answers.update(zip(chosen, _answer_batch(model, processor, [requests[i] for i in chosen], format, max_new_tokens), strict=True))
+        answers.update(
+            zip(chosen, _answer_batch(model, processor, [requests[i] for i in chosen], format, max_new_tokens, features), strict=True)
+        )
     return [answers[i] for i in range(len(requests))]
 
 
@@ -74,15 +102,25 @@ def _length(request: Request) -> int:
 
 
 def _answer_batch(
-    model: MiniGPTForConditionalGeneration, processor: MiniGPTProcessor, requests: Sequence[Request], format: str, max_new_tokens: int
+    model: MiniGPTForConditionalGeneration,
+    processor: MiniGPTProcessor,
+    requests: Sequence[Request],
+    format: str,
+    max_new_tokens: int,
+    features: FeatureCache | None,
 ) -> list[Answer]:
-    batch = encode(processor, requests, format).to(model.device)
+    inputs = {name: tensor.to(model.device) for name, tensor in encode(processor, requests, format).items() if tensor is not None}
+    if features is not None and "pixel_values" in inputs:
+        inputs["image_features"] = features([image for request in requests for image in request.images], inputs.pop("pixel_values"))
     end = PROMPT_FORMATS[format].end
     tokenizer = processor.tokenizer
     stop = EndOfText(lambda rows: tokenizer.batch_decode(rows, skip_special_tokens=False), end, tokenizer.eos_token_id)
-    with torch.inference_mode():
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=StoppingCriteriaList([stop]))
-    return [finish(tokenizer, row.tolist(), end) for row in tokens.cpu()]
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=StoppingCriteriaList([stop]))
+    counts = (
+        (tokens != tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens != tokenizer.eos_token_id).sum(dim=1).tolist()
+    )
+    return [Answer(text, finished, count) for (text, finished), count in zip(processor.answers(tokens, format), counts, strict=True)]
 
 
 def encode(processor: MiniGPTProcessor, requests: Sequence[Request], format: str) -> Any:
@@ -102,17 +140,6 @@ def picture(image: bytes | Image.Image) -> Image.Image:
         raise ValueError(f"request: {len(image)} bytes are not a readable picture ({error}); give an encoded JPEG or PNG") from error
 
 
-def finish(tokenizer: Any, tokens: list[int], end: str) -> Answer:
-    """Cut a row of new tokens at the model's end of text or the format's end symbol."""
-    count = tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
-    text = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-    ended = count < len(tokens) or (count > 0 and tokens[count - 1] == tokenizer.eos_token_id)
-    position = text.find(end) if end.strip() else text.rstrip(" ").find(end, len(text) - len(text.lstrip()))
-    if position >= 0:
-        text, ended = text[:position], True
-    return Answer(text.strip(), ended, count)
-
-
 class EndOfText(StoppingCriteria):
     """Stops each row by itself, at the end token or when its last tokens spell the end symbol."""
 
@@ -121,7 +148,11 @@ class EndOfText(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """`input_ids`: (batch, tokens so far) → (batch,), True for rows that ended."""
-        ended = input_ids[:, -1] == self.end_token if self.end_token is not None else torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        ended = (
+            input_ids[:, -1] == self.end_token
+            if self.end_token is not None
+            else torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        )
         if self.end and not self.end.startswith("</"):
             texts = self.decode(input_ids[:, -TAIL:])
             ended = ended | torch.tensor([self.end in text for text in texts], device=input_ids.device)

@@ -1,7 +1,8 @@
 """Grounded captions: precision and recall of (phrase, box) pairs.
 
-A predicted pair is right when a true pair, not yet taken, has the same phrase (case, punctuation and articles ignored, or the same objects of the vocabulary) and overlaps
-by more than half. Pairs are matched greedily in the order of the answer, each with the free true pair of most overlap. `grounding_box_recall` ignores the phrases.
+A predicted pair is right when a true pair, not yet taken, has the same phrase (case, punctuation and articles ignored, or the same objects
+of the vocabulary) and overlaps by more than half. Pairs are matched greedily in the order of the answer, each with the free true pair of
+most overlap. `grounding_box_recall` ignores the phrases.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def matched(predicted: list[Pair], truth: list[Pair], vocabulary: Vocabulary | N
 def same_phrase(first: str, second: str, vocabulary: Vocabulary) -> bool:
     """Equal words, or the same named objects."""
     named = vocabulary.mentions(first)
-    return normalised(first) == normalised(second) or bool(named) and named == vocabulary.mentions(second)
+    return normalised(first) == normalised(second) or (bool(named) and named == vocabulary.mentions(second))
 
 
 def _judge(vocabulary: Vocabulary, item: Item, text: str, finished: bool) -> Judgement:
@@ -58,4 +59,8 @@ def _judge(vocabulary: Vocabulary, item: Item, text: str, finished: bool) -> Jud
 def grounding_family(vocabulary: Vocabulary, task: str = "grounding") -> Family:
     """Phrase and box metrics of grounded captions."""
     judge: Judge = partial(_judge, vocabulary)
-    return Family(task, (Metric("grounding_precision", headline=True), Metric("grounding_recall", headline=True), Metric("grounding_box_recall")), judge)
+    return Family(
+        task,
+        (Metric("grounding_precision", headline=True), Metric("grounding_recall", headline=True), Metric("grounding_box_recall")),
+        judge,
+    )

@@ -11,7 +11,9 @@ from mgpt.evaluation.words import normalised, words
 
 
 def judge(item: Item, text: str, finished: bool) -> Judgement:
-    """`identify_exact`: equal to a reference when case, punctuation and articles are ignored. `identify_word_overlap`: the best F1 of words with a reference (0..1)."""
+    """`identify_exact`: equal to a reference when case, punctuation and articles are ignored. `identify_word_overlap`: the best F1 of
+    words with a reference (0..1).
+    """
     answer = normalised(text)
     exact = any(answer == normalised(reference) for reference in item.references)
     overlap = max((word_f1(answer.split(), normalised(reference).split()) for reference in item.references), default=0.0)

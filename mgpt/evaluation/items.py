@@ -34,8 +34,9 @@ class GroundedPhrase:
 class Item:
     """One question of an evaluation.
 
-    `id`: unique among the items, the sample's id and for one of several expressions its number. `key`: the dataset's own id of the record, under which a prediction is
-    reported. `references`: acceptable answers as model text. `objects`: names of what is in the picture. `slices`: pairs such as ("objects", "3").
+    `id`: unique among all items: task, the sample's id, and the number of the expression. `key`: the dataset's own id of the record, under
+    which a prediction is reported. `references`: acceptable answers as model text. `objects`: names of what is in the picture. `slices`:
+    pairs such as ("objects", "3").
     """
 
     id: str
@@ -60,8 +61,9 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemRules:
-    """How samples become items: `limit` items a task (the first of a seeded order, so that a smaller limit asks a part of the same items), `size_limits`: name of a size ->
-    largest share of the picture that a box of this size takes, ascending; `tasks`: the tasks by name, None for the shipped ones."""
+    """How samples become items: `limit` items a task (the first of a seeded order, so that a smaller limit asks a part of the same items),
+    `size_limits`: name of a size -> largest share of the picture that a box of this size takes, ascending; `tasks`: the tasks by name,
+    None for the shipped ones."""
 
     limit: int
     seed: int
@@ -108,7 +110,7 @@ def _item(sample: Sample, number: int, task: str, truth: Mapping[str, tuple[str,
     assert sample.image is not None
     objects = truth[_picture(sample)]
     return Item(
-        id=f"{sample.id}-{number}",
+        id=f"{task}-{sample.id}-{number}",
         key=str(sample.extra.get("key", sample.source or sample.id)),
         task=task,
         dataset=sample.dataset,

@@ -1,7 +1,7 @@
 """From judged answers to scores: values, bootstrap intervals, chance levels, slices, and what was missing or unreadable.
 
-A metric is a ratio of sums over items: `sum(numerator) / sum(denominator)`. Accuracy has denominator 1 an item; object recall has the number of true objects. Intervals
-resample items, so items with many objects weigh as they do in the value.
+A metric is a ratio of sums over items: `sum(numerator) / sum(denominator)`. Accuracy has denominator 1 an item; object recall has the
+number of true objects. Intervals resample items, so items with many objects weigh as they do in the value.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one checkpoint. `low`, `high`: 95 % bootstrap interval. `chance`: see `chance_levels`. `n`: items asked; `missing`: items without an answer;
-    `unparsed`: answers of the wrong form. Missing and unparsed items count as wrong, never as absent."""
+    """One metric of one checkpoint. `low`, `high`: 95 % bootstrap interval. `chance`: see `chance_levels`. `n`: items asked; `missing`:
+    items without an answer; `unparsed`: answers of the wrong form. Missing and unparsed items count as wrong, never as absent."""
 
     value: float
     low: float
@@ -92,9 +92,15 @@ def score_family(
     Raises ValueError when there are no items or the two lengths differ.
     """
     if not items:
-        raise ValueError(f"evaluate: no held-out items of task '{family.task}'; curate a test split that has this task, or leave the task out of evaluate.tasks")
+        raise ValueError(
+            f"evaluate: no held-out items of task '{family.task}'; curate a test split that has this task, or leave the task out of "
+            f"evaluate.tasks"
+        )
     if len(items) != len(replies):
-        raise ValueError(f"evaluate: {len(replies)} answers for {len(items)} items of task '{family.task}'; every item needs one answer (or None for a missing one)")
+        raise ValueError(
+            f"evaluate: {len(replies)} answers for {len(items)} items of task '{family.task}'; every item needs one answer (or None for a "
+            f"missing one)"
+        )
     judgements = [judge_reply(family, item, reply) for item, reply in zip(items, replies, strict=True)]
     missing = sum(reply is None for reply in replies)
     unparsed = sum(not judgement.parsed for judgement, reply in zip(judgements, replies, strict=True) if reply is not None)
@@ -104,7 +110,9 @@ def score_family(
         low, high = bootstrap(parts, resamples, seed)
         slices = _slices(items, parts, resamples, seed)
         known = chance.get(metric.name)
-        scores[metric.name] = Score(ratio(parts), low, high, known, len(items), missing, unparsed, metric.higher_is_better, metric.headline, slices)
+        scores[metric.name] = Score(
+            ratio(parts), low, high, known, len(items), missing, unparsed, metric.higher_is_better, metric.headline, slices
+        )
     return scores, judgements
 
 
@@ -133,9 +141,10 @@ def bootstrap(parts: Sequence[Part], resamples: int, seed: int) -> tuple[float, 
 def chance_levels(family: Family, items: Sequence[Item], replies: Sequence[Reply | None], seed: int) -> dict[str, float]:
     """What each metric is worth without looking at the pictures: the better of two blind answerers.
 
-    - *dealt*: the model's own answers, each dealt to another item (mean over `PERMUTATIONS` seeded shifts of a shuffle), which keeps the model's habits and frequencies;
-    - *constant*: the best single answer for all items, picked on the test items themselves (so never too low).
-    For metrics where lower is better, the constant is not used: saying nothing never hallucinates. Metrics without a blind answerer (failure kinds) have no chance.
+    - *dealt*: the model's own answers, each dealt to another item (mean over `PERMUTATIONS` seeded shifts of a shuffle), which keeps the
+      model's habits and frequencies;
+    - *constant*: the best single answer for all items, picked on the test items themselves (so never too low). For metrics where lower is
+      better, the constant is not used: saying nothing never hallucinates. Metrics without a blind answerer (failure kinds) have no chance.
     """
     dealt = _dealt(family, items, replies, seed)
     constant = _constant(family, items, seed)

@@ -1,7 +1,7 @@
 """Which objects a text names: a vocabulary as data, found by longest match.
 
-A vocabulary is a YAML file of `nouns` (name -> other words for it), optionally `attributes` (then an object is an attribute and a noun, "red circle") and `ignore`
-(phrases that hold a noun's word and are no object). `shapes` and `coco` are shipped; a path names a user's own.
+A vocabulary is a YAML file of `nouns` (name -> other words for it), optionally `attributes` (then an object is an attribute and a noun,
+"red circle") and `ignore` (phrases that hold a noun's word and are no object). `shapes` and `coco` are shipped; a path names a user's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Vocabulary:
     ignore: frozenset[tuple[str, ...]]
 
     def mentions(self, text: str) -> list[str]:
-        """Names of the objects that a text names, in order, repeats kept. A noun without an attribute, in a vocabulary that has them, is named by the noun alone."""
+        """Names of the objects that a text names, in order, repeats kept. A noun without an attribute, in a vocabulary that has them, is
+        named by the noun alone.
+        """
         spoken = words(text)
         found, i = [], 0
         last_attribute: tuple[int, str] | None = None
@@ -62,7 +64,7 @@ class Vocabulary:
 
     def is_present(self, mention: str, truth: Iterable[str]) -> bool:
         """Whether a named object is in the picture. A noun alone is there when any object of that noun is."""
-        return any(mention == name or name.endswith(f" {mention}") and bool(self.attributes) for name in truth)
+        return any(mention == name or (name.endswith(f" {mention}") and bool(self.attributes)) for name in truth)
 
 
 def _singular(word: str) -> str:
@@ -83,10 +85,15 @@ def load_vocabulary(name: str) -> Vocabulary:
     path = SHIPPED / f"{name}.yaml" if (SHIPPED / f"{name}.yaml").is_file() else Path(name)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-        raise ValueError(f"evaluate.vocabulary: there is no vocabulary '{name}'; use one of {shipped}, or the path of a YAML file with the key 'nouns'")
+        raise ValueError(
+            f"evaluate.vocabulary: there is no vocabulary '{name}'; use one of {shipped}, or the path of a YAML file with the key 'nouns'"
+        )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not content.get("nouns") or set(content) - KEYS:
-        raise ValueError(f"evaluate.vocabulary: {path} must be a mapping with 'nouns' and, if wanted, 'attributes' and 'ignore'; see mgpt/evaluation/vocabularies/coco.yaml")
+        raise ValueError(
+            f"evaluate.vocabulary: {path} must be a mapping with 'nouns' and, if wanted, 'attributes' and 'ignore'; see "
+            f"mgpt/evaluation/vocabularies/coco.yaml"
+        )
     attributes = {form[0]: name for form, name in _spoken_forms(content.get("attributes") or {}).items()}
     ignore = frozenset(tuple(words(str(phrase))) for phrase in content.get("ignore") or [])
     return Vocabulary(name, _spoken_forms(content["nouns"]), attributes, ignore)

@@ -1,8 +1,10 @@
 """Visual question answering: the official accuracy over ten people's answers, its kin for other sets, and exact match.
 
-- `official`: VQA v2's accuracy with the quirks of its published evaluator (vqaEvaluation/vqaEval.py), for four or more reference answers (VQAv2, OK-VQA, A-OKVQA);
+- `official`: VQA v2's accuracy with the quirks of its published evaluator (vqaEvaluation/vqaEval.py), for four or more reference answers
+  (VQAv2, OK-VQA, A-OKVQA);
 - `vizwiz`: min(matches / 3, 1) without leave-one-out or normalisation, as the original eval_vqa.py computes VizWiz;
-- `exact`: equality with any reference, lower-case and trimmed (GQA; VSR's true/false; Hateful Memes' yes/no), used where there are fewer than four references;
+- `exact`: equality with any reference, lower-case and trimmed (GQA; VSR's true/false; Hateful Memes' yes/no), used where there are fewer
+  than four references;
 - `ranked`: the choice with the lowest loss (IconVQA), see `mgpt.evaluation.generation.rank`.
 """
 
@@ -11,29 +13,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from mgpt.evaluation.items import Item
 from mgpt.evaluation.scoring import Family, Judgement, Metric, Part
 
 FEWEST_OFFICIAL = 4  # leave-one-out of three matches needs a fourth answer
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {word: str(n) for n, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
 ARTICLES = ("a", "an", "the")
 DIGIT_COMMA = re.compile(r"(\d)(\,)(\d)")
-# Contract: the published evaluator's pattern has `(?!<=` where it meant a look-behind, and passes re.UNICODE (32) as the count; both are kept, scores depend on them.
+# Contract: the published evaluator's pattern has `(?!<=` where it meant a look-behind, and passes re.UNICODE (32) as the count; both are
+# kept, scores depend on them.
 PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 PERIOD_COUNT = 32
-CONTRACTED = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll "
-    "ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
-    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll "
-    "they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're "
-    "why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
-).split()
+CONTRACTED = Path(__file__).with_name("contractions.txt").read_text(encoding="utf-8").split()
 
 
 def _contractions() -> dict[str, str]:
-    """A word with one apostrophe left out -> the word. The evaluator's table has some entries that only it has; upper-case keys (Im, Ive) never match there, so are not here."""
+    """A word with one apostrophe left out -> the word. The evaluator's table has some entries that only it has; upper-case keys (Im, Ive)
+    never match there, so are not here.
+    """
     table = {word[:i] + word[i + 1 :]: word for word in CONTRACTED for i, letter in enumerate(word) if letter == "'"}
     return table | {"somebody'd": "somebodyd"}
 
@@ -44,7 +45,8 @@ CONTRACTIONS = _contractions()
 def official(prediction: str, references: Sequence[str]) -> float:
     """VQA accuracy of one answer, 0..1: mean over people of min(1, matches among the others / 3).
 
-    Normalisation (punctuation, digits, articles, contractions) happens only where the references are not all the same, as in the published evaluator.
+    Normalisation (punctuation, digits, articles, contractions) happens only where the references are not all the same, as in the published
+    evaluator.
     """
     answer = prediction.lower().replace("<unk>", "").replace("\n", " ").replace("\t", " ").strip()
     people = [reference.replace("\n", " ").replace("\t", " ").strip() for reference in references]
@@ -87,7 +89,9 @@ def exact(prediction: str, references: Sequence[str]) -> float:
 def judge(item: Item, text: str, finished: bool) -> Judgement:
     """`vqa_accuracy`: by the dataset's own rule; `vqa_exact`: exact match with any reference."""
     rule = vizwiz if item.dataset == "vizwiz" else official if len(item.references) >= FEWEST_OFFICIAL else exact
-    return Judgement({"vqa_accuracy": Part(rule(text, item.references)), "vqa_exact": Part(exact(text, item.references))}, parsed=bool(text.strip()))
+    return Judgement(
+        {"vqa_accuracy": Part(rule(text, item.references)), "vqa_exact": Part(exact(text, item.references))}, parsed=bool(text.strip())
+    )
 
 
 def constants(items: Sequence[Item]) -> list[str]:

@@ -20,7 +20,9 @@ def normalised(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences with their end marks, in order; the last one may lack its mark. Text that is not in a sentence does not exist: joined, they hold every word."""
+    """Sentences with their end marks, in order; the last one may lack its mark. Text that is not in a sentence does not exist: joined,
+    they hold every word.
+    """
     collapsed = " ".join(text.split())
     return [sentence.strip() for sentence in SENTENCE.findall(collapsed) if sentence.strip()]
 

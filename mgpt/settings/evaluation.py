@@ -1,4 +1,6 @@
-"""Settings of the `describe` and `evaluate` sections: how the pretrained model writes descriptions and which survive, and what is asked of every checkpoint."""
+"""Settings of the `describe` and `evaluate` sections: how the pretrained model writes descriptions and which survive, and what is asked of
+every checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,13 @@ class GenerationSettings(Section):
     workers: Count = 2
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Count = 64
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen bases
 
 
 class RepairSettings(Section):
-    """Who mends a description. Without a `url`, deterministic rules do; with one, an OpenAI-compatible chat endpoint, and the rules after it."""
+    """Who mends a description. Without a `url`, deterministic rules do; with one, an OpenAI-compatible chat endpoint, and the rules after
+    it.
+    """
 
     url: str = ""  # up to and with the version: https://HOST/v1
     model: str = ""
@@ -34,7 +39,9 @@ class RepairSettings(Section):
     @model_validator(mode="after")
     def _endpoint_is_whole(self) -> RepairSettings:
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise mistake("the address of an HTTP endpoint", "write http(s)://HOST:PORT/v1, or leave it empty for the built-in rules", "url")
+            raise mistake(
+                "the address of an HTTP endpoint", "write http(s)://HOST:PORT/v1, or leave it empty for the built-in rules", "url"
+            )
         if self.url and not self.model:
             raise mistake("an endpoint needs the name of a model", "name the model that the endpoint serves", "model")
         return self
@@ -52,14 +59,17 @@ class FilterSettings(Section):
 
 
 class DescribeSettings(Section):
-    """The `describe` section. Numbers of the paper: 5,000 pictures, of which about 3,500 survive; continue where the text has at most 80 tokens."""
+    """The `describe` section. Numbers of the paper: 5,000 pictures, of which about 3,500 survive; continue where the text has at most 80
+    tokens.
+    """
 
-    datasets: tuple[str, ...] = ()  # whose training pictures are described; empty: every caption dataset
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = ("cc_sbu",)  # whose training pictures; the paper: Conceptual Captions
     pictures: Count = 5000
     seed: Annotated[int, Field(ge=0)] = 0
     format: Literal["minigpt4", "minigpt4-llama2"] = "minigpt4"
     prompt: Annotated[str, Field(min_length=1)] = "Describe this image in detail. Give as many details as possible. Say everything you see."
-    continue_below: Annotated[int, Field(ge=0)] = 80  # new tokens; a description of this many or fewer gets the "Continue" turn; 0 switches it off
+    # new tokens; a description of this many or fewer gets the "Continue" turn; 0 switches it off
+    continue_below: Annotated[int, Field(ge=0)] = 80
     max_new_tokens: Count = 200
     generation: GenerationSettings = GenerationSettings()
     repair: RepairSettings = RepairSettings()
@@ -73,12 +83,18 @@ class DescribeSettings(Section):
     @model_validator(mode="after")
     def _somebody_accepts(self) -> DescribeSettings:
         if not self.accept_unreviewed and not self.review:
-            raise mistake("without a review nothing could survive", "name the reviewed file in describe.review, or set accept_unreviewed: true", "accept_unreviewed")
+            raise mistake(
+                "without a review nothing could survive",
+                "name the reviewed file in describe.review, or set accept_unreviewed: true",
+                "accept_unreviewed",
+            )
         return self
 
 
 class AskSettings(Section):
-    """One task of an evaluation: `items` held-out items of the last checkpoint, `early_items` of the earlier ones (a part of the same items)."""
+    """One task of an evaluation: `items` held-out items of the last checkpoint, `early_items` of the earlier ones (a part of the same
+    items).
+    """
 
     items: Count = 400
     early_items: Count = 200
@@ -100,7 +116,8 @@ class SystemEvaluationSettings(Section):
     datasets: tuple[str, ...] = ()  # empty: all that are curated
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     vocabulary: Annotated[str, Field(min_length=1)] = "shapes"  # shapes, coco, or a YAML file
-    size_limits: dict[str, Share] = {"small": 0.07, "large": 1.0}  # name -> largest share of the picture, ascending; the last holds the rest
+    # name -> largest share of the picture, ascending; the last holds the rest
+    size_limits: dict[str, Share] = Field(default={"small": 0.07, "large": 1.0})
     resamples: Annotated[int, Field(ge=100)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     pictures: Annotated[int, Field(ge=0)] = 12  # in the grid, a task a row
@@ -110,7 +127,9 @@ class SystemEvaluationSettings(Section):
     @classmethod
     def _ascending(cls, limits: dict[str, float]) -> dict[str, float]:
         if not limits or list(limits.values()) != sorted(limits.values()) or list(limits.values())[-1] != 1.0:
-            raise mistake("shares of the picture in ascending order that end with 1.0", "for instance {small: 0.01, medium: 0.1, large: 1.0}")
+            raise mistake(
+                "shares of the picture in ascending order that end with 1.0", "for instance {small: 0.01, medium: 0.1, large: 1.0}"
+            )
         return limits
 
 

@@ -1,0 +1,161 @@
+"""One loaded model that answers for several checkpoints of one system: the frozen bases are read once, only trainables are exchanged."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mgpt.evaluation.generation import Answer, FeatureCache, Request, answer
+from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.model.assembly import TRAINABLE_FILE, read_config, read_tensors
+from mgpt.model.bases import check_bases
+from mgpt.settings.evaluation import GenerationSettings
+from mgpt.storage import Store, is_remote
+
+UNTRAINED = "untrained"
+CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper, construction of the second stage's data
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for each of the named checkpoints. An answer of at most `continue_below` new tokens is followed by a "Continue" turn,
+    whose answer is joined to it.
+    """
+
+    request: Request
+    checkpoints: tuple[str, ...]
+    max_new_tokens: int
+    continue_below: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Everything that a process anywhere needs to load the checkpoints of one system.
+
+    `bases`: name -> folder or URI. `weights`: checkpoint -> its files by name, as bytes (trainables are small). The checkpoint `untrained`
+    needs no files: it is a fresh projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
+    """
+
+    bases: Mapping[str, str]
+    weights: Mapping[str, Mapping[str, bytes]]
+    format: str
+    batch_size: int
+    precision: str = "fp32"
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        bases: Mapping[str, str | Path],
+        checkpoints: Mapping[str, str | Path],
+        format: str,
+        generation: GenerationSettings,
+        seed: int = 0,
+    ) -> ModelSource:
+        """Read the folders that `save_trainable` wrote. Raises ValueError when one is missing or there is none."""
+        missing = [f"{name} ({folder})" for name, folder in checkpoints.items() if not (Path(folder) / TRAINABLE_FILE).is_file()]
+        if missing or not checkpoints:
+            raise ValueError(
+                f"checkpoints: no trained weights in {', '.join(missing) or 'the request'}; run the training stage that writes them"
+            )
+        weights = {
+            name: {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+            for name, folder in checkpoints.items()
+        }
+        return cls(
+            {name: str(folder) for name, folder in bases.items()}, weights, format, generation.batch_size, generation.precision, seed
+        )
+
+
+AnswerAll = Callable[[ModelSource, Sequence[Ask]], list[dict[str, Answer]]]
+
+
+class Answerer:
+    """The loaded model. Calling it with asks gives, for each, checkpoint -> answer.
+
+    Raises ValueError where a checkpoint was trained on other bases or does not fit.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.loaded = UNTRAINED
+        with tempfile.TemporaryDirectory(prefix="mgpt-answering-") as name:
+            folder = Path(name)
+            bases = _local_bases(source, folder)
+            _write_weights(source, folder)
+            last = folder / list(source.weights)[-1]
+            self.model = _fresh(source, bases, last)
+            self.processor = MiniGPTProcessor.from_pretrained(last)
+            self.states = {UNTRAINED: {key: value.detach().clone() for key, value in self.model.trainable_parameters().items()}}
+            for checkpoint in source.weights:
+                check_bases(read_config(folder / checkpoint).bases, bases)
+                self.states[checkpoint] = read_tensors(folder / checkpoint / TRAINABLE_FILE)
+
+    def __call__(self, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
+        """Answers in the order of the asks. Pictures go through the frozen tower once, whatever the number of checkpoints."""
+        answers: list[dict[str, Answer]] = [{} for _ in asks]
+        features = FeatureCache(self.model)
+        for name in dict.fromkeys(name for ask in asks for name in ask.checkpoints):
+            if name != self.loaded:
+                self.model.load_trainable(self.states[name])
+                self.loaded = name
+            chosen = [i for i, ask in enumerate(asks) if name in ask.checkpoints]
+            for i, given in zip(chosen, self._answer([asks[i] for i in chosen], features), strict=True):
+                answers[i][name] = given
+        return answers
+
+    def _answer(self, asks: Sequence[Ask], features: FeatureCache) -> list[Answer]:
+        answers = self._ask([ask.request for ask in asks], asks, features)
+        short = [i for i, ask in enumerate(asks) if ask.continue_below and answers[i].tokens <= ask.continue_below]
+        again = [_continued(asks[i].request, answers[i]) for i in short]
+        for i, more in zip(short, self._ask(again, [asks[i] for i in short], features), strict=True):
+            answers[i] = Answer(f"{answers[i].text} {more.text}".strip(), more.finished, answers[i].tokens + more.tokens)
+        return answers
+
+    def _ask(self, requests: Sequence[Request], asks: Sequence[Ask], features: FeatureCache) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for limit in sorted({ask.max_new_tokens for ask in asks}):
+            chosen = [i for i, ask in enumerate(asks) if ask.max_new_tokens == limit]
+            given = answer(
+                self.model, self.processor, [requests[i] for i in chosen], self.source.format, limit, self.source.batch_size, features
+            )
+            answers.update(zip(chosen, given, strict=True))
+        return [answers[i] for i in range(len(asks))]
+
+
+def answer_here(source: ModelSource, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
+    """Answer in this process."""
+    return Answerer(source)(asks)
+
+
+def _continued(request: Request, first: Answer) -> Request:
+    return Request(request.images, (*request.messages, {"role": "assistant", "content": first.text}, CONTINUE))
+
+
+def _fresh(source: ModelSource, bases: Mapping[str, str], like: Path) -> MiniGPTForConditionalGeneration:
+    config = read_config(like)
+    model = MiniGPTForConditionalGeneration.from_bases(
+        **bases, merge=config.merge, lora=config.lora, seed=source.seed, image_size=config.image_size, dtype=PRECISIONS[source.precision]
+    )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _local_bases(source: ModelSource, folder: Path) -> dict[str, str]:
+    local = {}
+    for name, uri in source.bases.items():
+        if is_remote(uri):
+            Store(uri).fetch_folder(uri, folder / "bases" / name)
+        local[name] = str(folder / "bases" / name) if is_remote(uri) else uri
+    return local
+
+
+def _write_weights(source: ModelSource, folder: Path) -> None:
+    for name, files in source.weights.items():
+        (folder / name).mkdir()
+        for file, content in files.items():
+            (folder / name / file).write_bytes(content)

@@ -1,7 +1,8 @@
 """Settings of the `models` section: of which bases each system is made, and what is trained on them."""
+
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Literal
 
 from pydantic import Field
 
@@ -9,20 +10,28 @@ from mgpt.settings.fields import Section
 
 
 class LoraSettings(Section):
-    """Low-rank updates of the language model's weights."""
+    """Low-rank adapters on the language model; the names are peft's."""
 
-    rank: Annotated[int, Field(ge=1)] = 64
-    alpha: Annotated[float, Field(gt=0)] = 16
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    r: int = Field(default=64, ge=1)
+    lora_alpha: int = Field(default=16, gt=0)
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
 
 
 class ModelSettings(Section):
-    """One system: names of downloaded bases, how many neighbouring image tokens become one, and LoRA where the language model is tuned."""
+    """One system: names of downloaded bases, how image tokens come about, and LoRA where the language model is tuned."""
 
     vision: str
     language: str
     qformer: str | None = None
-    merge: Annotated[int, Field(ge=1)] = 1
+    merge: int = Field(default=4, ge=1, description="consecutive image tokens that become one; without effect where there is a Q-Former")
+    image_size: int | None = Field(default=None, gt=0, description="pixels; null for the tower's own size")
     lora: LoraSettings | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: int = Field(default=0, ge=0, description="of the fresh projection and LoRA")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the frozen bases; trained weights stay fp32")
+    quantization: Literal["8bit", "4bit"] | None = Field(default=None, description="of the language model; needs bitsandbytes and a GPU")
+    attn_implementation: str | None = Field(
+        default=None, description="transformers' name, e.g. sdpa or flash_attention_2; null for its choice"
+    )
+    checkpoint_vision: bool = Field(default=False, description="recompute the tower's activations; a frozen tower keeps none anyway")
+    checkpoint_language: bool = Field(default=False, description="recompute the language model's activations in the backward pass")

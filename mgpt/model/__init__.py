@@ -1,0 +1,44 @@
+"""The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its bases and the original checkpoints.
+
+Names are imported on first use: a prompt format or a preset costs no torch import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgpt.model.configuration import BaseReference, MiniGPTConfig
+    from mgpt.model.formats import PROMPT_FORMATS, PromptFormat
+    from mgpt.model.image import MiniGPTImageProcessor
+    from mgpt.model.modeling import MiniGPTForConditionalGeneration, MiniGPTOutput
+    from mgpt.model.processor import MiniGPTProcessor
+
+_HOMES = {
+    "BaseReference": "configuration",
+    "MiniGPTConfig": "configuration",
+    "PROMPT_FORMATS": "formats",
+    "PromptFormat": "formats",
+    "MiniGPTImageProcessor": "image",
+    "MiniGPTForConditionalGeneration": "modeling",
+    "MiniGPTOutput": "modeling",
+    "MiniGPTProcessor": "processor",
+}
+
+__all__ = [
+    "PROMPT_FORMATS",
+    "BaseReference",
+    "MiniGPTConfig",
+    "MiniGPTForConditionalGeneration",
+    "MiniGPTImageProcessor",
+    "MiniGPTOutput",
+    "MiniGPTProcessor",
+    "PromptFormat",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,74 @@
+"""The language model's side: LoRA, the head on supervised positions only, masks and padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgpt.model.configuration import LoraSpec
+
+IGNORE_INDEX = -100
+# Architectures whose forward does more to the logits than the head; their own forward is used then.
+_SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def add_lora(language_model: nn.Module, lora: LoraSpec) -> None:
+    """Inject peft's LoRA in place (adapter "default", bias none): A at peft's Kaiming start, B zero, both float32.
+
+    Raises ValueError when no module carries a target's name.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules=list(lora.target_modules), bias="none"
+    )
+    try:
+        inject_adapter_in_model(config, language_model, adapter_name="default")
+    except ValueError as error:
+        raise ValueError(
+            f"lora.target_modules: {', '.join(lora.target_modules)} not found in {type(language_model).__name__} ({error})"
+        ) from error
+    for name, parameter in language_model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def supervised_rows(values_BLD: torch.Tensor, labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows (n, width) whose next token is supervised, and those tokens (n,).
+
+    Labels may stay on the CPU: then the places are found there and no value is read back from the device.
+    """
+    targets = labels_BL[:, 1:].flatten()
+    places = targets.ne(IGNORE_INDEX).nonzero().squeeze(1)
+    rows = values_BLD[:, :-1].flatten(0, 1)[places.to(values_BLD.device, non_blocking=True)]
+    return rows, targets[places].to(values_BLD.device, non_blocking=True)
+
+
+def has_plain_head(config: Any) -> bool:
+    """Whether logits are the output embeddings' product and nothing more."""
+    return not any(getattr(config, name, None) not in (None, 1.0) for name in _SCALED_HEADS)
+
+
+def attention_bias(mask: torch.Tensor | None, dtype: torch.dtype, implementation: str | None) -> torch.Tensor | None:
+    """A mask as the language model takes it.
+
+    (batch, length) masks pass. (batch, length, length) or (batch, 1, length, length) says which query may see which key: boolean or 0/1, the
+    causal order included; it becomes boolean for sdpa and additive for eager attention. A float mask of four dimensions is additive already.
+    """
+    if mask is None or mask.ndim == 2:
+        return mask
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    if mask.is_floating_point():
+        return mask.to(dtype)
+    allowed = mask.bool()
+    if implementation == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def pad_left(embeds_BLD: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move every row's padding to its left end, where generation needs it; the attended order is kept."""
+    order = mask_BL.long().argsort(dim=1, stable=True)
+    return embeds_BLD.gather(1, order[:, :, None].expand_as(embeds_BLD)), mask_BL.gather(1, order)

@@ -1,0 +1,301 @@
+"""The model: frozen vision tower → Q-Former or token merge → trained projection → causal language model with optional LoRA.
+
+Letters in names: B images or rows, L positions of a row, D width, n supervised positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, Blip2QFormerModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mgpt.model import assembly
+from mgpt.model.bases import vision_class
+from mgpt.model.configuration import LoraSpec, MiniGPTConfig
+from mgpt.model.freezing import FreezeReport, freeze_report
+from mgpt.model.language import add_lora, attention_bias, has_plain_head, pad_left, supervised_rows
+from mgpt.model.vision import fix_norm, merge_tokens
+
+
+@dataclass
+class MiniGPTOutput(ModelOutput):
+    """loss: mean over supervised tokens, or None without labels. logits: (batch, length, vocabulary), or None when not asked for."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Any = None
+
+
+@dataclass
+class Parts:
+    """Loaded bases that a model is built around, instead of fresh random ones."""
+
+    vision: PreTrainedModel
+    language: PreTrainedModel
+    qformer: Blip2QFormerModel | None = None
+    query_tokens: torch.Tensor | None = None
+
+
+class MiniGPTForConditionalGeneration(PreTrainedModel):
+    """MiniGPT-4, its LLaMA-2 variant and MiniGPT-v2; which one is in the configuration alone."""
+
+    config_class = MiniGPTConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # Trained weights stay float32 under half-precision bases (the original trains float32 adapters under autocast).
+    _keep_in_fp32_modules_strict = ("projection", "lora_A", "lora_B")
+
+    def __init__(self, config: MiniGPTConfig, parts: Parts | None = None) -> None:
+        super().__init__(config)
+        parts = parts or _random_parts(config)
+        self.vision_tower = parts.vision
+        fix_norm(self.vision_tower)
+        self.qformer = parts.qformer
+        if parts.qformer is not None:
+            self.query_tokens = nn.Parameter(parts.query_tokens)
+        self.projection = nn.Linear(config.projection_inputs, config.hidden_size)
+        self.language_model = parts.language
+        self.post_init()
+        lora = LoraSpec.of(config.lora)
+        if lora is not None:
+            add_lora(self.language_model, lora)
+        self._freeze()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part arrives initialised, and a fresh projection keeps torch's start, as the original's does."""
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("projection.") or ".lora_" in name)
+        self.train(self.training)
+
+    # Building and saving
+
+    @classmethod
+    def from_bases(
+        cls, vision: str | Path, language: str | Path, qformer: str | Path | None = None, **options: Any
+    ) -> MiniGPTForConditionalGeneration:
+        """A fresh projection (and LoRA) on frozen base folders; see `mgpt.model.assembly.from_bases` for the options."""
+        return assembly.from_bases(cls, vision, language, qformer, **options)
+
+    @classmethod
+    def from_trainable(cls, folder: str | Path, bases: Mapping[str, str | Path], **options: Any) -> MiniGPTForConditionalGeneration:
+        """A trained part on its bases, refused on any other; see `mgpt.model.assembly.from_trainable`."""
+        return assembly.from_trainable(cls, folder, bases, **options)
+
+    def save_trainable(self, folder: str | Path, processor: Any = None) -> None:
+        """Write trainable.safetensors, config.json, a model card and the processor's files, all or nothing."""
+        assembly.save_trainable(self, folder, processor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """The whole model. Raises ValueError where transformers would only warn: weights missing, left over or of another shape."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        assembly.check_loading(pretrained_model_name_or_path, info)
+        model._freeze()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """The whole model, with a model card, ready for `push_to_hub`."""
+        super().save_pretrained(save_directory, **kwargs)
+        assembly.write_card(self.config, save_directory)
+
+    # What is trained
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name → parameter of everything that takes gradients."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy trained weights in. Raises ValueError on a missing or unexpected name, another shape, or a value that is not finite."""
+        assembly.load_trainable(self, state)
+
+    def freeze_report(self) -> FreezeReport:
+        """What is frozen and what is trained: names, counts and the trained share."""
+        return freeze_report(self)
+
+    def train(self, mode: bool = True) -> MiniGPTForConditionalGeneration:
+        """Training mode reaches the language model (its LoRA dropout). The frozen tower and Q-Former stay in evaluation mode, as in the original
+        (minigpt4.py:57-73): a Q-Former with dropout moves the features by 0.8.
+        """
+        super().train(mode)
+        self.vision_tower.eval()
+        if self.qformer is not None:
+            self.qformer.eval()
+        return self
+
+    def set_activation_checkpointing(self, *, vision: bool = False, language: bool = False) -> None:
+        """Recompute activations in the backward pass, of the tower and of the language model apart. A frozen tower keeps none: for it this
+        saves nothing.
+        """
+        for wanted, module in ((vision, self.vision_tower), (language, self.language_model)):
+            if wanted:
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                module.gradient_checkpointing_disable()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    # Images
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The frozen part: (images, 3, side, side) → (images, image tokens, projection inputs). What a feature cache may keep, since
+        training never changes it.
+
+        Raises ValueError for another shape than the configured side.
+        """
+        side = self.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+            raise ValueError(
+                f"pixel_values: expected (images, 3, {side}, {side}), got {tuple(pixel_values.shape)}; use the processor's images"
+            )
+        frozen = not any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            hidden_BLD = self.vision_tower(pixel_values.to(self.vision_tower.dtype)).last_hidden_state
+        if self.qformer is None:
+            return merge_tokens(hidden_BLD, self.config.num_patches, self.config.merge)
+        queries_BLD = self.query_tokens.expand(hidden_BLD.shape[0], -1, -1)
+        return self.qformer(query_embeds=queries_BLD, encoder_hidden_states=hidden_BLD).last_hidden_state
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(images, 3, side, side) → (images, image tokens, language model width): what takes the placeholders' places."""
+        return self._project(self.encode_images(pixel_values))
+
+    def _project(self, features_BLD: torch.Tensor) -> torch.Tensor:
+        return self.projection(features_BLD.to(self.projection.weight.dtype))
+
+    def embed(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Token embeddings (batch, length, width) with the images' features in the placeholders' places, in reading order.
+
+        Raises ValueError when placeholders and images do not match; both counts are named.
+        """
+        is_image = input_ids == self.config.image_token_id
+        embeds_BLD = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        features = self.encode_images(pixel_values) if pixel_values is not None and pixel_values.shape[0] else image_features
+        if features is not None and features.shape[-1] != self.config.projection_inputs:
+            raise ValueError(
+                f"image_features: width {features.shape[-1]}, expected {self.config.projection_inputs}, as encode_images gives"
+            )
+        self._check_counts(is_image, 0 if features is None else features.shape[0])
+        if features is None or not features.shape[0]:
+            return embeds_BLD
+        image_embeds = self._project(features).to(embeds_BLD.dtype)
+        return embeds_BLD.masked_scatter(is_image[:, :, None], image_embeds)
+
+    def _check_counts(self, is_image: torch.Tensor, images: int) -> None:
+        expected = images * self.config.num_image_tokens
+        if self.training and is_image.device.type != "cpu":
+            torch._assert_async(is_image.sum() == expected)  # no read-back from the device while it is busy with training
+            return
+        found = int(is_image.sum())
+        if found != expected:
+            raise ValueError(
+                f"input_ids hold {found} image placeholders, but {images} images need {expected} "
+                f"({images} x {self.config.num_image_tokens}); give as many images as there are <ImageHere> marks"
+            )
+
+    # Text
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        return_logits: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MiniGPTOutput:
+        """input_ids (batch, length) with `config.num_image_tokens` placeholders an image; pixel_values (images, 3, side, side) of all rows in
+        reading order, or image_features (`encode_images` of them); labels (batch, length) with -100 where nothing is supervised.
+        attention_mask: (batch, length), or who-sees-whom of (batch[, 1], length, length) for packed rows, with position_ids that restart.
+        return_logits=False computes the head on supervised positions only. num_items_in_batch divides the loss instead of this batch's count.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, image_features)
+        mask = attention_bias(attention_mask, inputs_embeds.dtype, self.language_model.config._attn_implementation)
+        call = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids, **kwargs}
+        if return_logits or labels is None or not has_plain_head(self.config.text_config):
+            out = self.language_model(**call)
+            if labels is None:
+                return MiniGPTOutput(logits=out.logits, past_key_values=out.past_key_values)
+            rows_nV, targets_n = supervised_rows(out.logits, labels)
+            return MiniGPTOutput(
+                _mean_loss(rows_nV, targets_n, num_items_in_batch), out.logits if return_logits else None, out.past_key_values
+            )
+        hidden_BLD = self.language_model.get_decoder()(**call, use_cache=False).last_hidden_state
+        rows_nD, targets_n = supervised_rows(hidden_BLD, labels)
+        return MiniGPTOutput(_mean_loss(self.get_output_embeddings()(rows_nD), targets_n, num_items_in_batch))
+
+    def loss_sum(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device: the loss of many workers is the sum
+        of the first over the sum of the second, so it does not depend on how rows are spread.
+        """
+        labels = batch["labels"]
+        count = labels[:, 1:].ne(-100).sum().to(self.device, non_blocking=True)
+        return self(**batch, return_logits=False, num_items_in_batch=1).loss, count
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """New token ids only, (batch, at most max_new_tokens), greedy unless asked otherwise. Padding may be at either end of a row.
+
+        kwargs go to transformers' `generate` of the language model. Raises ValueError for a prompt beyond the model's positions.
+        """
+        embeds = self.embed(input_ids, pixel_values, image_features)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        if limit is not None and embeds.shape[1] > limit:
+            raise ValueError(f"input_ids: {embeds.shape[1]} tokens, more than the language model's {limit} positions; shorten the prompt")
+        embeds, mask = pad_left(embeds, mask)
+        own = self.language_model.generation_config
+        kwargs.setdefault("do_sample", False)
+        kwargs.setdefault("pad_token_id", own.pad_token_id if own.pad_token_id is not None else _first(own.eos_token_id))
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+
+def _mean_loss(logits_nV: torch.Tensor, targets_n: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+    total = functional.cross_entropy(logits_nV.float(), targets_n, reduction="sum")
+    return total / (max(len(targets_n), 1) if items is None else items)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def _random_parts(config: MiniGPTConfig) -> Parts:
+    """Parts of the configured sizes with random weights: what `from_pretrained` fills."""
+    vision = vision_class(config.vision_config)
+    build = getattr(vision, "from_config", None) or vision._from_config
+    qformer = query_tokens = None
+    if config.qformer_config is not None:
+        qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        query_tokens = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
+    return Parts(build(config.vision_config), AutoModelForCausalLM.from_config(config.text_config), qformer, query_tokens)

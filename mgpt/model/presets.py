@@ -1,0 +1,130 @@
+"""Sizes and settings of the published systems.
+
+Sources: configs/models/*.yaml, eva_vit.py:397-442, minigpt4.py:26-75, minigpt_v2.py:25-69 of the original code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpt.model.configuration import LoraSpec, MiniGPTConfig
+
+MLP_RATIO = 4.3637
+CROSS_ATTENTION_EVERY = 2
+EVA_VIT_G = {"width": 1408, "depth": 39, "heads": 16, "patch": 14}
+BLIP2_QFORMER = {"vocab": 30523, "hidden": 768, "layers": 12, "heads": 12, "inter": 3072, "max_pos": 512, "nq": 32}
+
+
+@dataclass(frozen=True)
+class System:
+    """image_size in pixels; merge: consecutive tokens in one, used without a Q-Former."""
+
+    image_size: int
+    qformer: bool
+    merge: int
+    lora: LoraSpec | None
+
+
+SYSTEMS = {
+    "minigpt4": System(224, True, 1, None),
+    "minigpt4-llama2": System(224, False, 4, None),
+    "minigpt-v2": System(448, False, 4, LoraSpec(64, 16, 0.05)),
+}
+# Language models of the four published models: the fields of LlamaConfig.
+LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_13B = {"vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "minigpt4-vicuna-7b": ("minigpt4", LLAMA_7B | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
+    "minigpt4-vicuna-13b": ("minigpt4", LLAMA_13B | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
+    "minigpt4-llama2-7b": ("minigpt4-llama2", LLAMA_7B | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
+    "minigpt-v2": ("minigpt-v2", LLAMA_7B | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
+}
+
+
+def preset(name: str) -> MiniGPTConfig:
+    """The configuration of a published model, a key of `PUBLISHED`; ValueError names the keys."""
+    if name not in PUBLISHED:
+        raise ValueError(f"preset: {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
+    system, text = PUBLISHED[name]
+    return system_config(system, {"model_type": "llama", **text}, None)
+
+
+def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
+    """The configuration of a system with the language model of a folder. sizes: None for the published ones, else a dict with any of
+    `vit` {width, depth, heads, patch}, `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout, targets},
+    `img` (pixels) and `pre_img` (pixels that the tower's file was trained at); `llama` is read from the folder.
+    """
+    from mgpt.model.bases import language_config
+
+    return system_config(system, language_config(llm), sizes)
+
+
+def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
+    """The configuration of a system on a language model; ValueError for an unknown system or a key of `sizes` that is not known."""
+    if system not in SYSTEMS:
+        raise ValueError(f"system: {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
+    sizes = _checked(sizes or {})
+    chosen = SYSTEMS[system]
+    vit = EVA_VIT_G | sizes.get("vit", {})
+    vision = {
+        "model_type": "blip_2_vision_model",
+        "hidden_size": vit["width"],
+        "num_hidden_layers": vit["depth"],
+        "num_attention_heads": vit["heads"],
+        "patch_size": vit["patch"],
+        "image_size": sizes.get("img", chosen.image_size),
+        "intermediate_size": int(vit["width"] * vit.get("mlp_ratio", MLP_RATIO)),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+    }
+    qformer = BLIP2_QFORMER | sizes.get("qformer", {}) if chosen.qformer else None
+    return MiniGPTConfig(
+        vision,
+        text_config,
+        None if qformer is None else _qformer(qformer, vit["width"]),
+        num_query_tokens=32 if qformer is None else qformer["nq"],
+        merge=chosen.merge,
+        lora=_lora(chosen, sizes),
+        prompt_format=system,
+    )
+
+
+def pretrained_image_size(sizes: dict[str, Any] | None) -> int:
+    """Pixels that the tower's file was trained at: 224 for the published one."""
+    return int((sizes or {}).get("pre_img", 224))
+
+
+def _qformer(sizes: dict[str, int], encoder_width: int) -> dict[str, Any]:
+    return {
+        "vocab_size": sizes["vocab"],
+        "hidden_size": sizes["hidden"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["inter"],
+        "max_position_embeddings": sizes["max_pos"],
+        "encoder_hidden_size": encoder_width,
+        "cross_attention_frequency": CROSS_ATTENTION_EVERY,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+
+
+def _lora(chosen: System, sizes: dict[str, Any]) -> LoraSpec | None:
+    if chosen.lora is None or "lora" not in sizes:
+        return chosen.lora
+    given = sizes["lora"]
+    return LoraSpec(given["r"], given["alpha"], given.get("dropout", 0.0), tuple(given.get("targets", chosen.lora.target_modules)))
+
+
+def _checked(sizes: dict[str, Any]) -> dict[str, Any]:
+    known = {"vit", "qformer", "llama", "lora", "img", "pre_img"}
+    unknown = sizes.keys() - known
+    if unknown:
+        raise ValueError(
+            f"sizes: unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))} ({json.dumps(sorted(sizes))} given)"
+        )
+    return sizes

@@ -1,0 +1,120 @@
+"""The tokenizer with exactly the original's ids.
+
+The original is transformers 4.30's slow LLaMA tokenizer: SentencePiece puts "▁" before every separately tokenised segment and before the text
+after each special token, and keeps every space. transformers 5 reads the same file otherwise. Here the fast backend is built from the
+SentencePiece pieces with that behaviour fixed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_SPACE = "▁"
+_PROBE = "  The 2 quick\tfoxes, {<12><7>}###\né 日本 ﬁ!? "
+
+
+def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """The exact-ids tokenizer from a SentencePiece BPE `tokenizer.model` (a file, or the folder that holds it).
+
+    `tokenizer(segment, add_special_tokens=False).input_ids` are the original's ids. `add_special_tokens=True` puts one `<s>` in front.
+    Raises ValueError when there is no such file or it is not a SentencePiece model.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    path = Path(source)
+    path = path / "tokenizer.model" if path.is_dir() else path
+    backend = _backend(path)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, padding_side="right", clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a language model folder: the exact one where there is a SentencePiece model or our own tokenizer.json, else its own.
+
+    Raises ValueError when the folder has none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    if (folder / "tokenizer.model").is_file():
+        return build_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    declared = json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: no tokenizer.json and no tokenizer.model; a language model folder needs one of them")
+    if declared in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json such that `load_tokenizer` and AutoTokenizer give the same ids.
+
+    Contract: `$$`, the original's padding, must never be a pad_token here: a special token splits the text around it.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def _backend(path: Path) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
+
+    original = _sentencepiece(path)
+    backend = Tokenizer(_bpe(original))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
+    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
+    bos = SPECIAL_TOKENS["bos_token"]
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, 1)])
+    if backend.encode(_PROBE, add_special_tokens=False).ids != original.encode(_PROBE):
+        raise ValueError(
+            f"{path}: this SentencePiece model is not rebuilt exactly; it must be of type bpe, without text normalisation "
+            "(train it with model_type=bpe, normalization_rule_name=identity, remove_extra_whitespaces=false, byte_fallback=true)"
+        )
+    return backend
+
+
+def _sentencepiece(path: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the language model's SentencePiece tokenizer.model")
+    try:
+        original = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: not a SentencePiece model, or cut short ({error})") from error
+    first = [original.id_to_piece(index) for index in range(min(3, len(original)))]
+    if first != ["<unk>", "<s>", "</s>"]:
+        raise ValueError(f"{path}: the first pieces must be <unk>, <s>, </s>; found {first}")
+    return original
+
+
+def _bpe(original: Any) -> Any:
+    from tokenizers.models import BPE
+
+    pieces = [(original.id_to_piece(index), original.get_score(index)) for index in range(len(original))]
+    vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
+    return BPE(vocabulary, _merges(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+
+
+def _merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to join two pieces into a third, best score first: SentencePiece merges the pair whose result scores highest."""
+    ranked = []
+    for index, (piece, score) in enumerate(pieces):
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocabulary and right in vocabulary:
+                ranked.append((-score, index, vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]

@@ -7,6 +7,7 @@ several boxes of one phrase are joined by `<delim>` (original code, demo_v2.py:2
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 GRID = 100
@@ -117,6 +118,24 @@ def parse_grounded(text: str) -> list[Grounded]:
         run = BOX_RUN.match(text, match.end())
         grounded.append(Grounded(match.group(1).strip(), tuple(parse_grid(run.group())) if run else ()))
     return grounded
+
+
+def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()) -> tuple[str, list[Box]]:
+    """A text with written boxes as one with `<box:N>` tokens, and all boxes in pixels: those known, then those found.
+
+    Raises:
+        ValueError: a box is written that no image has (above 100, or reversed).
+    """
+    boxes = list(known)
+
+    def token(match: re.Match[str]) -> str:
+        grid = GridBox(*map(int, match.groups()))
+        if not is_on_grid(grid):
+            raise ValueError(f"{match.group()} is no box: coordinates go from 0 to {GRID}, left before right, top before bottom")
+        boxes.append(to_pixels(grid, width, height))
+        return f"<box:{len(boxes) - 1}>"
+
+    return re.sub(r"(<box:\d+>)\s*<delim>\s*(?=<box:)", r"\1", GRID_BOX.sub(token, text)), boxes
 
 
 def strip_markup(text: str) -> str:

@@ -1,7 +1,60 @@
 """A reader for each dataset's published format, by name in `READERS`."""
 
 from mgpt.data.sources.base import Card, Part, Problem, Reader
+from mgpt.data.sources.captions import CcSbuAlign, CocoCaptions, TextCaps, WebDatasetCaptions
+from mgpt.data.sources.cards import CARDS
+from mgpt.data.sources.conversations import LlavaConversation, LlavaFirstTurn, MultitaskConversation, UnnaturalInstructions
+from mgpt.data.sources.evaluations import HatefulMemes, IconVqa, OkVqaEvaluation, VizWiz, Vsr
+from mgpt.data.sources.flickr import FlickrEntities, FlickrGrounded
+from mgpt.data.sources.grit import Grit
+from mgpt.data.sources.own import OwnData
+from mgpt.data.sources.questions import AOkVqa, Gqa, OcrVqa, Vqa
+from mgpt.data.sources.references import RefCoco, RefCocoEvaluation, VisualGenomeRegions
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {
+    reader.card.name: reader
+    for reader in (
+        WebDatasetCaptions(CARDS["laion"]),
+        WebDatasetCaptions(CARDS["cc_sbu"]),
+        Grit(CARDS["grit_refer"], "refer"),
+        Grit(CARDS["grit_identify"], "identify"),
+        Grit(CARDS["grit_grounding"], "grounding"),
+        CocoCaptions(CARDS["coco_caption"]),
+        TextCaps(CARDS["textcaps"]),
+        VisualGenomeRegions(CARDS["visual_genome"]),
+        RefCoco(CARDS["refcoco"], "refer"),
+        RefCoco(CARDS["refcocop"], "refer"),
+        RefCoco(CARDS["refcocog"], "refer"),
+        RefCoco(CARDS["invrefcoco"], "identify"),
+        RefCoco(CARDS["invrefcocop"], "identify"),
+        RefCoco(CARDS["invrefcocog"], "identify"),
+        Vqa(CARDS["vqav2"], ("vqa_*.json",)),
+        Vqa(CARDS["okvqa"], ("okvqa_*.json",)),
+        AOkVqa(CARDS["aokvqa"]),
+        Gqa(CARDS["gqa"]),
+        OcrVqa(CARDS["ocrvqa"]),
+        FlickrGrounded(CARDS["flickr_grounded_caption"], "grounding"),
+        FlickrGrounded(CARDS["flickr_caption_to_phrase"], "caption"),
+        FlickrGrounded(CARDS["flickr_phrase_to_box"], "phrase"),
+        FlickrEntities(CARDS["flickr30k_entities_grounded_caption"], "grounding"),
+        FlickrEntities(CARDS["flickr30k_entities_caption_to_phrase"], "caption"),
+        FlickrEntities(CARDS["flickr30k_entities_phrase_to_box"], "phrase"),
+        LlavaConversation(CARDS["llava_conversation"], ("conversation_*.json",)),
+        LlavaFirstTurn(CARDS["llava_detail"], ("detail_*.json",)),
+        LlavaFirstTurn(CARDS["llava_reason"], ("complex_reasoning_*.json",)),
+        MultitaskConversation(CARDS["multitask_conversation"]),
+        UnnaturalInstructions(CARDS["unnatural_instructions"]),
+        CcSbuAlign(CARDS["cc_sbu_align"]),
+        RefCocoEvaluation(CARDS["refcoco_evaluation"], ("refcoco_*.json",)),
+        RefCocoEvaluation(CARDS["refcocop_evaluation"], ("refcoco+_*.json", "refcocop_*.json")),
+        RefCocoEvaluation(CARDS["refcocog_evaluation"], ("refcocog_*.json",)),
+        OkVqaEvaluation(CARDS["okvqa_evaluation"]),
+        Vsr(CARDS["vsr"]),
+        IconVqa(CARDS["iconvqa"]),
+        VizWiz(CARDS["vizwiz"]),
+        HatefulMemes(CARDS["hateful_memes"]),
+        OwnData(CARDS["jsonl"]),
+    )
+}
 
 __all__ = ["READERS", "Card", "Part", "Problem", "Reader"]

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import os
+import copy
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import Any, Literal
-
-from PIL import Image
+from typing import Any, Self
 
 from mgpt.data.boxes import Box
 from mgpt.data.sample import Sample, Turn
-from mgpt.storage import Store, is_remote
+from mgpt.data.sources.files import Folder, Images, Picture, Reason, Refused
 
-Reason = Literal[
-    "missing image",  # the record names a picture that is not there
-    "missing field",  # a key that the format has is absent or of another type
-    "missing box",  # a phrase or reference without a box
-    "missing answer",  # a question nobody answered
-    "outside its folder",  # a path or link that leaves the dataset's folder
-    "unreadable record",  # the record breaks the format: invalid JSON or UTF-8, a box token without a box, ...
-    "unreadable file",  # the rest of the file cannot be read
-]
+# What damaged data raises. Everything else (a server that is down, a full disk) is not the record's fault and stops the reader.
+DATA_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -63,12 +54,22 @@ class Card:
 
 @dataclass(frozen=True)
 class Part:
-    """One file to read, the unit of parallel work: `path` below `root` (a folder or s3:// prefix), pictures below `images`."""
+    """What one worker reads: `path` below `root` (a folder or s3:// prefix), pictures below `images`.
+
+    `first` and `count` cut out some of the file's records, in file order (count None: to the end).
+    """
 
     root: str
     path: str
     split: str
     images: str
+    first: int = 0
+    count: int | None = None
+
+    @property
+    def folder(self) -> Folder:
+        """The dataset's folder."""
+        return Folder(self.root)
 
 
 @dataclass(frozen=True)
@@ -82,39 +83,112 @@ class Problem:
     detail: str
 
 
-class Refused(ValueError):
-    """A record that cannot become a sample; becomes a `Problem`."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 class Reader(ABC):
-    """Reads one dataset in its published format: `card`, `files`, `records`."""
+    """Reads one dataset in its published format. Subclasses cut a file into rows and turn a row into samples."""
 
-    def __init__(self, card: Card) -> None:
+    patterns: tuple[str, ...] = ()  # names of annotation files, as `fnmatch` patterns; the first that matches any wins
+
+    def __init__(self, card: Card, patterns: tuple[str, ...] = ()) -> None:
         self.card = card
+        self.patterns = patterns or self.patterns
 
-    @abstractmethod
+    def named(self, dataset: str) -> Self:
+        """The same reader under another dataset's name."""
+        other = copy.copy(self)
+        other.card = replace(self.card, name=dataset)
+        return other
+
     def files(self, root: str, images: str | None = None) -> list[Part]:
         """The files of the dataset below `root`, sorted; pictures are looked for below `images`, by default `root`.
 
         Raises:
             ValueError: there is none; the message says what was expected.
         """
+        names = Folder(root).names()
+        for pattern in self.patterns:
+            found = [name for name in names if fnmatch(PurePosixPath(name).name, pattern)]
+            if found:
+                return [Part(root, name, split_name(name), images or root) for name in sorted(found)]
+        raise ValueError(f"{self.card.name}: no {' or '.join(self.patterns)} below {root}; expected: {self.card.formats}")
+
+    def records(self, parts: Iterable[Part]) -> Iterator[Sample | Problem]:
+        """Samples of the parts in file order, and a problem for each record that gives none.
+
+        Streams, and never raises for what is in the files: one that breaks off gives what came before, then an "unreadable file" problem.
+        """
+        for part in parts:
+            yield from self._part_records(part)
+
+    def divide(self, part: Part, count: int) -> list[Part]:
+        """The part cut into pieces of at most `count` rows, which together give the same records. Reads the file once."""
+        rows = 0
+        try:
+            for _ in self._rows(part):
+                rows += 1
+        except DATA_ERRORS:  # the broken rest is one more row: the last piece meets it and names it
+            rows += 1
+        return [replace(part, first=first, count=count) for first in range(0, max(rows, 1), count)]
 
     @abstractmethod
-    def records(self, parts: Iterable[Part]) -> Iterator[Sample | Problem]:
-        """Samples of the parts in file order, and a problem for each record that gives none. Streams; never raises for what is in the
-        files."""
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        """Key and content of every row of a file."""
 
-    def _sample(self, split: str, source: str, task: str, turns: tuple[Turn, ...], picture: Picture | None, **fields: Any) -> Sample:
+    @abstractmethod
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        """The samples of one row. What it raises becomes the row's problem."""
+
+    def _part_records(self, part: Part) -> Iterator[Sample | Problem]:
+        images = Images(part.images)
+        rows = self._rows(part)
+        last = None if part.count is None else part.first + part.count
+        for number in itertools.count():
+            if last is not None and number >= last:
+                return
+            try:
+                key, row = next(rows)
+            except StopIteration:
+                return
+            except DATA_ERRORS as error:  # a damaged file must not end a run over thousands of files
+                detail = f"after {number} rows: {type(error).__name__}: {error}"[:300]
+                yield Problem(self.card.name, part.split, part.path, "unreadable file", detail)
+                return
+            if number >= part.first:
+                yield from self._row_records(part, key, row, images)
+
+    def _row_records(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        try:
+            if isinstance(row, Exception):
+                raise row
+            yield from self._convert(part, key, row, images)
+        except DATA_ERRORS as error:  # whatever is wrong with one record is that record's problem
+            yield self._problem(part.split, f"{part.path}#{key}", error)
+
+    def _sample(
+        self,
+        part: Part,
+        key: str,
+        task: str,
+        turns: tuple[Turn, ...],
+        picture: Picture | None = None,
+        *,
+        split: str | None = None,
+        boxes: Sequence[Box] = (),
+        licence: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Sample:
         shown = picture or Picture(None, 0, 0)
-        fields.setdefault("licence", self.card.licence)
         return Sample.create(
-            dataset=self.card.name, split=split, task=task, image=shown.data, width=shown.width, height=shown.height, turns=turns,
-            source=source, **fields
+            dataset=self.card.name,
+            split=split or part.split,
+            task=task,
+            image=shown.data,
+            width=shown.width,
+            height=shown.height,
+            turns=turns,
+            boxes=tuple(boxes),
+            licence=licence or self.card.licence,
+            source=f"{part.path}#{key}",
+            extra=extra or {},
         )
 
     def _problem(self, split: str, source: str, error: Exception) -> Problem:
@@ -125,93 +199,6 @@ class Reader(ABC):
         return Problem(self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300])
 
 
-@dataclass(frozen=True)
-class Picture:
-    """Encoded bytes and the size that the file's header states (0 x 0 where it states none)."""
-
-    data: bytes | None
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, data: bytes) -> Picture:
-        return cls(data, *header_size(data))
-
-
-def header_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the file's header, without decoding; (0, 0) where the header cannot be read."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.size
-    except Exception:  # Pillow raises many kinds on damaged headers; curation names the damage
-        return 0, 0
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Read-only files below a root, local or s3://; nothing outside is opened."""
-
-    root: str
-    store: Store = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "store", Store(self.root))
-
-    def uri(self, path: str) -> str:
-        """The URI of a path below the root.
-
-        Raises:
-            Refused: the path, or the link it is, leaves the root.
-        """
-        try:
-            uri = self.store.uri(path)
-        except ValueError as error:
-            raise Refused("outside its folder", str(error)) from error
-        if not is_remote(uri) and not os.path.realpath(uri).startswith(os.path.realpath(self.store.root) + os.sep):
-            raise Refused("outside its folder", f"{path} is a link to {os.path.realpath(uri)}; copy the file into the folder")
-        return uri
-
-    def names(self) -> list[str]:
-        """Every file below the root, as paths relative to it."""
-        return [uri.removeprefix(self.store.root + "/") for uri in self.store.list(self.store.root)]
-
-    def read(self, path: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError, Refused."""
-        return self.store.read(self.uri(path))
-
-
-class Images:
-    """Pictures of a dataset by name, tried at several places; the last few are kept, since neighbours often share one."""
-
-    def __init__(self, root: str) -> None:
-        self.folder = Folder(root)
-        self._cached = lru_cache(maxsize=16)(self._load)
-
-    def get(self, *candidates: str) -> Picture:
-        """The picture at the first candidate path that is there.
-
-        Raises:
-            Refused: none is there ("missing image"), or a path leaves the folder.
-        """
-        return self._cached(candidates)
-
-    def _load(self, candidates: tuple[str, ...]) -> Picture:
-        for path in candidates:
-            try:
-                return Picture.of(self.folder.read(path))
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                continue
-        raise Refused("missing image", f"no file {' or '.join(candidates)} below {self.folder.root}")
-
-
-def places(path: str, *folders: str) -> tuple[str, ...]:
-    """Where a picture named `path` may lie: as written, below each folder, and by its bare name. The original appended the split's name
-    to the image folder against its own documentation (defect T12); looking at each place serves both layouts."""
-    name = PurePosixPath(path).name
-    found = [path, *(f"{folder}/{path}" for folder in folders), *(f"{folder}/{name}" for folder in folders), name]
-    return tuple(dict.fromkeys(found))
-
-
 def split_name(text: str, default: str = "train") -> str:
     """The split that a file's name states: train, validation, test, testA, testdev, ...; `default` where it states none."""
     words = [word for part in PurePosixPath(text).parts for word in part.replace(".", "_").replace("-", "_").split("_")]
@@ -219,28 +206,3 @@ def split_name(text: str, default: str = "train") -> str:
         if word in ("train", "validation", "test", "testA", "testB", "testdev", *SPLIT_NAMES):
             return SPLIT_NAMES.get(word, word)
     return default
-
-
-def pixels_xywh(values: Any) -> Box:
-    """A box given as left, top, width, height.
-
-    Raises:
-        Refused: it is not four numbers.
-    """
-    try:
-        x, y, width, height = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise Refused("missing box", f"{values!r} is not a box [x, y, width, height]") from error
-    return Box(x, y, x + width, y + height)
-
-
-def text_of(record: Mapping[str, Any], key: str) -> str:
-    """A text field.
-
-    Raises:
-        Refused: it is absent or not a text.
-    """
-    value = record.get(key) if isinstance(record, Mapping) else None
-    if not isinstance(value, str):
-        raise Refused("missing field", f"{key!r} is {value!r}; a text was expected")
-    return value

@@ -21,7 +21,6 @@ class Score:
     n: int
     missing: int
     higher_is_better: bool
-    headline: bool
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,28 @@ def parse_scores(content: Mapping[str, Any]) -> dict[str, Score]:
     return found
 
 
-def read_scores(path: Path) -> dict[str, Score]:
-    """`parse_scores` of a file. Raises ValueError where it is missing or is not such a file."""
+def read_scores(path: Path, checkpoint: str) -> dict[str, Score]:
+    """The scores of one checkpoint in the evaluate stage's `metrics.json`: `{"scores": {checkpoint: {metric: {...}}}}`.
+
+    Raises:
+        ValueError: the file is missing, is not such a file, or has not this checkpoint.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such metrics file; run the evaluate stage first")
     try:
-        return parse_scores(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        by_checkpoint = json.loads(path.read_text(encoding="utf-8"))["scores"]
+        if checkpoint not in by_checkpoint:
+            raise ValueError(f"no scores of {checkpoint!r}, only of {', '.join(by_checkpoint)}; name it in evaluate's checkpoints")
+        return parse_scores(by_checkpoint[checkpoint])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error if isinstance(error, ValueError) else repr(error)}") from error
 
 
 def judge(candidate: Scores, champion: Scores | None, gates: GateSettings) -> list[Check]:
     """Every check of a candidate's scores. `champion` is None where there is none yet, or where it may not be compared."""
     checks = [*_limits(candidate, gates), _nothing_missing(candidate)]
     if champion is not None:
-        checks += _against_champion(candidate, champion)
+        checks += [_comparison(name, candidate.get(name), champion.get(name)) for name in gates.compare or sorted(champion)]
     return checks
 
 
@@ -98,16 +104,13 @@ def _nothing_missing(candidate: Scores) -> Check:
     return Check("no missing answers", not gaps, reason)
 
 
-def _against_champion(candidate: Scores, champion: Scores) -> list[Check]:
-    names = sorted(name for name, score in champion.items() if score.headline)
-    return [_comparison(name, candidate.get(name), champion[name]) for name in names]
-
-
-def _comparison(name: str, score: Score | None, champion: Score) -> Check:
+def _comparison(name: str, score: Score | None, champion: Score | None) -> Check:
     """Worse only when the candidate's value lies outside the champion's interval, on the bad side."""
     label = f"champion {name}"
     if score is None:
-        return Check(label, False, f"{name} was measured for the champion and not for the candidate; evaluate that task too")
+        return Check(label, False, f"{name} was not measured for the candidate; evaluate it too, or correct promote's compare")
+    if champion is None:
+        return Check(label, True, f"{name} {score.value:.4g}; it was not measured for the champion")
     bound = champion.low if champion.higher_is_better else champion.high
     holds = score.value >= bound if champion.higher_is_better else score.value <= bound
     interval = f"champion {champion.value:.4g} ({champion.low:.4g} to {champion.high:.4g})"

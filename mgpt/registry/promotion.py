@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING
 from mgpt.registry.client import connect
 from mgpt.registry.gates import Check, Score, judge, parse_scores, read_scores
 from mgpt.registry.journal import Action, Journal
-from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
-from mgpt.registry.versions import CHAMPION, SCORES, Version, champion, register, store_weights, stored_manifest, versions
+from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, read_stages, stage_tags
+from mgpt.registry.versions import (
+    CHAMPION,
+    SCORES,
+    Recipe,
+    Version,
+    absolute_bases,
+    champion,
+    register,
+    store_weights,
+    stored_manifest,
+    versions,
+)
 from mgpt.settings.registry import GateSettings
 from mgpt.storage import Store
 
@@ -33,15 +44,17 @@ DECISION, PREVIOUS, REASONS = "mgpt.decision", "mgpt.previous_champion", "mgpt.r
 class Candidate:
     """A trained and evaluated model.
 
-    weights: folder that `model.save_trainable` wrote. metrics: the evaluate stage's metrics file. data: the curate stage's manifest.
-    stages: identity of every stage the model went through, by stage name; their MLflow runs are looked up by it.
+    weights: folder that `model.save_trainable` wrote. evaluation: the evaluate stage's results (`metrics.json`, and `run.json`, which tells
+    the stages before it). data: the curate stage's manifest. bases: folder or URI of each frozen base by name. checkpoint: whose scores
+    count.
     """
 
     system: str
     weights: Path
-    metrics: Path
+    evaluation: Path
     data: Path
-    stages: Mapping[str, str]
+    bases: Mapping[str, str]
+    checkpoint: str = "instruct"
 
 
 @dataclass(frozen=True)
@@ -85,22 +98,23 @@ def promote(candidate: Candidate, gates: GateSettings, store: Store, tracker: Tr
         ValueError: weights, metrics or manifest are not there or damaged, or another process decided at the same moment. No alias moves.
     """
     folder = project or Path.cwd()
-    scores = read_scores(candidate.metrics)
+    scores = read_scores(candidate.evaluation / "metrics.json", candidate.checkpoint)
     data = data_tags(candidate.data)
     weights_uri, manifest = store_weights(candidate.weights, candidate.system, store)
+    recipe = Recipe(candidate.system, weights_uri, manifest.digest, absolute_bases(candidate.bases))
     client = connect(tracker.tracking_uri)
     tags = {
         **code_tags(folder),
         **data,
         **base_tags(candidate.weights),
-        **stage_tags(client, candidate.stages),
+        **stage_tags(client, read_stages(candidate.evaluation / "run.json")),
         SCORES: json.dumps({name: asdict(score) for name, score in scores.items()}),
     }
-    number = register(tracker, candidate.system, weights_uri, manifest.digest, tags)
+    number = register(tracker, recipe, tags)
     reigning = champion(client, candidate.system)
     journal = Journal(store, candidate.system)
     checks = _checks(scores, data[TEST_DATA], reigning, number, journal, gates)
-    checks.append(_smoke(weights_uri, manifest.digest, gates.smoke_prompt))
+    checks.append(_smoke(recipe, gates.smoke_prompt))
     decision = _decide(candidate.system, number, reigning, checks)
     _record(client, journal, decision, tracker)
     return decision
@@ -125,7 +139,7 @@ def rollback(model: str, store: Store, tracking_uri: str, reason: str = "") -> D
     before = next((version for version in versions(client, model) if version.number == target), None)
     if before is None:
         raise ValueError(f"{model} version {target}, champion before version {current}, was deleted; there is nothing to go back to")
-    stored_manifest(*before.weights)
+    stored_manifest(before.recipe)
     check = Check("rollback", True, reason or f"asked for; version {current} was champion")
     decision = Decision(model, current, False, target, current, [check])
     journal.append("rolled back", current, before=current, champion=target, reasons=[check.reason])
@@ -151,13 +165,13 @@ def _checks(
     return checks
 
 
-def _smoke(weights_uri: str, digest: str, prompt: str) -> Check:
+def _smoke(recipe: Recipe, prompt: str) -> Check:
     """One real answer of the registered model, loaded the way a user loads it: weights and bases verified."""
     from mgpt.serve.loading import load_registered
     from mgpt.serve.picture import sample_picture
 
     try:
-        answer = load_registered(weights_uri, digest).answer(sample_picture(), prompt)
+        answer = load_registered(recipe).answer(sample_picture(), prompt)
     except (ValueError, OSError) as error:
         return Check("smoke prediction", False, f"{prompt!r} could not be answered: {error}")
     return Check("smoke prediction", bool(answer.text.strip()), f"{prompt!r} was answered {answer.text.strip()[:80]!r}")

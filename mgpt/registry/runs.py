@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
-KEY = re.compile(r"[\w\-. /:]{1,250}")
+KEY, NOT_IN_KEY, LONGEST_KEY = re.compile(r"[\w\-. /:]{1,250}"), re.compile(r"[^\w\-. /:]"), 250
 LONGEST_VALUE = 6000  # characters of a parameter; MLflow refuses more
 LARGEST_BATCH = 100  # parameters or tags in one call
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -94,14 +94,8 @@ class Tracker:
         self._sender.put(*(Point(key, value, now, step) for key, value in finite.items()))
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Queues parameters; nested mappings become dotted keys. What the run already has stays as it is: parameters are logged once.
-
-        Raises:
-            ValueError: a name that MLflow would refuse.
-        """
-        flat = flatten(params)
-        _check_keys(flat)
-        self._sender.put(partial(_send_params, run_id=self.run_id, params=flat))
+        """Queues parameters; nested mappings become dotted keys. What the run already has stays as it is: parameters are logged once."""
+        self._sender.put(partial(_send_params, run_id=self.run_id, params=flatten(params)))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Queues tags; a later value replaces an earlier one."""
@@ -137,13 +131,16 @@ def find_run(client: "MlflowClient", identity: str, stage: str, experiment_ids: 
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys with text values: `{"a": {"b": 1}}` is `{"a.b": "1"}`."""
+    """Nested mappings as dotted keys with text values: `{"a": {"b": 1}}` is `{"a.b": "1"}`.
+
+    Characters that MLflow does not take in a name become "_": a file name among the params may not stop a stage.
+    """
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:LONGEST_VALUE]
+            flat[NOT_IN_KEY.sub("_", f"{prefix}{key}")[:LONGEST_KEY]] = str(value)[:LONGEST_VALUE]
     return flat
 
 

@@ -11,12 +11,12 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt.registry.client import connect
-from mgpt.storage import Manifest, Store
+from mgpt.storage import Manifest, Store, is_remote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,11 +26,24 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
-WEIGHTS_URI, WEIGHTS_DIGEST = "mgpt.weights.uri", "mgpt.weights.digest"
+WEIGHTS_DIGEST, RECIPE = "mgpt.weights.digest", "mgpt.recipe"
 SCORES = "mgpt.scores"
 REQUIRED = ("trainable.safetensors", "config.json")
 PYFUNC = Path(__file__).parent.parent / "serve" / "pyfunc_model.py"
 LIBRARIES = ("torch", "transformers", "peft", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is needed to load a version: the folder of its weights in the store, their manifest's digest, and where each frozen base is.
+
+    It names files and holds none; a base that has moved is looked for among those that ship, and refused when its hash differs.
+    """
+
+    model: str
+    weights: str
+    digest: str
+    bases: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,11 @@ class Version:
     created: int  # milliseconds since 1970
 
     @property
-    def weights(self) -> tuple[str, str]:
-        """Folder and digest of the registered weights. Raises ValueError for a version that `promote` did not make."""
-        if WEIGHTS_URI not in self.tags or WEIGHTS_DIGEST not in self.tags:
+    def recipe(self) -> Recipe:
+        """How to load it. Raises ValueError for a version that the promote stage did not make."""
+        if RECIPE not in self.tags:
             raise ValueError(f"{self.model} version {self.number} was not registered by the promote stage: it does not name its weights")
-        return self.tags[WEIGHTS_URI], self.tags[WEIGHTS_DIGEST]
+        return Recipe(**json.loads(self.tags[RECIPE]))
 
 
 def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manifest]:
@@ -77,12 +90,18 @@ def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manife
     return folder, manifest
 
 
-def stored_manifest(folder: str, digest: str) -> Manifest:
+def absolute_bases(bases: Mapping[str, str]) -> dict[str, str]:
+    """Folders of bases as absolute paths, URIs as they are: a version is loaded from other folders than it was made in."""
+    return {name: uri if is_remote(uri) else str(Path(uri).absolute()) for name, uri in bases.items()}
+
+
+def stored_manifest(recipe: Recipe) -> Manifest:
     """The verified manifest of registered weights: every file is read and compared.
 
     Raises:
         ValueError: the manifest or a file is gone or differs.
     """
+    folder, digest = recipe.weights, recipe.digest
     store = Store(folder.rsplit("/", 1)[0])
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "manifest.json"
@@ -97,12 +116,13 @@ def stored_manifest(folder: str, digest: str) -> Manifest:
     return manifest
 
 
-def register(tracker: Tracker, model: str, folder: str, digest: str, tags: Mapping[str, str]) -> int:
+def register(tracker: Tracker, recipe: Recipe, tags: Mapping[str, str]) -> int:
     """The number of the version that holds these weights: an existing one (its tags are brought up to date), or a new one."""
     from mlflow.exceptions import MlflowException
 
     client = connect(tracker.tracking_uri)
-    tags = {**tags, WEIGHTS_URI: folder, WEIGHTS_DIGEST: digest}
+    model, digest = recipe.model, recipe.digest
+    tags = {**tags, WEIGHTS_DIGEST: digest, RECIPE: json.dumps(asdict(recipe))}
     found = client.search_model_versions(f"name = '{model}' and tags.`{WEIGHTS_DIGEST}` = '{digest}'")
     if found:
         number = min(int(version.version) for version in found)
@@ -111,25 +131,28 @@ def register(tracker: Tracker, model: str, folder: str, digest: str, tags: Mappi
         return number
     with suppress(MlflowException):  # it exists already
         client.create_registered_model(model)
-    source, model_id = _log_recipe(tracker, model, folder, digest)
+    source, model_id = _log_recipe(tracker, recipe)
     made = client.create_model_version(model, source=source, run_id=tracker.run_id, tags=dict(tags), model_id=model_id)
     return int(made.version)
 
 
-def _log_recipe(tracker: Tracker, model: str, folder: str, digest: str) -> tuple[str, str | None]:
+def _log_recipe(tracker: Tracker, recipe: Recipe) -> tuple[str, str | None]:
     """Logs the model-from-code with its recipe under the run; returns the model's URI and id. A few kilobytes whatever the model's size."""
     from importlib.metadata import version
 
     import mlflow
 
-    recipe = {"system": model, "weights": folder, "digest": digest}
     requirements = [f"{name}=={version(name).split('+')[0]}" for name in LIBRARIES]
     mlflow.set_tracking_uri(tracker.tracking_uri)
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=tracker.run_id):
         path = Path(scratch) / "recipe.json"
-        path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
         info = mlflow.pyfunc.log_model(
-            name=model, python_model=str(PYFUNC), artifacts={"recipe": str(path)}, signature=_signature(), pip_requirements=requirements
+            name=recipe.model,
+            python_model=str(PYFUNC),
+            artifacts={"recipe": str(path)},
+            signature=_signature(),
+            pip_requirements=requirements,
         )
     return info.model_uri, info.model_id
 

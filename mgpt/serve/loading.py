@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mgpt.cluster.start import local_folder
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
+    from mgpt.registry.versions import Recipe
     from mgpt.serve.predictor import Predictor
 
 SHIPPED = Path(__file__).parent.parent / "backbones" / "shapes"
@@ -26,10 +29,10 @@ def load(reference: str, tracking_uri: str) -> Predictor:
         return load_weights(Path(reference))
     from mgpt.registry.versions import find
 
-    return load_registered(*find(tracking_uri, reference).weights)
+    return load_registered(find(tracking_uri, reference).recipe)
 
 
-def load_registered(folder: str, digest: str) -> Predictor:
+def load_registered(recipe: Recipe) -> Predictor:
     """Registered weights from where they are stored, compared with the digest that was registered.
 
     Raises:
@@ -37,16 +40,19 @@ def load_registered(folder: str, digest: str) -> Predictor:
     """
     from mgpt.registry.versions import stored_manifest
 
-    stored_manifest(folder, digest)
-    if not is_remote(folder):
-        return load_weights(Path(folder))
+    stored_manifest(recipe)
+    if not is_remote(recipe.weights):
+        return load_weights(Path(recipe.weights), recipe.bases)
     with tempfile.TemporaryDirectory() as scratch:
-        Store(folder).fetch_folder(folder, scratch)
-        return load_weights(Path(scratch))
+        Store(recipe.weights).fetch_folder(recipe.weights, scratch)
+        return load_weights(Path(scratch), recipe.bases)
 
 
-def load_weights(folder: Path) -> Predictor:
+def load_weights(folder: Path, bases: Mapping[str, str] | None = None) -> Predictor:
     """Trained weights as `save_trainable` wrote them, on their bases, in evaluation mode; on the GPU where there is one.
+
+    Args:
+        bases: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
 
     Raises:
         ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one trained on.
@@ -60,25 +66,23 @@ def load_weights(folder: Path) -> Predictor:
     from mgpt.serve.predictor import Predictor
 
     wanted = json.loads(path.read_text(encoding="utf-8"))["bases"]
-    with tempfile.TemporaryDirectory() as scratch:
-        bases = {name: base_folder(name, base, Path(scratch)) for name, base in wanted.items()}
-        model = MiniGPTForConditionalGeneration.from_trainable(folder, bases=bases)
+    found = {name: base_folder(name, base, (bases or {}).get(name)) for name, base in wanted.items()}
+    model = MiniGPTForConditionalGeneration.from_trainable(folder, bases=found)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor(model, MiniGPTProcessor.from_pretrained(folder), model.config.prompt_format)
 
 
-def base_folder(name: str, base: dict[str, Any], scratch: Path) -> Path:
-    """Where a frozen base is: the place it was trained from, else among those that ship. Its hash is compared when it is loaded.
+def base_folder(name: str, base: Mapping[str, str], place: str | None = None) -> Path:
+    """A frozen base as a local folder: from `place`, else from where it was trained, else among those that ship.
+
+    Its hash is compared when it is loaded.
 
     Raises:
-        ValueError: it is in neither place.
+        ValueError: it is in none of these places.
     """
-    uri = str(base.get("uri", ""))
-    if is_remote(uri):
-        Store(uri).fetch_folder(uri, scratch / name)
-        return scratch / name
-    for folder in (Path(uri), SHIPPED / name):
-        if (folder / "config.json").is_file():
-            return folder
+    places = [uri for uri in (place, base.get("uri"), str(SHIPPED / name)) if uri]
+    for uri in places:
+        if Store(uri).exists(f"{uri}/config.json"):
+            return local_folder(uri)
     known = f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
-    raise ValueError(f"base {name!r} ({known}) is neither at {uri or '(no place named)'} nor under {SHIPPED}; run the download stage")
+    raise ValueError(f"base {name!r} ({known}) is in none of {', '.join(places)}; run the download stage")

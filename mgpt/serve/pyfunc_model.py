@@ -22,10 +22,10 @@ class MiniGPTModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Loads and verifies the weights that the version was registered with."""
+        from mgpt.registry.versions import Recipe
         from mgpt.serve.loading import load_registered
 
-        recipe = json.loads(Path(context.artifacts["recipe"]).read_text(encoding="utf-8"))
-        self.predictor = load_registered(recipe["weights"], recipe["digest"])
+        self.predictor = load_registered(Recipe(**json.loads(Path(context.artifacts["recipe"]).read_text(encoding="utf-8"))))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """One row out for each row in, in order. Raises ValueError for a picture or prompt that cannot be used, with its row's number."""

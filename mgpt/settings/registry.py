@@ -36,6 +36,8 @@ class GateSettings(Section):
 
     floors: dict[str, float] = Field(default_factory=dict)  # least value of a metric where higher is better
     ceilings: dict[str, float] = Field(default_factory=dict)  # largest value of a metric where lower is better
+    # Metrics in which the candidate may not be worse than the champion; empty: all that the champion has.
+    compare: tuple[str, ...] = ()
     smoke_prompt: Annotated[str, Field(min_length=1)] = "Describe this image in detail."
     # A champion measured on other test data cannot be compared: the candidate is held back unless this says that it may pass.
     other_test_data: bool = False

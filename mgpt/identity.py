@@ -1,8 +1,9 @@
 """One identity a piece of work: hash(stage, the params it declared, the digests of its inputs, the code it runs).
 
-It names the Ray run, the Ray job, the MLflow run and the checkpoint folder, so equal work is found again and changed work starts afresh. What a stage
-declares stands in dvc.yaml and nowhere else: DVC and the identity read the same lines.
+It names the Ray run, the Ray job, the MLflow run and the checkpoint folder, so equal work is found again and changed work starts afresh.
+What a stage declares stands in dvc.yaml and nowhere else: DVC and the identity read the same lines.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -27,19 +28,17 @@ _IGNORED = ("__pycache__", ".pytest_cache")
 
 @dataclass(frozen=True)
 class Declaration:
-    """What dvc.yaml says of one stage: `params` are dotted keys; `code`, `inputs` and `outputs` are paths from the project's folder."""
+    """What dvc.yaml says of one stage. `name` is DVC's (`pretrain@minigpt-v2`); stage and system are those of its command; `params` are
+    dotted keys; `code`, `inputs` and `outputs` are paths from the project's folder.
+    """
 
+    name: str
     stage: str
     system: str | None
     params: tuple[str, ...]
     code: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """As DVC names it: `pretrain@minigpt-v2`."""
-        return f"{self.stage}@{self.system}" if self.system else self.stage
 
     @property
     def folder(self) -> str:
@@ -51,13 +50,13 @@ def declarations(project: Path) -> list[Declaration]:
     """Every stage of the project's dvc.yaml, in the file's order."""
     stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     found = []
-    for stage, body in stages.items():
+    for name, body in stages.items():
         if "foreach" not in body:
-            found.append(_declaration(stage, None, body))
+            found.append(_declaration(name, body))
             continue
         each = body["foreach"]
-        for key, item in each.items() if isinstance(each, dict) else ((name, name) for name in each):
-            found.append(_declaration(stage, key, _fill(body["do"], key, item)))
+        for key, item in each.items() if isinstance(each, dict) else ((one, one) for one in each):
+            found.append(_declaration(f"{name}@{key}", _fill(body["do"], key, item)))
     return found
 
 
@@ -84,7 +83,7 @@ def identify(project: Path, declared: Declaration, settings: Settings, extra: Ma
         ValueError: an input is missing, or a declared param names nothing.
     """
     content = {
-        "stage": declared.name,
+        "stage": [declared.stage, declared.system],
         "params": declared_values(declared, settings),
         "inputs": input_digests(project, declared) | dict(extra or {}),
         "code": {path: digest(project / path) for path in declared.code},
@@ -116,12 +115,18 @@ def digest(path: Path) -> str:
     return Manifest.load(path).digest if path.name == "manifest.json" else sha256_file(path)
 
 
-def _declaration(stage: str, system: str | None, body: dict[str, Any]) -> Declaration:
+def _declaration(name: str, body: dict[str, Any]) -> Declaration:
+    command = body["cmd"].split()
+    if command[:3] != ["python", "-m", "flows"] or len(command) not in (4, 5):
+        raise ValueError(
+            f"dvc.yaml: the command of {name} is {body['cmd']!r}; write `python -m flows STAGE` or `python -m flows STAGE SYSTEM`"
+        )
     dependencies = body.get("deps", [])
     outputs = [next(iter(one)) if isinstance(one, dict) else one for kind in ("outs", "metrics", "plots") for one in body.get(kind, [])]
     return Declaration(
-        stage,
-        system,
+        name,
+        stage=command[3],
+        system=command[4] if len(command) == 5 else None,
         params=tuple(body.get("params", [])),
         code=tuple(path for path in dependencies if not path.startswith(f"{RESULTS}/")),
         inputs=tuple(path for path in dependencies if path.startswith(f"{RESULTS}/")),
@@ -130,7 +135,7 @@ def _declaration(stage: str, system: str | None, body: dict[str, Any]) -> Declar
 
 
 def _fill(template: Any, key: str, item: Any) -> Any:
-    """Puts `${key}`, `${item}` and `${item.field}` of a DVC foreach into a stage's body; a list put where one item stands is spliced in."""
+    """Puts `${key}`, `${item}` and `${item.field}` of a DVC foreach into a stage's body."""
     if isinstance(template, dict):
         return {name: _fill(value, key, item) for name, value in template.items()}
     if isinstance(template, list):

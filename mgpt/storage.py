@@ -1,8 +1,9 @@
 """Every byte that enters or leaves: a local folder or an `s3://` prefix behind one small interface.
 
-A write is whole or absent: a reader never sees half a file, whatever is killed. Files that other stages rely on are named by a `Manifest` with their size
-and sha256, so that one altered byte is found.
+A write is whole or absent: a reader never sees half a file, whatever is killed. Files that other stages rely on are named by a `Manifest`
+with their size and sha256, so that one altered byte is found.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -65,8 +66,8 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 class Store:
     """Files under one root: a local folder or `s3://bucket/prefix`.
 
-    Credentials and endpoint of an S3-compatible server come from the usual `AWS_*` variables, `AWS_ENDPOINT_URL` included. Picklable; workers make
-    their own client. Methods take full URIs, made by `uri`.
+    Credentials and endpoint of an S3-compatible server come from the usual `AWS_*` variables, `AWS_ENDPOINT_URL` included. Picklable;
+    workers make their own client. Methods take full URIs, made by `uri`.
     """
 
     root: str
@@ -179,7 +180,11 @@ class Store:
             assert self.read(probe) == b"mgpt"
             self.delete(probe)
         except Exception as error:
-            fix = "check AWS_ENDPOINT_URL, the credentials and that the bucket exists" if is_remote(probe) else "check the folder's permissions and space"
+            fix = (
+                "check AWS_ENDPOINT_URL, the credentials and that the bucket exists"
+                if is_remote(probe)
+                else "check the folder's permissions and space"
+            )
             raise ValueError(f"storage.root: {self.root} cannot be written ({type(error).__name__}: {error}); {fix}") from error
 
 
@@ -238,7 +243,10 @@ def _probe_conditional_writes(root: str) -> None:
     first, second = _create_remote(probe, b"1"), _create_remote(probe, b"2")
     _remote().rm(probe)
     if not first or second:
-        raise ValueError(f"storage.root: the server of {root} ignores conditional writes (If-None-Match), so two runs could both win; use one that honours them")
+        raise ValueError(
+            f"storage.root: the server of {root} ignores conditional writes (If-None-Match), so two runs could both win; "
+            "use one that honours them"
+        )
 
 
 def _hash(store: Store, uri: str) -> tuple[str, int]:
@@ -307,7 +315,9 @@ class Manifest:
         wrong = list(_differences(self.entries))
         if wrong:
             shown = "\n  ".join(wrong[:20])
-            raise ValueError(f"{len(wrong)} of {len(self.entries)} files differ from their manifest:\n  {shown}\nrun the stage that made them again")
+            raise ValueError(
+                f"{len(wrong)} of {len(self.entries)} files differ from their manifest:\n  {shown}\nrun the stage that made them again"
+            )
 
 
 def _differences(entries: Iterable[Entry]) -> Iterator[str]:

@@ -1,4 +1,5 @@
 """Settings: the params file and the environment as one frozen, validated object, composed of one class a section."""
+
 from __future__ import annotations
 
 import os
@@ -23,7 +24,9 @@ BySystem = Annotated[dict[str, TrainingSettings], Field(min_length=1)]
 
 
 class Settings(Section):
-    """Every section of the params file. Stages' sections bear the stages' names; what differs between systems sits under the system's name."""
+    """Every section of the params file. Stages' sections bear the stages' names; what differs between systems sits under the system's
+    name.
+    """
 
     sources: dict[str, SourceSettings]
     download: DownloadSettings = DownloadSettings()
@@ -76,7 +79,9 @@ def _systems_have_models(settings: Settings) -> Iterator[Mistake]:
         for system in getattr(settings, stage):
             if system not in settings.models:
                 rule = "a system that is trained or promoted has a model"
-                yield Mistake(f"{stage}.{system}", "...", rule, f"add models.{system}, or remove this section; models: {', '.join(settings.models)}")
+                yield Mistake(
+                    f"{stage}.{system}", "...", rule, f"add models.{system}, or remove this section; models: {', '.join(settings.models)}"
+                )
 
 
 def _cluster_reaches_store(settings: Settings) -> Iterator[Mistake]:
@@ -89,7 +94,9 @@ def _cluster_reaches_store(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("storage.root", settings.storage.root, rule, "use s3://bucket/prefix, or an empty cluster.address")
     if settings.tracking.uri.startswith("sqlite"):
         rule = "a cluster elsewhere cannot reach a database file of this machine"
-        yield Mistake("tracking.uri", settings.tracking.uri, rule, "use the http(s) address of an MLflow server, or an empty cluster.address")
+        yield Mistake(
+            "tracking.uri", settings.tracking.uri, rule, "use the http(s) address of an MLflow server, or an empty cluster.address"
+        )
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Mistake]], ...] = (_systems_have_models, _cluster_reaches_store)

@@ -1,4 +1,5 @@
 """A view of the settings that shows a stage only the keys it declared in dvc.yaml, so that its identity cannot miss one."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,8 @@ class DeclaredView(Mapping[str, Any]):
         return self._get(name)
 
     def __iter__(self) -> Iterator[str]:
-        raise UndeclaredRead(f"stage {self._stage} lists all of {self._path or 'the settings'}; declare {self._path or 'its sections'} under params in dvc.yaml")
+        whole = self._path or "the settings"
+        raise UndeclaredRead(f"stage {self._stage} lists all of {whole}; declare {whole} under params in dvc.yaml")
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -56,6 +58,8 @@ class DeclaredView(Mapping[str, Any]):
         inside = any(path == one or path.startswith(one + ".") for one in (*self._declared, *ALWAYS))
         above = any(one.startswith(path + ".") for one in self._declared)
         if not inside and not above:
-            raise UndeclaredRead(f"stage {self._stage} reads {path}, which it does not declare; add it under params of the stage in dvc.yaml")
+            raise UndeclaredRead(
+                f"stage {self._stage} reads {path}, which it does not declare; add it under params of the stage in dvc.yaml"
+            )
         value = child(self._value, name)
         return value if inside else DeclaredView(value, self._declared, self._stage, path)

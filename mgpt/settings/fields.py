@@ -1,4 +1,5 @@
 """What every section of the settings shares: the base class, and how a cross-field rule reports a mistake."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,7 +16,9 @@ class Section(BaseModel):
 
 
 def mistake(rule: str, fix: str, key: str = "") -> PydanticCustomError:
-    """The error that a validator raises: which rule is broken and how to mend it. `key` names the guilty key below the validated section."""
+    """The error that a validator raises: which rule is broken and how to mend it. `key` names the guilty key below the validated
+    section.
+    """
     return PydanticCustomError("mistake", "{rule}", {"rule": rule, "fix": fix, "key": key})
 
 

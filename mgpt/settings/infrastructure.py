@@ -1,4 +1,5 @@
 """Where things run and lie: `storage` and `cluster`. Neither is part of a stage's identity: the same work elsewhere is the same work."""
+
 from __future__ import annotations
 
 from typing import Annotated
@@ -6,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from mgpt.settings.fields import Section, mistake
+from mgpt.settings.training import WorkerSettings
 
 
 class StorageSettings(Section):
@@ -17,7 +19,9 @@ class StorageSettings(Section):
     @classmethod
     def _known_scheme(cls, root: str) -> str:
         if "://" in root and not root.startswith("s3://"):
-            raise mistake("a local folder or s3://bucket/prefix", "write one of the two; S3-compatible servers are reached through AWS_ENDPOINT_URL")
+            raise mistake(
+                "a local folder or s3://bucket/prefix", "write one of the two; S3-compatible servers are reached through AWS_ENDPOINT_URL"
+            )
         return root
 
 
@@ -29,6 +33,7 @@ class ClusterSettings(Section):
     object_store_mb: Annotated[int, Field(ge=80)] = 400  # shared memory of the local Ray
     idle_minutes: Annotated[float, Field(gt=0)] = 10.0  # the local Ray ends by itself when no stage has used it for so long
     upload_limit_mb: Annotated[float, Field(gt=0)] = 50.0  # a larger working folder is refused before anything is sent
+    training: WorkerSettings = WorkerSettings()  # the worker group of a training stage
 
     @field_validator("address")
     @classmethod

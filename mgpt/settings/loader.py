@@ -1,7 +1,9 @@
 """Reads the params file and the environment, and reports every mistake at once: key, value, rule and fix.
 
-DVC sees the params file only, so the environment may set nothing that changes a result: it says where things lie (`MGPT_STORAGE__ROOT`), never what is done.
+DVC sees the params file only, so the environment may set nothing that changes a result: it says where things lie (`MGPT_STORAGE__ROOT`),
+never what is done.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -50,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -58,7 +60,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 # The first resolver that matches wins, and an integer matches both.
@@ -70,7 +74,9 @@ def read_params(path: str | Path) -> dict[str, Any]:
     """The params file as plain values. Raises ValueError where it is missing or no YAML mapping."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file.absolute()} does not exist; run from the project's folder, where params.yaml is, or name the file with --params")
+        raise ValueError(
+            f"{file.absolute()} does not exist; run from the project's folder, where params.yaml is, or name the file with --params"
+        )
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
@@ -92,7 +98,9 @@ def overlay(content: dict[str, Any], environment: Mapping[str, str]) -> list[Mis
             continue
         if section not in FROM_ENVIRONMENT:
             rule = f"the environment sets only {', '.join(FROM_ENVIRONMENT)}: DVC would not see a change of anything else"
-            wrong.append(Mistake(name, environment[name], rule, f"set {'.'.join([section, *keys])} in the params file, or with dvc exp run -S"))
+            wrong.append(
+                Mistake(name, environment[name], rule, f"set {'.'.join([section, *keys])} in the params file, or with dvc exp run -S")
+            )
             continue
         place = content.setdefault(section, {})
         for key in keys[:-1]:
@@ -132,7 +140,9 @@ def _mistake(model: type[BaseModel], detail: ErrorDetails) -> Mistake:
         inner = _inner(detail)
         return Mistake(".".join([key, *inner] if key else inner), _at(detail["input"], inner), str(context["rule"]), str(context["fix"]))
     rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return Mistake(key, detail["input"], rule, f"change {key} so that it is {rule}" if detail["msg"].startswith("Input") else f"correct {key}")
+    return Mistake(
+        key, detail["input"], rule, f"change {key} so that it is {rule}" if detail["msg"].startswith("Input") else f"correct {key}"
+    )
 
 
 def _inner(detail: ErrorDetails) -> list[str]:
@@ -158,7 +168,7 @@ def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         fields = {name: field for one in _models(current) for key, field in one.model_fields.items() for name in (key, field.alias)}
         if part in fields:
-            current = fields[part].annotation  # type: ignore[index]
+            current = fields[part].annotation
         elif mapped := [get_args(one)[1] for one in _members(current) if get_args(one) and len(get_args(one)) == 2]:
             current = mapped[0]
     return sorted({field.alias or name for one in _models(current) for name, field in one.model_fields.items()})

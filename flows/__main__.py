@@ -1,0 +1,28 @@
+"""`python -m flows STAGE [SYSTEM] [--dry]`: what dvc.yaml calls."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+STAGES = ("download", "curate", "pretrain", "describe", "multitask", "instruct", "evaluate", "promote")
+
+
+def main() -> int:
+    """Runs one stage; a user's mistake ends with its message and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Runs one stage of the pipeline.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("system", nargs="?", help="where the stage runs once a system: minigpt4 or minigpt-v2")
+    parser.add_argument("--dry", action="store_true", help="only say what would happen: identity and state, or job id and state")
+    asked = parser.parse_args()
+    try:
+        importlib.import_module(f"flows.{asked.stage}").main(asked.system, dry=asked.dry)
+    except ValueError as error:
+        print(f"{asked.stage}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

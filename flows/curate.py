@@ -1,0 +1,24 @@
+"""Downloaded files in, shards of samples and a manifest of them out."""
+
+from __future__ import annotations
+
+from mgpt.stage import StageContext, run
+from mgpt.storage import Manifest
+
+
+def main(system: str | None, dry: bool = False) -> None:
+    """The `curate` stage."""
+    run("curate", system, body, dry=dry)
+
+
+def body(context: StageContext) -> dict[str, object]:
+    """Checks every record and keeps what may stay."""
+    from mgpt.data.curation import curate
+
+    downloaded = Manifest.load(context.result("download") / "manifest.json")
+    folder = context.store.uri("curated", context.identity)
+    with context.ray(), context.work("curate"):
+        curated = curate(downloaded, context.settings.sources, context.section, context.store, folder)
+    curated.save(context.out)
+    rows = sum(int(entry.meta["rows"]) for entry in curated.manifest.entries)
+    return {"records": curated.report["records"], "kept": rows, "quarantined": curated.report["reasons"]}

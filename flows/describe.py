@@ -1,0 +1,40 @@
+"""The pretrained MiniGPT-4 describes pictures; what is mended and survives becomes its instruction data."""
+
+from __future__ import annotations
+
+from flows.inputs import bases
+from mgpt.stage import StageContext, run
+from mgpt.storage import Manifest
+
+SYSTEM = "minigpt4"
+
+
+def main(system: str | None, dry: bool = False) -> None:
+    """The `describe` stage."""
+    run("describe", system, body, dry=dry)
+
+
+def body(context: StageContext) -> dict[str, object]:
+    """Writes, mends, filters."""
+    with context.ray():
+        from mgpt.cluster.generate import answer_on_ray
+        from mgpt.evaluation.describe import DescribeRequest, describe
+
+        request = DescribeRequest(
+            settings=context.section,
+            store=context.store,
+            curated=Manifest.load(context.result("curate") / "manifest.json"),
+            bases=bases(context, SYSTEM),
+            weights=context.result("pretrain", SYSTEM) / "weights",
+            folder=context.store.uri("described", context.identity),
+            out=context.out,
+        )
+        with context.work("describe"):
+            result = describe(request, answer_on_ray(request.settings.generation, report))
+    context.tracker.log_artifact(context.out / "review.csv")
+    return result.summary
+
+
+def report(done: int, total: int) -> None:
+    """Progress."""
+    print(f"describe: {done} of {total} pictures", flush=True)

@@ -1,0 +1,104 @@
+"""The owner of a shared local Ray: `python -m mgpt.cluster.local FOLDER SETTINGS`. Started by `connect.start`, ended by idleness or a
+signal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from mgpt.cluster.connect import LocalRay, fingerprints, process_start
+from mgpt.settings.infrastructure import ClusterSettings
+from mgpt.storage import write_atomic
+
+_LOOK_SECONDS = 1.0
+
+
+class _Ended(Exception):
+    """A signal asked for the end."""
+
+
+def own(shared: LocalRay, settings: ClusterSettings) -> None:
+    """Runs Ray until nobody has used it for the idle time. Returns at once where another process owns it already."""
+    with shared.lock("owner") as owner:
+        if not _acquire(owner, shared):
+            return
+        signal.signal(signal.SIGTERM, _end)
+        address = _start_ray(shared, settings)
+        try:
+            _announce(shared, address)
+            _wait_until_idle(shared, settings.idle_minutes * 60)
+        except _Ended:
+            shared.state.unlink(missing_ok=True)
+        finally:
+            _stop_ray(shared)
+
+
+def _end(*_: Any) -> None:
+    raise _Ended
+
+
+def _acquire(owner: IO[bytes], shared: LocalRay) -> bool:
+    """Takes the owner's lock, waiting for an owner that is just ending; False where one runs."""
+    while True:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if shared.read() is not None:
+                return False
+            time.sleep(0.2)
+        else:
+            return shared.read() is None
+
+
+def _start_ray(shared: LocalRay, settings: ClusterSettings) -> str:
+    import ray
+
+    ray.init(
+        num_cpus=settings.cpus or max(2, os.cpu_count() or 2),
+        object_store_memory=settings.object_store_mb << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(shared.folder / "r"),
+    )
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _announce(shared: LocalRay, address: str) -> None:
+    state = {"address": address, "pid": os.getpid(), "started": process_start(os.getpid()), "environment": fingerprints()}
+    write_atomic(shared.state, json.dumps(state).encode())
+
+
+def _wait_until_idle(shared: LocalRay, limit: float) -> None:
+    """Returns when no process has held the users' lock for `limit` seconds; the state is withdrawn before the lock is given back."""
+    used = time.monotonic()
+    with shared.lock("users") as users:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                used = time.monotonic()
+                continue
+            if time.monotonic() - used > limit:
+                shared.state.unlink()
+                return
+            fcntl.flock(users, fcntl.LOCK_UN)
+
+
+def _stop_ray(shared: LocalRay) -> None:
+    import ray
+
+    ray.shutdown()
+    shutil.rmtree(shared.folder / "r", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    own(LocalRay(Path(sys.argv[1])), ClusterSettings(**json.loads(sys.argv[2])))

@@ -14,15 +14,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
-import torch
-from PIL import Image
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from mgpt.cluster.start import Start
@@ -31,9 +29,12 @@ from mgpt.data.sample import Sample
 from mgpt.data.tasks import load_tasks, render
 from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Entry, Manifest, Store, sha256_bytes
-from mgpt.train.batch import Batch, cut_by_length
-from mgpt.train.loop import StepBatches
 
+if TYPE_CHECKING:
+    from mgpt.train.batch import Batch
+    from mgpt.train.loop import StepBatches
+
+# Torch and the model's code are imported where they are used: Ray Train's dataset manager imports this module too, and needs neither.
 NAME = "train"  # the dataset's name in Ray Train
 _SAMPLES_PER_TASK = 256  # samples that one Ray Data task prepares, about
 _CACHE_BYTES = 256 << 20  # decompressed row groups that a feeding process keeps
@@ -120,7 +121,7 @@ class Feed:
         return Mixture(seed=self.seed, weights=self.weights, sizes=sizes, global_batch_size=self.global_batch_size)
 
 
-class _Preparer:
+class Preparer:
     """A feeding process's tools: made once a process, they serve all its tasks."""
 
     def __init__(self, feed: Feed) -> None:
@@ -131,6 +132,10 @@ class _Preparer:
 
     def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
         """Worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of like length."""
+        from PIL import Image
+
+        from mgpt.train.batch import cut_by_length
+
         picks = self.mixture.batch(step)[rank::world_size]
         samples = [self.reader.read(pick.dataset, pick.index) for pick in picks]
         messages = [self._render(pick, sample) for pick, sample in zip(picks, samples, strict=True)]
@@ -145,28 +150,34 @@ class _Preparer:
         return render(sample, rng, task=self.feed.tasks.get(pick.dataset), tasks=self.tasks)
 
 
-_PREPARERS: dict[str, _Preparer] = {}  # of this process, by the feed's digest; Ray reuses a process for many tasks
+_PREPARERS: dict[str, Preparer] = {}  # of this process, by the feed's digest; Ray reuses a process for many tasks
 
 
-def _prepare(table: pa.Table, feed: Feed, start: int, rank: int, world_size: int) -> pa.Table:
+def preparer(feed: Feed) -> Preparer:
+    """This process's preparer of a feed; called ahead of the first step, it warms a process of the pool that Ray takes feeding tasks from."""
+    import torch
+
     torch.set_num_threads(1)  # the training workers want the other cores
-    preparer = _PREPARERS.get(feed.digest)
-    if preparer is None:
+    if feed.digest not in _PREPARERS:
         _PREPARERS.clear()
-        preparer = _PREPARERS[feed.digest] = _Preparer(feed)
-    steps = [start + number for number in table["id"].to_pylist()]
-    blobs = [[batch.to_bytes() for batch in preparer.batches(step, rank, world_size)] for step in steps]
+        _PREPARERS[feed.digest] = Preparer(feed)
+    return _PREPARERS[feed.digest]
+
+
+def _prepare(table: pa.Table, feed: Feed, rank: int, world_size: int) -> pa.Table:
+    prepare, steps = preparer(feed).batches, table["step"].to_pylist()
+    blobs = [[batch.to_bytes() for batch in prepare(step, rank, world_size)] for step in steps]
     return pa.table({"step": steps, "batches": pa.array(blobs, type=pa.list_(pa.large_binary()))})
 
 
 def worker_dataset(feed: Feed, start: int, rank: int, world_size: int, cpus: float) -> ray.data.Dataset:
     """The steps from `start` on as worker `rank` sees them: rows `{step, batches}`, in order."""
-    left = feed.steps - start
     per_task = max(1, _SAMPLES_PER_TASK * world_size // feed.global_batch_size)
-    steps = ray.data.range(left, override_num_blocks=-(-left // per_task))
-    steps.context.execution_options.preserve_order = True
-    prepare = partial(_prepare, feed=feed, start=start, rank=rank, world_size=world_size)
-    return steps.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=cpus)
+    steps = range(start, feed.steps)
+    plan = ray.data.from_arrow([pa.table({"step": steps[at:at + per_task]}) for at in range(0, len(steps), per_task)])
+    plan.context.execution_options.preserve_order = True
+    prepare = partial(_prepare, feed=feed, rank=rank, world_size=world_size)
+    return plan.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=cpus)
 
 
 class PlannedData(ray.train.DataConfig):
@@ -197,6 +208,9 @@ def committed_step(run_uri: str) -> int:
 
 def stream(shard: ray.data.DataIterator) -> Iterator[StepBatches]:
     """The training loop's stream of a worker's dataset."""
-    for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+    from mgpt.train.batch import Batch
+
+    tables: Any = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)  # type: ignore[arg-type]
+    for table in tables:
         for step, blobs in zip(table["step"].to_pylist(), table["batches"], strict=True):
             yield step, [Batch.from_bytes(blob.as_py()) for blob in blobs.values]

@@ -14,11 +14,14 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mgpt.cluster.start import Start
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Manifest, Store, sha256_file
+
+if TYPE_CHECKING:
+    from mgpt.cluster.ingest import Feed
 
 CURVE, WEIGHTS, FINISHED, START = "curve.csv", "weights", "finished.json", "start"
 _POLL_SECONDS = 0.5
@@ -90,7 +93,7 @@ def train(request: TrainRequest) -> TrainResult:
 
 def _fit(request: TrainRequest, store: Store) -> None:
     import ray.data
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from mgpt.cluster.ingest import NAME, Feed, PlannedData
@@ -99,6 +102,8 @@ def _fit(request: TrainRequest, store: Store) -> None:
     start = _start(request, store)
     feed = Feed.of(request.settings, request.manifest, start, request.task_files)
     feed.mixture()  # a mixture that cannot be made is refused here, before any worker starts
+    # Warms a feeding process while Ray Train's own processes start: importing the model's code takes seconds.
+    ray.remote(num_cpus=0)(_warm).remote(feed)
     ray.data.DataContext.get_current().enable_progress_bars = False
     workers, settings = request.workers, request.settings
     folder, name = request.run_uri.rsplit("/", 1)
@@ -110,10 +115,17 @@ def _fit(request: TrainRequest, store: Store) -> None:
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus_per_worker > 0, resources_per_worker=resources),
         run_config=RunConfig(name=name, storage_path=folder, failure_config=FailureConfig(max_failures=workers.failures),
+                             logging_config=LoggingConfig(log_level="WARNING"),
                              checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints)))
     outcome = _outcome(trainer)
     if "refused" in outcome:
         raise ValueError(outcome["refused"])
+
+
+def _warm(feed: Feed) -> None:
+    from mgpt.cluster.ingest import preparer
+
+    preparer(feed)
 
 
 def _no_dataset() -> Any:

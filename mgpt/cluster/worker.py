@@ -16,6 +16,7 @@ from mgpt.cluster.start import Start
 from mgpt.cluster.trainer import CURVE, FINISHED, WEIGHTS
 from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Store, sha256_file
+from mgpt.train.ahead import ahead
 from mgpt.train.callbacks import Checkpoint, NonFinite, NonFiniteError
 from mgpt.train.curve import Curve, Row, curve_csv
 from mgpt.train.loop import TOTALS, Loop, StepBatches
@@ -23,6 +24,8 @@ from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated
 from mgpt.train.schedule import make_schedule
 from mgpt.train.state import TrainingState
+
+_STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(todo.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
+        steps = _steps(todo)
         loop = make_loop(todo)
-        loop.run(_stream(loop))
+        loop.run(steps)
     except (ValueError, NonFiniteError) as error:
         return {"refused": str(error)}
     if loop.parallel.rank == 0:
@@ -72,8 +76,12 @@ def _is_watched(settings: TrainingSettings, step: int) -> bool:
     return step % settings.log_every == 0 or step % settings.checkpoint_every == 0 or step == settings.steps
 
 
-def _stream(loop: Loop) -> Iterator[StepBatches]:
-    return stream(ray.train.get_dataset_shard(NAME)) if loop.step < loop.settings.steps else iter(())
+def _steps(todo: Work) -> Iterator[StepBatches]:
+    """The stream, which begins to flow while the model is being built."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None and checkpoint.get_metadata()["step"] >= todo.settings.steps:
+        return iter(())
+    return ahead(lambda: stream(ray.train.get_dataset_shard(NAME)), _STEPS_AHEAD)
 
 
 def _write_curve(run_uri: str, rows: list[Row]) -> None:

@@ -18,7 +18,7 @@ class WorkerSettings(Section):
     workers: int = Field(default=2, gt=0)
     maximum_workers: int | None = Field(default=None, gt=0, description="elastic where set: Ray adds workers up to it as nodes come")
     cpus_per_worker: float = Field(default=0.5, gt=0, description="CPUs that a worker reserves; a share of one on few cores")
-    cpus_per_feed: float = Field(default=0.5, gt=0, description="CPUs that one task of the feeding reserves")
+    cpus_per_feed: float = Field(default=1, gt=0, description="CPUs that one task of the feeding reserves")
     gpus_per_worker: float = Field(default=0, ge=0)
     threads: int = Field(default=1, gt=0, description="torch threads of a worker; fixed, since another number sums in another order")
     failures: int = Field(default=3, ge=0, description="how often a lost worker group is started again")

@@ -112,5 +112,6 @@ class CurateSettings(Section):
     licences: tuple[str, ...] = Field(default=(), description="the licences that may stay; empty means every one")
     decontaminate: bool = Field(default=True, description="drop training samples whose image is, or nearly is, one of an evaluation split")
     rows_per_shard: int = Field(default=2_000, ge=1)
+    part_records: int = Field(default=20_000, ge=1, description="rows of a large annotation file that one task takes")
     workers: int = Field(default=2, ge=0, description="parts handled at a time by Ray; 0 works in this process, without Ray")
     card_samples: int = Field(default=40, ge=0)

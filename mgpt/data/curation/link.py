@@ -112,7 +112,7 @@ def link(store: Store, units: Sequence[Unit], settings: CurateSettings, folder: 
 def _load(store: Store, unit: Unit, folder: str) -> _Rows:
     with store.open(f"{folder}/{unit.name}.rows.parquet") as file:
         table = pq.read_table(file, columns=_COLUMNS)
-    return _Rows(unit, table, np.full(len(table), "", dtype=object), np.full(len(table), "", dtype=object))
+    return _Rows(unit, table)
 
 
 def _drop_same_samples(rows: Sequence[_Rows]) -> None:

@@ -73,7 +73,7 @@ def check_part(unit: Unit, settings: CurateSettings, store: Store, folder: str) 
 class _Judge:
     def __init__(self, unit: Unit, settings: CurateSettings, scratch: Path) -> None:
         self.unit, self.settings = unit, settings
-        self.reader = READERS[unit.settings.reader]
+        self.reader = READERS[unit.settings.reader].named(unit.dataset)
         self.rows = _Table(scratch / "rows.parquet", ROWS)
         self.images = _Table(scratch / "images.parquet", IMAGES)
         self.lost = _Table(scratch / "lost.parquet", LOST)
@@ -119,7 +119,7 @@ class _Judge:
             return error
 
     def _keep(self, sample: Sample) -> None:
-        changes: dict[str, Any] = {} if sample.dataset == self.unit.dataset else {"dataset": self.unit.dataset}
+        changes: dict[str, Any] = {}
         if not sample.licence or sample.licence == "not stated":
             changes["licence"] = self.unit.licence
         checked = None

@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from mgpt.data.download import source_folder
 from mgpt.data.download.archives import Refused
 from mgpt.data.sources import READERS, Part
 from mgpt.settings.sources import CurateSettings, DatasetSettings, SourceSettings
-from mgpt.storage import Manifest, Store
+from mgpt.storage import Manifest, Store, is_remote
+
+_LARGE_BYTES = 64 << 20
 
 # Settings that decide what a single record becomes; the others act later, on all records together.
 RECORD_RULES = {
@@ -64,7 +67,7 @@ def make_plan(manifest: Manifest, sources: Mapping[str, SourceSettings], setting
                 problems.append(f"{where}: another source has a dataset of this name; rename one")
                 continue
             try:
-                parts = _parts(wanted, folder, where)
+                parts = _parts(wanted, folder, where, settings.part_records)
             except ValueError as error:
                 problems.append(str(error))
                 continue
@@ -76,7 +79,7 @@ def make_plan(manifest: Manifest, sources: Mapping[str, SourceSettings], setting
     return Plan(units, refused)
 
 
-def _parts(wanted: DatasetSettings, folder: str, where: str) -> list[Part]:
+def _parts(wanted: DatasetSettings, folder: str, where: str, part_records: int) -> list[Part]:
     if wanted.reader not in READERS:
         raise ValueError(f"{where}.reader: {wanted.reader!r} is not a reader; use one of {', '.join(sorted(READERS))}")
     root = f"{folder}/{wanted.root}".removesuffix("/.")
@@ -89,7 +92,14 @@ def _parts(wanted: DatasetSettings, folder: str, where: str) -> list[Part]:
     if not chosen:
         found = ", ".join(sorted({part.split for part in parts})) or "no file at all"
         raise ValueError(f"{where}.splits: {list(wanted.splits)} are not there; found: {found}")
-    return chosen
+    return [piece for part in chosen for piece in _pieces(wanted.reader, part, part_records)]
+
+
+def _pieces(reader: str, part: Part, part_records: int) -> list[Part]:
+    # Counting rows reads the file once, which only pays where a file is worth several tasks.
+    path = Path(part.root) / part.path
+    large = not is_remote(part.root) and path.exists() and path.stat().st_size > _LARGE_BYTES and path.suffix != ".tar"
+    return READERS[reader].divide(part, part_records) if large else [part]
 
 
 def _unit(
@@ -97,7 +107,7 @@ def _unit(
 ) -> Unit:
     rules = settings.model_dump(mode="json", include=RECORD_RULES)
     own = wanted.model_dump(mode="json", include={"reader", "text", "root", "images"})
-    place = {key: value for key, value in asdict(part).items() if key in ("path", "split")}
+    place = {key: value for key, value in asdict(part).items() if key in ("path", "split", "first", "count")}
     content = [dataset, name, source.licence, own, rules, place, digest]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return Unit(f"{number:05d}-{key}", dataset, name, source.licence, wanted, part)

@@ -27,5 +27,5 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> 
         return {"position": row["id"], "result": pickle.dumps(action(everything[row["id"]]))}
 
     tasks = ray.data.range(len(items), override_num_blocks=len(items))
-    for row in tasks.map(call, concurrency=workers).iter_rows():
+    for row in tasks.map(call, compute=ray.data.TaskPoolStrategy(size=workers)).iter_rows():
         yield int(row["position"]), pickle.loads(row["result"])

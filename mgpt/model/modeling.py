@@ -42,6 +42,13 @@ class Parts:
     qformer: Blip2QFormerModel | None = None
     query_tokens: torch.Tensor | None = None
 
+    def keep(self) -> Parts:
+        """Mark every module as initialised, so that transformers' `post_init` does not draw the loaded weights anew."""
+        for part in (self.vision, self.language, self.qformer):
+            for module in part.modules() if part is not None else ():
+                module._is_hf_initialized = True
+        return self
+
 
 class MiniGPTForConditionalGeneration(PreTrainedModel):
     """MiniGPT-4, its LLaMA-2 variant and MiniGPT-v2; which one is in the configuration alone."""
@@ -58,7 +65,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
 
     def __init__(self, config: MiniGPTConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
-        parts = parts or _random_parts(config)
+        parts = _random_parts(config) if parts is None else parts.keep()
         self.vision_tower = parts.vision
         fix_norm(self.vision_tower)
         self.qformer = parts.qformer

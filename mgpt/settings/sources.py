@@ -22,7 +22,7 @@ def check_scheme(location: str) -> None:
 class DatasetSettings(Section):
     """One dataset that a reader finds in a source's files; its key is the dataset's name in the mixture.
 
-    `root` and `images` are folders below the source's; `splits` are those wanted (all, when empty). Every split but `train` is for
+    `root` and `images` are folders below the source's (the shapes world knows its own; else the source's folder is meant); `splits` are those wanted (all, when empty). Every split but `train` is for
     evaluation: nothing in training may equal its images. `text` is the named normalisation: `original` is the released code's caption
     processor on the turns that the released code passed through it (the released weights were trained so), `none` leaves texts alone.
     `duplicates` says what counts as one: `samples` (the same task, image and text), `images` (also everything said of an image that
@@ -30,7 +30,7 @@ class DatasetSettings(Section):
     """
 
     reader: str
-    root: str = "."
+    root: str | None = None
     images: str | None = None
     splits: tuple[str, ...] = ()
     text: Literal["none", "original"] = "original"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mgpt.data.download import source_folder
 from mgpt.data.download.archives import Refused
+from mgpt.data.scenes.formats import DATASETS
 from mgpt.data.sources import READERS, Part
 from mgpt.settings.sources import CurateSettings, DatasetSettings, SourceSettings
 from mgpt.storage import Manifest, Store, is_remote
@@ -67,7 +68,7 @@ def make_plan(manifest: Manifest, sources: Mapping[str, SourceSettings], setting
                 problems.append(f"{where}: another source has a dataset of this name; rename one")
                 continue
             try:
-                parts = _parts(wanted, folder, where, settings.part_records)
+                parts = _parts(_located(wanted, source), folder, where, settings.part_records)
             except ValueError as error:
                 problems.append(str(error))
                 continue
@@ -79,10 +80,15 @@ def make_plan(manifest: Manifest, sources: Mapping[str, SourceSettings], setting
     return Plan(units, refused)
 
 
+def _located(wanted: DatasetSettings, source: SourceSettings) -> DatasetSettings:
+    place = DATASETS.get(wanted.reader) if source.kind == "scenes" and wanted.root is None else None
+    return wanted if place is None else wanted.model_copy(update={"root": place.root, "images": place.images})
+
+
 def _parts(wanted: DatasetSettings, folder: str, where: str, part_records: int) -> list[Part]:
     if wanted.reader not in READERS:
         raise ValueError(f"{where}.reader: {wanted.reader!r} is not a reader; use one of {', '.join(sorted(READERS))}")
-    root = f"{folder}/{wanted.root}".removesuffix("/.")
+    root = f"{folder}/{wanted.root or '.'}".removesuffix("/.")
     images = None if wanted.images is None else f"{folder}/{wanted.images}".removesuffix("/.")
     try:
         parts = READERS[wanted.reader].files(root, images)

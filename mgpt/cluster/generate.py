@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 import torch
 
@@ -44,7 +43,7 @@ def _stream(source: ModelSource, asks: Sequence[Ask], settings: GenerationSettin
     blocks = _blocks(asks, settings)
     dataset = ray.data.from_arrow(blocks).map_batches(
         _Actor,
-        fn_constructor_args=(ray.put(source),),
+        fn_constructor_args=(source,),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=min(settings.workers, len(blocks))),
         num_cpus=1,
@@ -71,6 +70,7 @@ def _table(numbered: Sequence[tuple[int, Ask]]) -> pa.Table:
             "checkpoints": list(ask.checkpoints),
             "max_new_tokens": ask.max_new_tokens,
             "continue_below": ask.continue_below,
+            "choices": list(ask.choices),
         }
         for number, ask in numbered
     ]
@@ -80,9 +80,9 @@ def _table(numbered: Sequence[tuple[int, Ask]]) -> pa.Table:
 class _Actor:
     """Holds the loaded model; one thread, since it has one CPU."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: ModelSource) -> None:
         torch.set_num_threads(1)
-        self.answerer = Answerer(ray.get(source) if isinstance(source, ray.ObjectRef) else source)
+        self.answerer = Answerer(source)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         asks = [_ask(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
@@ -96,4 +96,4 @@ class _Actor:
 def _ask(row: dict[str, Any]) -> Ask:
     messages: tuple[Message, ...] = tuple(json.loads(row["messages"]))
     request = Request(tuple(bytes(image) for image in row["images"]), messages)
-    return Ask(request, tuple(map(str, row["checkpoints"])), int(row["max_new_tokens"]), int(row["continue_below"]))
+    return Ask(request, tuple(map(str, row["checkpoints"])), int(row["max_new_tokens"]), int(row["continue_below"]), tuple(row["choices"]))

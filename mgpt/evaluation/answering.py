@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mgpt.evaluation.generation import Answer, FeatureCache, Request, answer
+from mgpt.evaluation.generation import Answer, FeatureCache, Request, answer, choice_losses
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.model.assembly import TRAINABLE_FILE, read_config, read_tensors
 from mgpt.model.bases import check_bases
@@ -23,14 +23,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for each of the named checkpoints. An answer of at most `continue_below` new tokens is followed by a "Continue" turn,
-    whose answer is joined to it.
+    """A request for each of the named checkpoints. With `choices` the answer is the one of them that the model finds most likely. An
+    answer of at most `continue_below` new tokens is followed by a "Continue" turn, whose answer is joined to it.
     """
 
     request: Request
     checkpoints: tuple[str, ...]
     max_new_tokens: int
     continue_below: int = 0
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,17 @@ class Answerer:
             if name != self.loaded:
                 self.model.load_trainable(self.states[name])
                 self.loaded = name
-            chosen = [i for i, ask in enumerate(asks) if name in ask.checkpoints]
+            chosen = [i for i, ask in enumerate(asks) if name in ask.checkpoints and not ask.choices]
             for i, given in zip(chosen, self._answer([asks[i] for i in chosen], features), strict=True):
                 answers[i][name] = given
+            for i, ask in enumerate(asks):
+                if name in ask.checkpoints and ask.choices:
+                    answers[i][name] = self._choose(ask, features)
         return answers
+
+    def _choose(self, ask: Ask, features: FeatureCache) -> Answer:
+        losses = choice_losses(self.model, self.processor, ask.request, ask.choices, self.source.format, features)
+        return Answer(ask.choices[losses.index(min(losses))], True)
 
     def _answer(self, asks: Sequence[Ask], features: FeatureCache) -> list[Answer]:
         answers = self._ask([ask.request for ask in asks], asks, features)
@@ -137,7 +145,7 @@ def _continued(request: Request, first: Answer) -> Request:
     return Request(request.images, (*request.messages, {"role": "assistant", "content": first.text}, CONTINUE))
 
 
-def _fresh(source: ModelSource, bases: Mapping[str, str], like: Path) -> MiniGPTForConditionalGeneration:
+def _fresh(source: ModelSource, bases: Mapping[str, str | Path], like: Path) -> MiniGPTForConditionalGeneration:
     config = read_config(like)
     model = MiniGPTForConditionalGeneration.from_bases(
         **bases, merge=config.merge, lora=config.lora, seed=source.seed, image_size=config.image_size, dtype=PRECISIONS[source.precision]
@@ -145,8 +153,8 @@ def _fresh(source: ModelSource, bases: Mapping[str, str], like: Path) -> MiniGPT
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _local_bases(source: ModelSource, folder: Path) -> dict[str, str]:
-    local = {}
+def _local_bases(source: ModelSource, folder: Path) -> dict[str, str | Path]:
+    local: dict[str, str | Path] = {}
     for name, uri in source.bases.items():
         if is_remote(uri):
             Store(uri).fetch_folder(uri, folder / "bases" / name)

@@ -48,7 +48,7 @@ def object_metrics(task: str) -> tuple[Metric, ...]:
         Metric(f"{task}_object_recall", headline=True),
         Metric(f"{task}_hallucinated_objects", higher_is_better=False, headline=True),
         Metric(f"{task}_with_hallucination", higher_is_better=False),
-        Metric(f"{task}_words", has_chance=False),
+        Metric(f"{task}_words", has_chance=False, descriptive=True),
     )
 
 

@@ -12,12 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mgpt.data.boxes import Box, parse_boxes, strip_markup
 from mgpt.data.tasks import IMAGE_PREFIX
+from mgpt.evaluation.items import Item
 from mgpt.evaluation.suite import Evaluation, Prediction
 from mgpt.storage import write_atomic
 
 SIDE = 320  # pixels of a picture on the page; small ones are enlarged
 MARGIN = 14
-TEXT_LINES = 8
+TEXT_LINES = 10
 LINE = 19
 LETTERS = 40  # of a line of text under a picture
 TRUE_COLOUR = (0, 190, 90)
@@ -89,13 +90,18 @@ def panel(prediction: Prediction) -> Image.Image:
     _draw_boxes(pen, truth, item.width, item.height, TRUE_COLOUR, 4)
     _draw_boxes(pen, parse_boxes(answer, item.width, item.height), item.width, item.height, PREDICTED_COLOUR, 2)
     colour = RIGHT_COLOUR if _is_right(prediction) else WRONG_COLOUR
-    question = strip_markup(item.question.removeprefix(IMAGE_PREFIX))
-    lines = [(line, (0, 0, 0)) for line in _wrapped("Q", question, 2)]
-    lines += [(line, colour) for line in _wrapped("A", strip_markup(answer) if "<p>" in answer else answer, 3)]
-    lines += [(line, (70, 70, 70)) for line in _wrapped("T", strip_markup(item.references[0]) if item.references else "", 3)]
+    question = strip_markup(item.question.removeprefix(IMAGE_PREFIX)) or item.question
+    lines = [(line, (0, 0, 0)) for line in _wrapped("Q", question, 3)]
+    lines += [(line, colour) for line in _wrapped("A", strip_markup(answer) or answer, 4)]
+    lines += [(line, (70, 70, 70)) for line in _wrapped("T", _truth(item), 3)]
     for i, (line, fill) in enumerate(lines[:TEXT_LINES]):
         pen.text((0, SIDE + 6 + i * LINE), line, fill=fill, font=_font())
     return tile
+
+
+def _truth(item: Item) -> str:
+    reference = item.references[0] if item.references else ""
+    return strip_markup(reference) or reference
 
 
 def _wrapped(mark: str, text: str, most: int) -> list[str]:

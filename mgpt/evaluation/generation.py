@@ -109,9 +109,7 @@ def _answer_batch(
     max_new_tokens: int,
     features: FeatureCache | None,
 ) -> list[Answer]:
-    inputs = {name: tensor.to(model.device) for name, tensor in encode(processor, requests, format).items() if tensor is not None}
-    if features is not None and "pixel_values" in inputs:
-        inputs["image_features"] = features([image for request in requests for image in request.images], inputs.pop("pixel_values"))
+    inputs = encode(model, processor, requests, format, features)
     end = PROMPT_FORMATS[format].end
     tokenizer = processor.tokenizer
     stop = EndOfText(lambda rows: tokenizer.batch_decode(rows, skip_special_tokens=False), end, tokenizer.eos_token_id)
@@ -123,11 +121,45 @@ def _answer_batch(
     return [Answer(text, finished, count) for (text, finished), count in zip(processor.answers(tokens, format), counts, strict=True)]
 
 
-def encode(processor: MiniGPTProcessor, requests: Sequence[Request], format: str) -> Any:
-    """A left-padded batch, open for generation."""
-    images = [picture(image) for request in requests for image in request.images]
+def encode(
+    model: MiniGPTForConditionalGeneration,
+    processor: MiniGPTProcessor,
+    requests: Sequence[Request],
+    format: str,
+    features: FeatureCache | None = None,
+    answers: Sequence[str] = (),
+) -> dict[str, torch.Tensor]:
+    """Model inputs on the model's device: left-padded and open for generation, or, with an answer for each request, labelled with it."""
+    images = [image for request in requests for image in request.images]
     conversations = [list(request.messages) for request in requests]
-    return processor(images=images or None, conversations=conversations, format=format, labels=False, padding_side="left")
+    for conversation, text in zip(conversations, answers, strict=False):
+        conversation.append({"role": "assistant", "content": text})
+    pictures = [picture(image) for image in images] or None
+    batch = processor(images=pictures, conversations=conversations, format=format, labels=bool(answers), padding_side="left")
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if features is not None and "pixel_values" in inputs:
+        inputs["image_features"] = features(images, inputs.pop("pixel_values"))
+    return inputs
+
+
+def choice_losses(
+    model: MiniGPTForConditionalGeneration,
+    processor: MiniGPTProcessor,
+    request: Request,
+    choices: Sequence[str],
+    format: str,
+    features: FeatureCache | None = None,
+) -> list[float]:
+    """Negative log-likelihood of each choice with its end symbol, summed over its tokens; the lowest is the answer.
+
+    As the original ranks IconVQA (eval_vqa.py:118-143), which is not normalised by length either; its dependence on the batch is not kept.
+    """
+    inputs = encode(model, processor, [request] * len(choices), format, features, choices)
+    labels = inputs.pop("labels")
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
+    return [float(loss) for loss in losses.sum(dim=1)]
 
 
 def picture(image: bytes | Image.Image) -> Image.Image:
@@ -146,7 +178,7 @@ class EndOfText(StoppingCriteria):
     def __init__(self, decode: Callable[[torch.Tensor], list[str]], end: str, end_token: int | None) -> None:
         self.decode, self.end, self.end_token = decode, end, end_token
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
         """`input_ids`: (batch, tokens so far) → (batch,), True for rows that ended."""
         ended = (
             input_ids[:, -1] == self.end_token

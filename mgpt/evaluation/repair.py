@@ -9,6 +9,7 @@ endpoint misses are not published; the rules here are ours.
 from __future__ import annotations
 
 import difflib
+import http.client
 import json
 import os
 import re
@@ -147,7 +148,7 @@ def ask_endpoint(settings: RepairSettings, paragraph: str) -> str:
             detail = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
             if error.code != 429 and error.code < 500:
                 break
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (OSError, http.client.HTTPException) as error:
             detail = str(error)
         if attempt + 1 < settings.attempts:
             time.sleep(min(30.0, 0.5 * 2**attempt))

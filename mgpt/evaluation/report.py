@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,9 +28,10 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
     - `scores.csv`: one row a checkpoint and metric, for DVC plots.
     """
     out.mkdir(parents=True, exist_ok=True)
-    metrics = {name: {metric: _numbers(score) for metric, score in scores.items()} for name, scores in evaluation.scores.items()}
+    scores = {name: _chosen(found, descriptive=False) for name, found in evaluation.scores.items()}
+    descriptive = {name: _chosen(found, descriptive=True) for name, found in evaluation.scores.items()}
     slices = {name: {metric: score.slices for metric, score in scores.items()} for name, scores in evaluation.scores.items()}
-    write_atomic(out / "metrics.json", _json({"scores": metrics, "missing": evaluation.missing}))
+    write_atomic(out / "metrics.json", _json({"scores": scores, "descriptive": descriptive, "missing": evaluation.missing}))
     write_atomic(out / "slices.json", _json(slices))
     write_atomic(out / "predictions.parquet", _parquet(evaluation))
     write_atomic(out / "scores.txt", (text_table(evaluation) + "\n").encode())
@@ -37,12 +39,13 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
     write_atomic(out / "scores.csv", _plot(evaluation).encode())
 
 
+def _chosen(scores: Mapping[str, Score], descriptive: bool) -> dict[str, dict[str, object]]:
+    return {metric: _numbers(score) for metric, score in scores.items() if score.descriptive == descriptive}
+
+
 def _numbers(score: Score) -> dict[str, object]:
-    return {
-        key: round(value, 6) if isinstance(value, float) else value
-        for key, value in score.as_dict().items()
-        if key not in ("slices", "headline")
-    }
+    hidden = ("slices", "headline", "descriptive")
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in score.as_dict().items() if key not in hidden}
 
 
 def _json(content: object) -> bytes:
@@ -81,22 +84,28 @@ def headlines(evaluation: Evaluation) -> list[str]:
 
 
 def cell(score: Score | None) -> str:
-    """`0.62 [0.57, 0.66]`, with the number of unreadable and missing answers where there are any."""
-    if score is None:
-        return "-"
-    troubles = [f"{count} {kind}" for kind, count in (("unparsed", score.unparsed), ("missing", score.missing)) if count]
-    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]" + (f" ({', '.join(troubles)})" if troubles else "")
+    """`0.62 [0.57, 0.66]`."""
+    return "-" if score is None else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
 def _table(evaluation: Evaluation) -> list[list[str]]:
     names = list(evaluation.scores)
-    rows = [["metric", *names, "chance", "n"]]
+    rows = [["metric", *names, "chance", "n", "unparsed", "missing"]]
     for metric in headlines(evaluation):
         last = evaluation.scores[names[-1]][metric]
-        arrow = "" if last.higher_is_better else " (lower is better)"
+        arrow = "" if last.higher_is_better else " (less is better)"
         chance = "-" if last.chance is None else f"{last.chance:.2f}"
-        counts = dict.fromkeys(str(evaluation.scores[name][metric].n) for name in names)
-        rows.append([metric + arrow, *(cell(evaluation.scores[name].get(metric)) for name in names), chance, "/".join(counts)])
+        counts = dict.fromkeys(str(evaluation.scores[name][metric].n) for name in names if metric in evaluation.scores[name])
+        rows.append(
+            [
+                metric + arrow,
+                *(cell(evaluation.scores[name].get(metric)) for name in names),
+                chance,
+                "/".join(counts),
+                str(last.unparsed),
+                str(last.missing),
+            ]
+        )
     return rows
 
 

@@ -35,12 +35,19 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Metric:
-    """`headline` metrics stand in the table; the others in the metrics file only."""
+    """`headline` metrics stand in the table; the others in the metrics file only. A `descriptive` one has no better or worse (the length "
+    "of texts)."""
 
     name: str
     higher_is_better: bool = True
     headline: bool = False
     has_chance: bool = True
+    descriptive: bool = False
+
+    @property
+    def worst(self) -> float:
+        """The value where nothing counts (no object named at all): silence is never a good score."""
+        return 0.0 if self.higher_is_better else 1.0
 
 
 Judge = Callable[[Item, str, bool], Judgement]  # item, the answer's text, whether generation ended by itself
@@ -70,6 +77,7 @@ class Score:
     unparsed: int
     higher_is_better: bool
     headline: bool
+    descriptive: bool = False
     slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
@@ -107,11 +115,19 @@ def score_family(
     scores = {}
     for metric in family.metrics:
         parts = [judgement.parts[metric.name] for judgement in judgements]
-        low, high = bootstrap(parts, resamples, seed)
-        slices = _slices(items, parts, resamples, seed)
-        known = chance.get(metric.name)
+        low, high = bootstrap(parts, resamples, seed, metric.worst)
         scores[metric.name] = Score(
-            ratio(parts), low, high, known, len(items), missing, unparsed, metric.higher_is_better, metric.headline, slices
+            value=ratio(parts, metric.worst),
+            low=low,
+            high=high,
+            chance=chance.get(metric.name),
+            n=len(items),
+            missing=missing,
+            unparsed=unparsed,
+            higher_is_better=metric.higher_is_better,
+            headline=metric.headline,
+            descriptive=metric.descriptive,
+            slices=_slices(items, parts, resamples, seed, metric.worst),
         )
     return scores, judgements
 
@@ -121,19 +137,19 @@ def judge_reply(family: Family, item: Item, reply: Reply | None) -> Judgement:
     return family.judge(item, reply.text, reply.finished) if reply is not None else family.judge(item, "", False)
 
 
-def ratio(parts: Sequence[Part]) -> float:
-    """Sum of numerators by sum of denominators; 0.0 where nothing counts."""
+def ratio(parts: Sequence[Part], worst: float = 0.0) -> float:
+    """Sum of numerators by sum of denominators; `worst` where nothing counts."""
     total = sum(part.denominator for part in parts)
-    return sum(part.numerator for part in parts) / total if total else 0.0
+    return sum(part.numerator for part in parts) / total if total else worst
 
 
-def bootstrap(parts: Sequence[Part], resamples: int, seed: int) -> tuple[float, float]:
+def bootstrap(parts: Sequence[Part], resamples: int, seed: int, worst: float = 0.0) -> tuple[float, float]:
     """Percentile interval (2.5 %, 97.5 %) of the ratio over items drawn with replacement; the same seed gives the same interval."""
     values = np.array([(part.numerator, part.denominator) for part in parts], dtype=np.float64)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(values), np.full(len(values), 1.0 / len(values)), size=resamples).astype(np.float64)
     sums = counts @ values
-    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(resamples), where=sums[:, 1] > 0)
+    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.full(resamples, worst), where=sums[:, 1] > 0)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
 
@@ -158,11 +174,12 @@ def chance_levels(family: Family, items: Sequence[Item], replies: Sequence[Reply
 def _dealt(family: Family, items: Sequence[Item], replies: Sequence[Reply | None], seed: int) -> dict[str, float]:
     order = np.random.default_rng(seed).permutation(len(items))
     rounds: dict[str, list[float]] = {metric.name: [] for metric in family.metrics}
+    worst = {metric.name: metric.worst for metric in family.metrics}
     for shift in range(1, PERMUTATIONS + 1):
         givers = {int(order[i]): int(order[(i + shift) % len(order)]) for i in range(len(order))}
         judged = [judge_reply(family, item, replies[givers[i]]) for i, item in enumerate(items)]
         for name, values in rounds.items():
-            values.append(ratio([judgement.parts[name] for judgement in judged]))
+            values.append(ratio([judgement.parts[name] for judgement in judged], worst[name]))
     return {name: float(np.mean(values)) for name, values in rounds.items()}
 
 
@@ -179,7 +196,9 @@ def _constant(family: Family, items: Sequence[Item], seed: int) -> dict[str, flo
     return best
 
 
-def _slices(items: Sequence[Item], parts: Sequence[Part], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+def _slices(
+    items: Sequence[Item], parts: Sequence[Part], resamples: int, seed: int, worst: float
+) -> dict[str, dict[str, dict[str, float]]]:
     """`{"objects": {"2": {"value", "low", "high", "n"}}, "size": {...}}`."""
     groups: dict[str, dict[str, list[Part]]] = {}
     for item, part in zip(items, parts, strict=True):
@@ -188,6 +207,6 @@ def _slices(items: Sequence[Item], parts: Sequence[Part], resamples: int, seed: 
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, values in sorted(groups.items()):
         for value, members in sorted(values.items()):
-            low, high = bootstrap(members, resamples, seed)
-            found.setdefault(name, {})[value] = {"value": ratio(members), "low": low, "high": high, "n": len(members)}
+            low, high = bootstrap(members, resamples, seed, worst)
+            found.setdefault(name, {})[value] = {"value": ratio(members, worst), "low": low, "high": high, "n": len(members)}
     return found

@@ -100,9 +100,10 @@ def choose_items(
 
 
 def _ask(settings: SystemEvaluationSettings, item: Item, position: int) -> Ask:
-    asked = settings.tasks[item.task]  # type: ignore[index]
+    asked = settings.tasks[item.task]
     early = settings.checkpoints if position < asked.early_items else settings.checkpoints[-1:]
-    return Ask(Request((item.image,), item.messages), tuple(early), asked.max_new_tokens)
+    choices = item.choices if item.dataset in settings.ranked_datasets else ()
+    return Ask(Request((item.image,), item.messages), tuple(early), asked.max_new_tokens, choices=choices)
 
 
 def score_answers(
@@ -115,7 +116,7 @@ def score_answers(
     for position, checkpoint in enumerate(settings.checkpoints):
         for task, members in items.items():
             is_last = position == len(settings.checkpoints) - 1
-            asked = members if is_last else members[: settings.tasks[task].early_items]  # type: ignore[index]
+            asked = members if is_last else members[: settings.tasks[task].early_items]
             given = [answers.get(item.id, {}).get(checkpoint) for item in asked]
             replies = [None if found is None else Reply(found.text, found.finished) for found in given]
             chance = chance_levels(known[task], asked, replies, settings.seed)

@@ -5,7 +5,7 @@
 - `vizwiz`: min(matches / 3, 1) without leave-one-out or normalisation, as the original eval_vqa.py computes VizWiz;
 - `exact`: equality with any reference, lower-case and trimmed (GQA; VSR's true/false; Hateful Memes' yes/no), used where there are fewer
   than four references;
-- `ranked`: the choice with the lowest loss (IconVQA), see `mgpt.evaluation.generation.rank`.
+- `ranked`: the choice with the lowest loss (IconVQA), see `mgpt.evaluation.generation.choice_losses`.
 """
 
 from __future__ import annotations

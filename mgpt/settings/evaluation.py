@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mgpt.settings.fields import ExistingPath, Section, mistake
 
+TASKS = ("refer", "identify", "vqa", "caption", "grounding", "describe")  # what has a metric family in mgpt.evaluation
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -112,9 +113,10 @@ class SystemEvaluationSettings(Section):
 
     format: Annotated[str, Field(min_length=1)]
     checkpoints: Annotated[tuple[Literal["untrained", "pretrain", "multitask", "instruct"], ...], Field(min_length=1)]
-    tasks: Annotated[dict[Literal["refer", "identify", "vqa", "caption", "grounding", "describe"], AskSettings], Field(min_length=1)]
+    tasks: Annotated[dict[str, AskSettings], Field(min_length=1)]  # of TASKS
     datasets: tuple[str, ...] = ()  # empty: all that are curated
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    ranked_datasets: tuple[str, ...] = ("iconvqa",)  # answered by the most likely of the record's choices
     vocabulary: Annotated[str, Field(min_length=1)] = "shapes"  # shapes, coco, or a YAML file
     # name -> largest share of the picture, ascending; the last holds the rest
     size_limits: dict[str, Share] = Field(default={"small": 0.07, "large": 1.0})
@@ -122,6 +124,14 @@ class SystemEvaluationSettings(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     pictures: Annotated[int, Field(ge=0)] = 12  # in the grid, a task a row
     generation: GenerationSettings = GenerationSettings()
+
+    @field_validator("tasks")
+    @classmethod
+    def _have_metrics(cls, tasks: dict[str, AskSettings]) -> dict[str, AskSettings]:
+        unknown = [name for name in tasks if name not in TASKS]
+        if unknown:
+            raise mistake(f"a task has metrics; {', '.join(unknown)} has none", f"use {', '.join(TASKS)}")
+        return tasks
 
     @field_validator("size_limits")
     @classmethod

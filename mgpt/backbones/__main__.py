@@ -18,7 +18,7 @@ def instruction_sentences() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def train(output: Path, vision_steps: int, qformer_steps: int, language_steps: int) -> None:
+def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int, language_steps: int) -> None:
     """The three backbones, one after the other, as Hugging Face folders of fp16 weights."""
     from mgpt.backbones.language import train_language_model
     from mgpt.backbones.qformer import train_qformer
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mgpt.backbones", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare the shipped files with their checksums and stop")
     parser.add_argument("--output", type=Path, help="write newly trained backbones here")
-    parser.add_argument("--vision-steps", type=int, default=3500)
+    parser.add_argument("--vision-steps", type=int, nargs="+", default=[3500, 3000], help="steps of each warm-up-and-decay cycle")
     parser.add_argument("--qformer-steps", type=int, default=1500)
     parser.add_argument("--language-steps", type=int, default=3500)
     arguments = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
         check(SHIPPED)
         print(f"{len(recorded(SHIPPED))} files as pinned")
     elif arguments.output:
-        train(arguments.output, arguments.vision_steps, arguments.qformer_steps, arguments.language_steps)
+        train(arguments.output, tuple(arguments.vision_steps), arguments.qformer_steps, arguments.language_steps)
     else:
         parser.error("say --check or --output DIR")
 

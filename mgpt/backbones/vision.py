@@ -86,10 +86,17 @@ def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
     return world, np.stack([np.asarray(draw(scene)) for scene in world])
 
 
-def train_tower(steps: int = 3000, batch_size: int = 64, seed: int = 1, count: int = 20_000, log_every: int = 100) -> tuple[Blip2VisionModel, Readout]:
-    """Train on `count` scenes of the train split; prints held-out accuracies as it goes."""
+def train_tower(steps: tuple[int, ...], batch_size: int = 64, seed: int = 1, count: int = 20_000) -> tuple[Blip2VisionModel, Readout]:
+    """Train on `count` scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
     torch.manual_seed(seed)
     tower, readout = build_tower(), Readout(96)
+    for cycle, length in enumerate(steps):
+        train_cycle(tower, readout, length, batch_size, seed + 100 * cycle, count)
+    return tower.eval().requires_grad_(False), readout
+
+
+def train_cycle(tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100) -> None:
+    """One cycle of training in place; prints held-out accuracies as it goes."""
     (world, pictures), (held_world, held_pictures) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(dense_targets(held_world))
     parameters = [p for p in [*tower.parameters(), *readout.parameters()] if p.requires_grad]
@@ -109,4 +116,3 @@ def train_tower(steps: int = 3000, batch_size: int = 64, seed: int = 1, count: i
             with torch.no_grad():
                 report = readout.report(tower(pixels(held_pictures)).last_hidden_state[:, 1:], held_targets)
             print(f"vision {step + 1}/{steps} loss {loss.item():.3f} " + " ".join(f"{k} {v:.3f}" for k, v in report.items()), flush=True)
-    return tower.eval().requires_grad_(False), readout

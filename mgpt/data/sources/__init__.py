@@ -29,7 +29,7 @@ READERS: dict[str, Reader] = {
         RefCoco(CARDS["invrefcocop"], "identify"),
         RefCoco(CARDS["invrefcocog"], "identify"),
         Vqa(CARDS["vqav2"], ("vqa_*.json",)),
-        Vqa(CARDS["okvqa"], ("okvqa_*.json",)),
+        Vqa(CARDS["okvqa"], ("okvqa_train.json",)),
         AOkVqa(CARDS["aokvqa"]),
         Gqa(CARDS["gqa"]),
         OcrVqa(CARDS["ocrvqa"]),

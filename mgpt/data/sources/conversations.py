@@ -9,7 +9,7 @@ from mgpt.data.boxes import Box, tokenise_boxes
 from mgpt.data.sample import Sample, Turn
 from mgpt.data.sources.base import Part, Problem, Reader
 from mgpt.data.sources.files import Images, Picture, Refused, places, text_of
-from mgpt.data.sources.questions import COCO_FOLDERS
+from mgpt.data.sources.questions import COCO_FOLDERS, coco_names
 from mgpt.data.sources.streams import json_or_lines
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -54,10 +54,8 @@ class _CocoConversations(Reader):
                 yield f"{row.get('id', '')}/{key}" if isinstance(row, dict) else key, row
 
     def _picture(self, row: Mapping[str, Any], images: Images) -> Picture:
-        number = str(row["id"])
-        names = [f"COCO_train2014_{number}.jpg", f"{number}.jpg", f"COCO_val2014_{number}.jpg"]
-        if isinstance(row.get("image"), str):
-            names.insert(0, row["image"])
+        names = (row["image"],) if isinstance(row.get("image"), str) else ()
+        names += coco_names(str(row["id"]))
         return images.get(*dict.fromkeys(path for name in names for path in places(name, *COCO_FOLDERS)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mgpt.data.sample import Sample, Turn
 from mgpt.data.sources.base import Part, Problem, Reader
 from mgpt.data.sources.files import Images, Refused, places, text_of
-from mgpt.data.sources.questions import COCO_FOLDERS, question_turns
+from mgpt.data.sources.questions import COCO_FOLDERS, coco_names, question_turns
 from mgpt.data.sources.streams import json_or_lines, json_rows, jsonl_rows
 
 
@@ -42,8 +42,7 @@ class OkVqaEvaluation(Reader):
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         record, answers = row
         turns = question_turns(text_of(record, "question"), answers.get(key, ()))
-        number = f"{int(record['image_id']):0>12}"
-        picture = images.get(*(path for name in (f"{number}.jpg", f"COCO_val2014_{number}.jpg") for path in places(name, *COCO_FOLDERS)))
+        picture = images.get(*(path for name in coco_names(record["image_id"]) for path in places(name, *COCO_FOLDERS)))
         yield self._sample(part, key, "vqa", turns, picture, extra={"key": key})
 
 

@@ -39,9 +39,7 @@ class OwnData(Reader):
         split = text_of(row, "split") if "split" in row else part.split
         extra = {name: row[name] for name in EXTRA if name in row}
         licence = text_of(row, "licence") if "licence" in row else None
-        yield self._sample(
-            part, key, task, turns, picture, split=SPLIT_NAMES.get(split, split), boxes=boxes, licence=licence, extra=extra
-        )
+        yield self._sample(part, key, task, turns, picture, split=SPLIT_NAMES.get(split, split), boxes=boxes, licence=licence, extra=extra)
 
 
 def _form(row: Any) -> str:

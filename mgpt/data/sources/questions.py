@@ -17,6 +17,16 @@ COCO_FOLDERS = ("images", *COCO_RELEASES, *(f"images/{release}" for release in C
 OCRVQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
 
 
+def coco_names(number: int | str) -> tuple[str, ...]:
+    """What a COCO picture may be called, given its id (leading zeros or not): the 2017 name, then those of 2014.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    digits = f"{int(number):0>12}"
+    return f"{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"COCO_val2014_{digits}.jpg"
+
+
 def question_turns(question: str, answers: Sequence[str]) -> tuple[Turn, Turn]:
     """A question and its answers, repeats kept: training draws one, so by frequency, as the original does. The shown text is the most
     frequent.
@@ -70,14 +80,15 @@ class AOkVqa(_Questions):
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         turns = question_turns(text_of(row, "question"), texts_of(row, "direct_answers") if "direct_answers" in row else ())
-        if "image" in row:
-            name = text_of(row, "image")
-        elif "image_id" in row:
-            name = f"{int(row['image_id']):0>12}.jpg"
-        else:
-            raise Refused("missing field", "neither 'image' nor 'image_id' names the picture")
-        picture = images.get(*places(name, *COCO_FOLDERS))
+        picture = images.get(*(path for name in self._names(row) for path in places(name, *COCO_FOLDERS)))
         yield self._sample(part, key, "vqa", turns, picture, extra=question_extra(part, row, key, choices=row.get("choices")))
+
+    def _names(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        if "image" in row:
+            return (text_of(row, "image"),)
+        if "image_id" not in row:
+            raise Refused("missing field", "neither 'image' nor 'image_id' names the picture")
+        return coco_names(row["image_id"])
 
 
 class Gqa(_Questions):

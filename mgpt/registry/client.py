@@ -3,6 +3,7 @@
 `mlflow` takes 1.4 s to import, so nothing here or in `runs` imports it before it is needed.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 # With MLflow's own defaults a call to a server that is down blocks for more than 100 s. Retrying is the sender's task here.
-SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+NOISY = ("mlflow.store.db.utils", "alembic")  # tell every migration of a new database
 
 
 def absolute_uri(uri: str, project: Path) -> str:
@@ -28,11 +34,13 @@ def absolute_uri(uri: str, project: Path) -> str:
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
-    """A client of the store that gives up on an unreachable server within seconds (the environment's own MLFLOW_HTTP_* values win)."""
-    for name, value in SHORT_WAITS.items():
+    """A client of the store that gives up on an unreachable server within seconds (the environment's own MLFLOW_* values win)."""
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 

@@ -79,36 +79,22 @@ def base_tags(weights: Path) -> dict[str, str]:
     return tags
 
 
-def read_stages(record: Path) -> dict[str, str]:
-    """Identity by name (`instruct@minigpt-v2`) of a stage and of all before it, from the `run.json` among its results.
-
-    Raises:
-        ValueError: the file is missing or is no such record.
-    """
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        return {**content["lineage"], content["name"]: content["identity"]}
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{record}: no record of a finished stage ({error!r}); run the stage that writes it again") from error
-
-
 def stage_tags(client: MlflowClient, stages: Mapping[str, str]) -> dict[str, str]:
     """Identity, MLflow run and commit of every stage that a model went through, as `mgpt.<stage>.identity`, `.run` and `.commit`.
 
     Args:
-        stages: identity by stage name, as `read_stages` gives them.
+        stages: identity by stage name.
 
     Raises:
         ValueError: a stage has no run, so the model's origin could not be told.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     tags: dict[str, str] = {}
-    for name, identity in stages.items():
-        stage = name.partition("@")[0]
+    for stage, identity in stages.items():
         query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{STAGE}` = '{stage}'"
         runs = client.search_runs(experiments, filter_string=query, max_results=1)
         if not runs:
-            raise ValueError(f"{name}, identity {identity}: no MLflow run tells of it; run the stage with this tracking.uri")
+            raise ValueError(f"{stage}, identity {identity}: no MLflow run tells of it; run the stage with this tracking.uri")
         commit = runs[0].data.tags.get(COMMIT, "unknown")
         tags |= {f"mgpt.{stage}.identity": identity, f"mgpt.{stage}.run": runs[0].info.run_id, f"mgpt.{stage}.commit": commit}
     return tags

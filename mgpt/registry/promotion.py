@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt.registry.client import connect
 from mgpt.registry.gates import Check, Score, judge, parse_scores, read_scores
 from mgpt.registry.journal import Action, Journal
-from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, read_stages, stage_tags
+from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
 from mgpt.registry.versions import (
     CHAMPION,
     SCORES,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from mgpt.registry.runs import Tracker
 
+SMOKE_TOKENS = 32
 DECISION, PREVIOUS, REASONS = "mgpt.decision", "mgpt.previous_champion", "mgpt.reasons"
 
 
@@ -44,29 +45,35 @@ DECISION, PREVIOUS, REASONS = "mgpt.decision", "mgpt.previous_champion", "mgpt.r
 class Candidate:
     """A trained and evaluated model.
 
-    weights: folder that `model.save_trainable` wrote. evaluation: the evaluate stage's results (`metrics.json`, and `run.json`, which tells
-    the stages before it). data: the curate stage's manifest. bases: folder or URI of each frozen base by name. checkpoint: whose scores
-    count.
+    weights: folder that `model.save_trainable` wrote. metrics: the evaluate stage's metrics file. data: the curate stage's manifest.
+    stages: identity of every stage the model went through, by stage name; their MLflow runs are looked up by it. bases: folder or URI of
+    each frozen base by name; those not named are looked for where the weights' config.json says. checkpoint: whose scores count.
     """
 
     system: str
     weights: Path
-    evaluation: Path
+    metrics: Path
     data: Path
-    bases: Mapping[str, str]
+    stages: Mapping[str, str]
+    bases: Mapping[str, str] = field(default_factory=dict)
     checkpoint: str = "instruct"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of a candidate. `champion` and `before` are version numbers after and before it (None: none)."""
+    """What came of a version. `champion` and `before` are version numbers after and before it (None: none)."""
 
     model: str
     version: int
-    promoted: bool
+    action: Action
     champion: int | None
     before: int | None
     checks: list[Check]
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version has the alias now."""
+        return self.action == "promoted"
 
     @property
     def reasons(self) -> list[str]:
@@ -81,7 +88,8 @@ class Decision:
         elif self.promoted:
             head = f"{self.model} version {self.version} is champion now (before: {f'version {self.before}' if self.before else 'none'})"
         else:
-            head = f"{self.model} version {self.version} is held back; champion: {f'version {self.champion}' if self.champion else 'none'}"
+            now = f"version {self.champion}" if self.champion else "none"
+            head = f"{self.model} version {self.version} is {self.action}; champion: {now}"
         return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
 
     def as_dict(self) -> dict[str, object]:
@@ -98,7 +106,7 @@ def promote(candidate: Candidate, gates: GateSettings, store: Store, tracker: Tr
         ValueError: weights, metrics or manifest are not there or damaged, or another process decided at the same moment. No alias moves.
     """
     folder = project or Path.cwd()
-    scores = read_scores(candidate.evaluation / "metrics.json", candidate.checkpoint)
+    scores = read_scores(candidate.metrics, candidate.checkpoint)
     data = data_tags(candidate.data)
     weights_uri, manifest = store_weights(candidate.weights, candidate.system, store)
     recipe = Recipe(candidate.system, weights_uri, manifest.digest, absolute_bases(candidate.bases))
@@ -107,7 +115,7 @@ def promote(candidate: Candidate, gates: GateSettings, store: Store, tracker: Tr
         **code_tags(folder),
         **data,
         **base_tags(candidate.weights),
-        **stage_tags(client, read_stages(candidate.evaluation / "run.json")),
+        **stage_tags(client, candidate.stages),
         SCORES: json.dumps({name: asdict(score) for name, score in scores.items()}),
     }
     number = register(tracker, recipe, tags)
@@ -141,7 +149,7 @@ def rollback(model: str, store: Store, tracking_uri: str, reason: str = "") -> D
         raise ValueError(f"{model} version {target}, champion before version {current}, was deleted; there is nothing to go back to")
     stored_manifest(before.recipe)
     check = Check("rollback", True, reason or f"asked for; version {current} was champion")
-    decision = Decision(model, current, False, target, current, [check])
+    decision = Decision(model, current, "rolled back", target, current, [check])
     journal.append("rolled back", current, before=current, champion=target, reasons=[check.reason])
     client.set_registered_model_alias(model, CHAMPION, str(target))
     client.set_model_version_tag(model, str(current), DECISION, "rolled back")
@@ -171,7 +179,7 @@ def _smoke(recipe: Recipe, prompt: str) -> Check:
     from mgpt.serve.picture import sample_picture
 
     try:
-        answer = load_registered(recipe).answer(sample_picture(), prompt)
+        answer = load_registered(recipe).answer(sample_picture(), prompt, SMOKE_TOKENS)
     except (ValueError, OSError) as error:
         return Check("smoke prediction", False, f"{prompt!r} could not be answered: {error}")
     return Check("smoke prediction", bool(answer.text.strip()), f"{prompt!r} was answered {answer.text.strip()[:80]!r}")
@@ -179,35 +187,34 @@ def _smoke(recipe: Recipe, prompt: str) -> Check:
 
 def _decide(model: str, number: int, reigning: Version | None, checks: list[Check]) -> Decision:
     before = reigning.number if reigning else None
-    promoted = all(check.holds for check in checks)
-    return Decision(model, number, promoted, number if promoted else before, before, checks)
+    if all(check.holds for check in checks):
+        return Decision(model, number, "promoted", number, before, checks)
+    return Decision(model, number, "held back", before, before, checks)
 
 
 def _record(client: MlflowClient, journal: Journal, decision: Decision, tracker: Tracker) -> None:
     """Journal first, alias second: after a crash between the two, the same command brings the alias to what was decided."""
-    action: Action = "promoted" if decision.promoted else "held back"
-    if not _is_recorded(journal, decision, action):
-        journal.append(
-            action, decision.version, before=decision.before, champion=decision.champion, reasons=decision.reasons, run=tracker.run_id
-        )
+    if not _is_recorded(journal, decision):
+        before, after = decision.before, decision.champion
+        journal.append(decision.action, decision.version, before=before, champion=after, reasons=decision.reasons, run=tracker.run_id)
     number = str(decision.version)
-    tags = {DECISION: action, REASONS: "\n".join(decision.reasons)}
+    tags = {DECISION: decision.action, REASONS: "\n".join(decision.reasons)}
     if decision.promoted and decision.before != decision.version:
         tags[PREVIOUS] = str(decision.before or "none")
         client.set_registered_model_alias(decision.model, CHAMPION, number)
     for key, value in tags.items():
         client.set_model_version_tag(decision.model, number, key, value)
-    tracker.set_tags({DECISION: action, "mgpt.version": number})
+    tracker.set_tags({DECISION: decision.action, "mgpt.version": number})
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "decision.json"
         path.write_text(json.dumps(decision.as_dict(), indent=1) + "\n", encoding="utf-8")
         tracker.log_artifact(path)
 
 
-def _is_recorded(journal: Journal, decision: Decision, action: Action) -> bool:
+def _is_recorded(journal: Journal, decision: Decision) -> bool:
     """Whether the journal says so already: the same decision twice, or a champion that keeps its place."""
     past, promotions = journal.records(), journal.promotions()
-    if past and (past[-1].action, past[-1].version, past[-1].reasons) == (action, decision.version, decision.reasons):
+    if past and (past[-1].action, past[-1].version, past[-1].reasons) == (decision.action, decision.version, decision.reasons):
         return True
     keeps = decision.promoted and decision.before == decision.version
     return keeps and bool(promotions) and promotions[-1].version == decision.version

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -144,7 +145,8 @@ def _log_recipe(tracker: Tracker, recipe: Recipe) -> tuple[str, str | None]:
 
     requirements = [f"{name}=={version(name).split('+')[0]}" for name in LIBRARIES]
     mlflow.set_tracking_uri(tracker.tracking_uri)
-    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=tracker.run_id):
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for an example input, which would load and run the model
         path = Path(scratch) / "recipe.json"
         path.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
         info = mlflow.pyfunc.log_model(

@@ -40,7 +40,7 @@ class Reply:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "boxes": [asdict(box) for box in self.boxes]}
 
 
 @dataclass(frozen=True)

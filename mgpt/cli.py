@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("system")
     promote.add_argument("--rollback", action="store_true", required=True)
     promote.add_argument("--reason", default="", help="kept in the decision journal")
+    _add(commands, "models", "every registered version with its aliases and the decision about it", _models)
+    audit = _add(commands, "audit", "find what was changed past the promote stage: aliases, decisions, weights; code 1 when something is", _audit)
+    audit.add_argument("system", nargs="?", help="one registered model (all)")
+    trace = _add(commands, "trace", "what a registered model was made of: code, params, data, bases, runs, decisions", _trace)
+    trace.add_argument("model", nargs="?", default="models:/minigpt-v2@champion", help="models:/NAME@ALIAS or models:/NAME/NUMBER")
     chat = _add(commands, "chat", "ask a model about a picture; writes the picture with its boxes", _chat)
     chat.add_argument("--image", type=Path, required=True)
     chat.add_argument("--prompt", required=True, help="for instance: [refer] the red circle")
@@ -101,6 +106,30 @@ def _promote(asked: argparse.Namespace) -> None:
     from mgpt.storage import Store
 
     print(rollback(asked.system, Store(load().storage.root), _tracking(), asked.reason).text())
+
+
+def _models(_: argparse.Namespace) -> None:
+    from mgpt.registry.audit import overview
+
+    print(overview(_tracking()))
+
+
+def _audit(asked: argparse.Namespace) -> int:
+    from mgpt.registry.audit import audit
+    from mgpt.settings import load
+    from mgpt.storage import Store
+
+    findings = audit(Store(load().storage.root), _tracking(), asked.system)
+    print("\n".join(findings) or "the registry is as the promote stage left it")
+    return 1 if findings else 0
+
+
+def _trace(asked: argparse.Namespace) -> None:
+    from mgpt.registry.audit import trace
+    from mgpt.settings import load
+    from mgpt.storage import Store
+
+    print(trace(Store(load().storage.root), _tracking(), asked.model))
 
 
 def _chat(asked: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("--rollback", action="store_true", required=True)
     promote.add_argument("--reason", default="", help="kept in the decision journal")
     _add(commands, "models", "every registered version with its aliases and the decision about it", _models)
-    audit = _add(commands, "audit", "find what was changed past the promote stage: aliases, decisions, weights; code 1 when something is", _audit)
+    audit = _add(commands, "audit", "find what was changed past the promote stage; code 1 when something was", _audit)
     audit.add_argument("system", nargs="?", help="one registered model (all)")
     trace = _add(commands, "trace", "what a registered model was made of: code, params, data, bases, runs, decisions", _trace)
     trace.add_argument("model", nargs="?", default="models:/minigpt-v2@champion", help="models:/NAME@ALIAS or models:/NAME/NUMBER")

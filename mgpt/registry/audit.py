@@ -91,7 +91,8 @@ def trace(store: Store, tracking_uri: str, reference: str) -> str:
     lines = [f"{version.model} version {version.number}{aliases}, registered {_time(version.created)}"]
     lines += [f"  {name:<{width}}  {version.tags[name]}" for name in shown]
     lines += [f"  {'weights':<{width}}  {version.recipe.weights}"] if RECIPE in version.tags else []
-    lines += [f"  {line}" for record in Journal(store, version.model).records() if record.version == version.number for line in _decision(record)]
+    records = [record for record in Journal(store, version.model).records() if record.version == version.number]
+    lines += [f"  {line}" for record in records for line in _decision(record)]
     commit = version.tags.get(COMMIT, "unknown")
     return "\n".join([*lines, f"the checkout that made it: git checkout {commit} && dvc checkout"])
 
@@ -114,10 +115,11 @@ def overview(tracking_uri: str) -> str:
     known = models(connect(tracking_uri))
     if not known:
         return f"no model is registered in {tracking_uri}; the promote stage registers one"
-    rows = [
-        (version.model, str(version.number), " ".join(version.aliases) or "-", version.tags.get("mgpt.decision", "-"), _time(version.created))
-        for version in known
-    ]
-    table = [("model", "version", "aliases", "decision", "registered"), *rows]
+    table = [("model", "version", "aliases", "decision", "registered"), *map(_row, known)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+
+
+def _row(version: Version) -> tuple[str, str, str, str, str]:
+    aliases, decision = " ".join(version.aliases) or "-", version.tags.get("mgpt.decision", "-")
+    return version.model, str(version.number), aliases, decision, _time(version.created)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Blip2QFormerModel, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Blip2QFormerModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mgpt.model import assembly
@@ -306,3 +306,7 @@ def _random_parts(config: MiniGPTConfig) -> Parts:
         qformer = Blip2QFormerModel._from_config(config.qformer_config)
         query_tokens = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
     return Parts(build(config.vision_config), AutoModelForCausalLM.from_config(config.text_config), qformer, query_tokens)
+
+
+AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig)
+AutoModelForImageTextToText.register(MiniGPTConfig, MiniGPTForConditionalGeneration)

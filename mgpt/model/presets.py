@@ -5,7 +5,6 @@ Sources: configs/models/*.yaml, eva_vit.py:397-442, minigpt4.py:26-75, minigpt_v
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,10 @@ def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None =
 
 
 def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
-    """The configuration of a system on a language model; ValueError for an unknown system or a key of `sizes` that is not known."""
+    """The configuration of a system on a language model; ValueError for an unknown system."""
     if system not in SYSTEMS:
         raise ValueError(f"system: {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    sizes = _checked(sizes or {})
+    sizes = sizes or {}
     chosen = SYSTEMS[system]
     vit = EVA_VIT_G | sizes.get("vit", {})
     vision = {
@@ -119,12 +118,3 @@ def _lora(chosen: System, sizes: dict[str, Any]) -> LoraSpec | None:
     given = sizes["lora"]
     return LoraSpec(given["r"], given["alpha"], given.get("dropout", 0.0), tuple(given.get("targets", chosen.lora.target_modules)))
 
-
-def _checked(sizes: dict[str, Any]) -> dict[str, Any]:
-    known = {"vit", "qformer", "llama", "lora", "img", "pre_img"}
-    unknown = sizes.keys() - known
-    if unknown:
-        raise ValueError(
-            f"sizes: unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))} ({json.dumps(sorted(sizes))} given)"
-        )
-    return sizes

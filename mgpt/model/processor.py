@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 from transformers.image_processing_base import BatchFeature
 
+from mgpt.model.configuration import MiniGPTConfig
 from mgpt.model.formats import PromptFormat, prompt_format
 from mgpt.model.image import MiniGPTImageProcessor
 from mgpt.model.layout import Piece, as_conversations, lay_out
@@ -222,3 +223,6 @@ def _flat(images: Any) -> list[Any]:
     if not isinstance(images, (list, tuple)):
         return [images]
     return [image for entry in images if entry is not None for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+
+
+AutoProcessor.register(MiniGPTConfig, MiniGPTProcessor)

@@ -7,7 +7,6 @@ SentencePiece pieces with that behaviour fixed.
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,10 +58,10 @@ def load_tokenizer(folder: str | Path) -> Any:
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     """Write tokenizer.json and tokenizer_config.json such that `load_tokenizer` and AutoTokenizer give the same ids.
 
-    Contract: `$$`, the original's padding, must never be a pad_token here: a special token splits the text around it.
+    Raises ValueError for the original's padding, `$$`, as pad_token: as a special token it would split the text around it.
     """
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = None
+    if tokenizer.pad_token == "$$":
+        raise ValueError("tokenizer.pad_token: '$$' is ordinary text to the released weights and must not become a special token; use '<unk>'")
     tokenizer.save_pretrained(folder)
 
 

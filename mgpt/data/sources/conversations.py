@@ -54,8 +54,8 @@ class _CocoConversations(Reader):
                 yield f"{row.get('id', '')}/{key}" if isinstance(row, dict) else key, row
 
     def _picture(self, row: Mapping[str, Any], images: Images) -> Picture:
-        names = (row["image"],) if isinstance(row.get("image"), str) else ()
-        names += coco_names(str(row["id"]))
+        given = [row["image"]] if isinstance(row.get("image"), str) else []
+        names = [*given, *coco_names(str(row["id"]))]
         return images.get(*dict.fromkeys(path for name in names for path in places(name, *COCO_FOLDERS)))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from PIL import Image
@@ -84,7 +84,7 @@ class Folder:
 
     def lacks(self, path: str) -> bool:
         """Whether a local file is certainly not there: the quick look that spares the careful one."""
-        return not is_remote(self.store.root) and ".." not in path and not os.path.exists(f"{self.store.root}/{path}")
+        return not is_remote(self.store.root) and ".." not in path and not Path(self.store.root, path).exists()
 
     def names(self) -> list[str]:
         """Every file below the root, as paths relative to it."""

@@ -154,7 +154,7 @@ _PREPARERS: dict[str, Preparer] = {}  # of this process, by the feed's digest; R
 
 
 def preparer(feed: Feed) -> Preparer:
-    """This process's preparer of a feed; called ahead of the first step, it warms a process of the pool that Ray takes feeding tasks from."""
+    """This process's preparer of a feed; a call ahead of the first step warms a process of the pool for feeding tasks."""
     import torch
 
     torch.set_num_threads(1)  # the training workers want the other cores

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
-    from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,15 @@ class Start:
 
     def processor(self) -> MiniGPTProcessor:
         """The processor, without loading the model."""
-        from mgpt.model import MiniGPTProcessor
+        from mgpt.model import BaseReference, MiniGPTProcessor
+        from mgpt.model.assembly import config_from_bases
 
         if self.weights is not None:
             return MiniGPTProcessor.from_pretrained(local_folder(self.weights))
         bases = {part: local_folder(uri) for part, uri in self.bases.items()}
-        return MiniGPTProcessor.from_config(_fresh_config(bases, self.fresh.get("merge", 4)), bases["language"])
-
-
-def _fresh_config(bases: dict[str, Path], merge: int) -> MiniGPTConfig:
-    """The configuration of a fresh model, from its bases' headers alone."""
-    from safetensors import safe_open
-    from transformers import AutoConfig
-
-    from mgpt.model import MiniGPTConfig
-
-    configs = {part: AutoConfig.from_pretrained(folder) for part, folder in bases.items()}
-    queries = 0
-    if "qformer" in bases:
-        with safe_open(bases["qformer"] / "query_tokens.safetensors", "pt") as file:
-            queries = file.get_slice("query_tokens").get_shape()[1]
-    return MiniGPTConfig(configs["vision"], configs["language"], configs.get("qformer"), num_query_tokens=queries, merge=merge)
+        options = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
+        unread = {part: BaseReference("", "", "") for part in bases}  # a processor needs no hashes, which would read every weight
+        return MiniGPTProcessor.from_config(config_from_bases(**bases, references=unread, **options), bases["language"])
 
 
 def local_folder(uri: str) -> Path:

@@ -27,12 +27,6 @@ CURVE, WEIGHTS, FINISHED, START = "curve.csv", "weights", "finished.json", "star
 _POLL_SECONDS = 0.5
 _PLAIN = ("step", "step_seconds")  # columns that are no metric of their own
 
-# Ray Train's controller looks at its workers this often, and each report waits for a look. Its default of 2 s is many steps of a small
-# model.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
-
 
 class Tracker(Protocol):
     """What training needs of `mgpt.registry.runs.Tracker`."""
@@ -99,12 +93,14 @@ def _fit(request: TrainRequest, store: Store) -> None:
     from mgpt.cluster.ingest import NAME, Feed, PlannedData
     from mgpt.cluster.worker import Work, work
 
+    _set_up_ray_train(request.workers)
     start = _start(request, store)
     feed = Feed.of(request.settings, request.manifest, start, request.task_files)
     feed.mixture()  # a mixture that cannot be made is refused here, before any worker starts
     # Warms a feeding process while Ray Train's own processes start: importing the model's code takes seconds.
     ray.remote(num_cpus=0)(_warm).remote(feed)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().print_on_execution_start = False
     workers, settings = request.workers, request.settings
     folder, name = request.run_uri.rsplit("/", 1)
     number = workers.workers if workers.maximum_workers is None else (workers.workers, workers.maximum_workers)
@@ -120,6 +116,20 @@ def _fit(request: TrainRequest, store: Store) -> None:
     outcome = _outcome(trainer)
     if "refused" in outcome:
         raise ValueError(outcome["refused"])
+
+
+def _set_up_ray_train(workers: WorkerSettings) -> None:
+    """Ray Train takes these from the driver's environment; what is set there already stays."""
+    gpus = "1" if workers.gpus_per_worker else "0"
+    for name, value in {
+        # The controller's look at its workers, for which each report waits: the default of 2 s is many steps of a small model.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # One process more each; they matter where nodes are taken back and NCCL can hang.
+        "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": gpus,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": gpus,
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def _warm(feed: Feed) -> None:

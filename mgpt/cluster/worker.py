@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Work:
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's training function. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way."""
     todo: Work = config["work"]
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
     torch.set_num_threads(todo.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -1,0 +1,129 @@
+"""Packing: several samples in one row, none of which sees another.
+
+Rows are planned from lengths alone, before a picture is decoded. A packed row carries `segment_ids`, 1, 2, ... for its samples and 0 for
+padding, and positions that restart with each sample. `attention_inputs` turns the segments into what an attention implementation takes: a
+dense mask for SDPA and eager attention, a block mask for flex attention, or sequence bounds for flash attention.
+
+Letters: P packed rows, L positions of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORE = -100
+_ROW_TENSORS = ("input_ids", "labels")
+
+
+def plan_packs(lengths: Sequence[int], images: Sequence[int], token_budget: int, image_budget: int | None = None) -> list[list[int]]:
+    """Which samples share a row: first fit of the longest first, a function of the numbers alone.
+
+    Args:
+        lengths: tokens of each sample. images: images of each sample.
+        token_budget: tokens of a row at most. image_budget: images of a row at most; None for no limit.
+
+    Returns: rows of sample numbers, every sample once, each row in ascending order.
+
+    Raises:
+        ValueError: a sample alone is beyond a budget.
+    """
+    limit = sum(images) if image_budget is None else image_budget
+    for number, (length, count) in enumerate(zip(lengths, images, strict=True)):
+        if length > token_budget or count > limit:
+            raise ValueError(
+                f"sample {number}: {length} tokens and {count} images do not fit a row of {token_budget} tokens and {limit} images; "
+                "raise the packing budgets or shorten the sample"
+            )
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for number in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
+        size = (lengths[number], images[number])
+        place = next((place for place, left in enumerate(room) if size[0] <= left[0] and size[1] <= left[1]), None)
+        if place is None:
+            place = len(packs)
+            packs.append([])
+            room.append((token_budget, limit))
+        packs[place].append(number)
+        room[place] = (room[place][0] - size[0], room[place][1] - size[1])
+    return [sorted(pack) for pack in packs]
+
+
+def pack_rows(tensors: Mapping[str, Tensor], images: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Right-padded rows `input_ids`, `attention_mask`, `labels` (batch, length) and `pixel_values` (images, ...) as packed rows.
+
+    Returns `input_ids`, `labels`, `segment_ids`, `position_ids` (P, L) and `pixel_values` in the new reading order, if there are any.
+    """
+    lengths = tensors["attention_mask"].sum(1).tolist()
+    rows = [_one_row(tensors, lengths, pack) for pack in packs]
+    width = max(row["input_ids"].shape[0] for row in rows)
+    fill = {"labels": IGNORE}
+    packed = {
+        name: torch.stack([functional.pad(row[name], (0, width - row[name].shape[0]), value=fill.get(name, 0)) for row in rows])
+        for name in rows[0]
+    }
+    starts = [sum(images[:row]) for row in range(len(images))]
+    order = [index for pack in packs for row in pack for index in range(starts[row], starts[row] + images[row])]
+    return packed | ({"pixel_values": tensors["pixel_values"][order]} if order else {})
+
+
+def _one_row(tensors: Mapping[str, Tensor], lengths: Sequence[int], pack: Sequence[int]) -> dict[str, Tensor]:
+    row = {name: torch.cat([tensors[name][number, : lengths[number]] for number in pack]) for name in _ROW_TENSORS}
+    sizes = torch.tensor([lengths[number] for number in pack])
+    starts = sizes.cumsum(0) - sizes
+    # The token before a sample's first is another sample's last: it must not be asked to foretell it.
+    row["labels"] = row["labels"].index_fill(0, starts, IGNORE)
+    row["segment_ids"] = torch.arange(1, len(pack) + 1).repeat_interleave(sizes)
+    row["position_ids"] = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
+    return row
+
+
+def attention_inputs(segment_ids_PL: Tensor, implementation: str) -> dict[str, Any]:
+    """What the language model's `forward` takes so that each sample of a packed row is on its own, causally.
+
+    implementation: transformers' name: `sdpa`, `eager`, `flex_attention` or `flash_attention_2`. Flash attention takes one row (P = 1)
+    without padding.
+
+    Raises:
+        ValueError: another implementation, or rows that it cannot take.
+    """
+    if implementation in ("sdpa", "eager"):
+        return {"attention_mask": dense_mask(segment_ids_PL)}
+    if implementation == "flex_attention":
+        return {"attention_mask": block_mask(segment_ids_PL)}
+    if implementation == "flash_attention_2":
+        return {"attention_mask": None, **sequence_bounds(segment_ids_PL)}
+    raise ValueError(
+        f"attn_implementation: {implementation!r} cannot run packed rows; use sdpa, eager, flex_attention or flash_attention_2"
+    )
+
+
+def dense_mask(segment_ids_PL: Tensor) -> Tensor:
+    """(P, 1, L, L) boolean: query i sees key j. Padding sees itself, so that no row of the softmax is empty."""
+    same = segment_ids_PL[:, :, None] == segment_ids_PL[:, None, :]
+    return same.tril()[:, None]
+
+
+def block_mask(segment_ids_PL: Tensor) -> Any:
+    """The same as a block mask of flex attention, which skips what is masked."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (segment_ids_PL[row, query] == segment_ids_PL[row, key])
+
+    rows, length = segment_ids_PL.shape
+    return create_block_mask(sees, rows, None, length, length, device=segment_ids_PL.device)
+
+
+def sequence_bounds(segment_ids_PL: Tensor) -> dict[str, Any]:
+    """Flash attention's variable-length arguments: cumulative lengths (samples + 1, int32) and the longest sample."""
+    if segment_ids_PL.shape[0] != 1 or bool((segment_ids_PL == 0).any()):
+        raise ValueError("flash_attention_2: packed batches must be one row without padding; set micro_batch_size so that one row is made")
+    sizes = torch.unique_consecutive(segment_ids_PL[0], return_counts=True)[1]
+    bounds = functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(sizes.max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

@@ -1,0 +1,33 @@
+import torch
+
+from mgpt.train.batch import Batch, cut_by_length
+from tests.train.toy import collate, step_rows
+
+
+def test_bytes_give_the_same_batch():
+    batch = collate(list(step_rows(1)))
+    again = Batch.from_bytes(batch.to_bytes())
+    assert again.ids == batch.ids
+    assert again.tensors.keys() == batch.tensors.keys()
+    assert all(torch.equal(again.tensors[name], batch.tensors[name]) for name in batch.tensors)
+
+
+def test_cut_keeps_every_row_with_its_images_and_little_padding():
+    lengths, images = [3, 9, 4, 8, 2], [1, 0, 2, 1, 0]
+    ids = torch.zeros(5, 9, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = row + 1
+    mask = (ids > 0).long()
+    pixels = torch.tensor([0.0, 2.0, 2.5, 3.0])[:, None]  # of rows 0, 2, 2, 3
+    batches = cut_by_length({"input_ids": ids, "attention_mask": mask, "labels": ids, "pixel_values": pixels}, list("abcde"), images, 2)
+    assert [batch.ids for batch in batches] == [("e", "a"), ("c", "d"), ("b",)]
+    assert [batch.tensors["input_ids"].shape[1] for batch in batches] == [3, 8, 9]
+    assert [batch.tensors["pixel_values"].flatten().tolist() if "pixel_values" in batch.tensors else None for batch in batches] == [
+        [0],
+        [2, 2.5, 3],
+        None,
+    ]
+    for batch in batches:
+        rows = [int(row.max()) - 1 for row in batch.tensors["input_ids"]]
+        assert ["abcde"[row] for row in rows] == list(batch.ids)
+        assert batch.tensors["attention_mask"].sum(1).tolist() == [lengths[row] for row in rows]

@@ -22,11 +22,12 @@ def check_scheme(location: str) -> None:
 class DatasetSettings(Section):
     """One dataset that a reader finds in a source's files; its key is the dataset's name in the mixture.
 
-    `root` and `images` are folders below the source's (the shapes world knows its own; else the source's folder is meant); `splits` are those wanted (all, when empty). Every split but `train` is for
-    evaluation: nothing in training may equal its images. `text` is the named normalisation: `original` is the released code's caption
-    processor on the turns that the released code passed through it (the released weights were trained so), `none` leaves texts alone.
-    `duplicates` says what counts as one: `samples` (the same task, image and text), `images` (also everything said of an image that
-    nearly equals an earlier, different image of the dataset), `records` (also later records of the very same image: web pairs).
+    `root` and `images` are folders below the source's (the shapes world knows its own; else the source's folder is meant); `splits` are
+    those wanted (all, when empty). Every split but `train` is for evaluation: nothing in training may equal its images. `text` is the
+    named normalisation: `original` is the released code's caption processor on the turns that the released code passed through it (the
+    released weights were trained so), `none` leaves texts alone. `duplicates` says what counts as one: `samples` (the same task, image
+    and text), `images` (also everything said of an image that nearly equals an earlier, different image of the dataset), `records` (also
+    later records of the very same image: web pairs).
     """
 
     reader: str
@@ -44,8 +45,9 @@ class SourceSettings(Section):
     their mirrors where they lie in different places.
 
     A location is a local file or folder, an `https://` file (or folder, ending in `/`, with the file names in `include`),
-    `s3://bucket/prefix`, `hf://datasets/owner/name@revision` or `package://mgpt/...` (files that ship with this package). `include`
-    are patterns of the files wanted, `unpack` of the archives to open (a plain `.tar` is a webdataset shard and stays); `sha256` maps file names to digests that must match. A file `SHA256SUMS` among them is obeyed.
+    `s3://bucket/prefix`, `hf://datasets/owner/name@revision` or `package://mgpt/...` (files that ship with this package). `include` are
+    patterns of the files wanted, `unpack` of the archives to open (a plain `.tar` is a webdataset shard and stays); `sha256` maps file
+    names to digests that must match. A file `SHA256SUMS` among them is obeyed.
     """
 
     kind: Literal["files", "scenes", "url-list", "backbones"] = "files"

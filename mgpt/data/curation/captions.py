@@ -21,7 +21,8 @@ def shingles(text: str) -> set[bytes]:
 
 
 def repeated_captions(texts: Sequence[str], threshold: float) -> list[int | None]:
-    """For every text the position of the first kept text that is like it (estimated Jaccard similarity of shingles >= `threshold`), or None."""
+    """For every text the position of the first kept text that is like it, or None: estimated Jaccard similarity of shingles of at least
+    `threshold`."""
     exact: dict[str, int] = {}
     index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
     sketches: dict[int, MinHash] = {}

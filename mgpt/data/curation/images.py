@@ -47,8 +47,8 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A usable picture: its bytes, the sha256 of them, size in pixels, its RGB thumbnail [32, 32, 3] as bytes, what was mended, and the EXIF
-    orientation (1 to 8) with the stored size that boxes have to follow."""
+    """A usable picture: its bytes, the sha256 of them, size in pixels, its RGB thumbnail [32, 32, 3] as bytes, what was mended, and the
+    EXIF orientation (1 to 8) with the stored size that boxes have to follow."""
 
     data: bytes
     sha256: str

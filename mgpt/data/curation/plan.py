@@ -48,7 +48,7 @@ def make_plan(manifest: Manifest, sources: Mapping[str, SourceSettings], setting
     """Every file of every dataset of `sources`.
 
     Raises:
-        ValueError: all mistakes at once: an unknown reader, a dataset named twice, a dataset without files, a source that was not downloaded.
+        ValueError: all mistakes at once: an unknown reader, a dataset named twice or without files, a source that was not downloaded.
     """
     units: list[Unit] = []
     refused: dict[str, list[Refused]] = {}

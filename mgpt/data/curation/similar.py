@@ -186,8 +186,8 @@ def register(first: Matrix, second: Matrix, steps: int = 4) -> tuple[Matrix, Mat
     """Lays `first` on `second` (both [n, 32, 32, 3] uint8).
 
     Returns:
-        motion [n, 4] (x scale, x shift, y scale, y shift: `second` at u shows `first` at scale * u + shift, in sides), and the sixth largest
-        difference [n] of brightness, 0 to 255.
+        motion [n, 4] (x scale, x shift, y scale, y shift: `second` at u shows `first` at scale * u + shift, in sides), and the sixth
+        largest difference [n] of brightness, 0 to 255.
     """
     one, other = _separable(_SMOOTH, _SMOOTH, first.astype(np.float32)), _separable(_SMOOTH, _SMOOTH, second.astype(np.float32))
     motion = np.tile(np.array([1, 0, 1, 0], dtype=np.float32), (len(one), 1))

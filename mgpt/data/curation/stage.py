@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Curation:
-    """`manifest` names the shards, `quarantine` the tables of what went; `report` holds counts by dataset and split, reasons and repairs."""
+    """`manifest` names the shards, `quarantine` the table of what went; `report` holds counts by dataset and split, reasons, repairs."""
 
     manifest: Manifest
     quarantine: Manifest
@@ -76,9 +76,8 @@ def _check(plan: Plan, settings: CurateSettings, store: Store, parts: str, repor
         counts[position] = found
         unit = plan.units[position]
         where = f"{unit.dataset} {unit.part.path}"
-        report(
-            f"curate: {number} of {len(plan.units)} files, {time.monotonic() - started:.0f} s: {where}: {found['kept']} of {found['records']}"
-        )
+        progress = f"{number} of {len(plan.units)} files, {time.monotonic() - started:.0f} s"
+        report(f"curate: {progress}: {where}: {found['kept']} of {found['records']}")
     return counts
 
 

@@ -91,15 +91,19 @@ def _attempt(mirror: Mirror, part: Path, path: Path, patience: Patience, sha256:
         raise Unreliable(f"{mirror.remote.uri}: sha256 is {digest}, not the declared {sha256}")
     size = part.stat().st_size
     part.replace(path)
+    part.with_suffix(".version").unlink(missing_ok=True)
     return Fetched(path, size, digest, mirror.remote.uri)
 
 
 def _continue(mirror: Mirror, part: Path, timeout: float) -> None:
     """Appends what is missing of the file. Raises Unreliable when the body ended early (what came stays)."""
     have = part.stat().st_size if part.exists() else 0
+    mark = part.with_suffix(".version")
+    version = mark.read_text(encoding="utf-8") if have and mark.exists() else ""
     if mirror.remote.size is not None and have == mirror.remote.size and have:
         return
-    with mirror.location.open(mirror.remote, have, timeout) as body, open(part, "r+b" if have else "wb") as file:
+    with mirror.location.open(mirror.remote, have, timeout, version) as body, open(part, "r+b" if have else "wb") as file:
+        mark.write_text(body.version, encoding="utf-8")
         file.seek(body.offset)
         file.truncate()
         try:

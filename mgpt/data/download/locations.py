@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,11 +36,13 @@ class Remote:
 
 @dataclass
 class Body:
-    """An open file: `stream` starts at byte `offset` (0 where the server ignored the wish), `total` bytes in all where known."""
+    """An open file: `stream` starts at byte `offset` (0 where the server ignored the wish), `total` bytes in all where known; `version` is
+    the server's mark of this content (ETag), which a later request for the rest names."""
 
     stream: IO[bytes]
     offset: int
     total: int | None
+    version: str = ""
 
 
 class Location(Protocol):
@@ -49,7 +51,7 @@ class Location(Protocol):
     def list(self) -> list[Remote]:
         """The files there, by name. Raises Gone where there is nothing, Unreliable where the server failed."""
 
-    def open(self, remote: Remote, offset: int, timeout: float) -> Any:
+    def open(self, remote: Remote, offset: int, timeout: float, version: str = "") -> AbstractContextManager[Body]:
         """A context manager that gives a Body. Raises Gone or Unreliable."""
 
 
@@ -96,7 +98,7 @@ class FolderLocation:
         return Remote(name, str(path), status.st_size, str(status.st_mtime_ns))
 
     @contextmanager
-    def open(self, remote: Remote, offset: int, timeout: float) -> Iterator[Body]:
+    def open(self, remote: Remote, offset: int, timeout: float, version: str = "") -> Iterator[Body]:
         try:
             file = open(remote.uri, "rb")  # noqa: SIM115 (closed below; opening alone is what may fail)
         except OSError as error:
@@ -125,7 +127,7 @@ class S3Location:
         return [Remote(name, uri) for name, uri in named if wanted(name, self.include)]
 
     @contextmanager
-    def open(self, remote: Remote, offset: int, timeout: float) -> Iterator[Body]:
+    def open(self, remote: Remote, offset: int, timeout: float, version: str = "") -> Iterator[Body]:
         with _passing_errors(remote.uri), Store(self.uri.rstrip("/")).open(remote.uri) as file:
             total = getattr(file, "size", None)
             file.seek(offset)
@@ -150,7 +152,7 @@ class HubLocation:
         ]
 
     @contextmanager
-    def open(self, remote: Remote, offset: int, timeout: float) -> Iterator[Body]:
+    def open(self, remote: Remote, offset: int, timeout: float, version: str = "") -> Iterator[Body]:
         with _passing_errors(remote.uri), _hub().open(remote.uri, "rb") as file:
             file.seek(offset)
             yield Body(file, offset, remote.size)
@@ -172,17 +174,20 @@ class HttpLocation:
         return [Remote(name, self.url + name) for name in self.include]
 
     @contextmanager
-    def open(self, remote: Remote, offset: int, timeout: float) -> Iterator[Body]:
+    def open(self, remote: Remote, offset: int, timeout: float, version: str = "") -> Iterator[Body]:
         import requests
 
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": version} if version else {})
         try:
             with _http().get(remote.uri, headers=headers, stream=True, timeout=timeout) as response:
                 _check_status(response.status_code, remote.uri, offset)
                 resumed = response.status_code == 206
                 length = response.headers.get("Content-Length")
                 start = offset if resumed else 0
-                yield Body(response.raw, start, start + int(length) if length is not None else None)
+                total = start + int(length) if length is not None else None
+                yield Body(response.raw, start, total, response.headers.get("ETag", ""))
         except (requests.RequestException, OSError) as error:
             raise Unreliable(f"{remote.uri}: {type(error).__name__}: {error}") from error
 

@@ -72,7 +72,8 @@ def _measure(items: list[Status]) -> dict[str, float]:
 
 def _line(name: str, found: Mapping[str, float]) -> str:
     share = f"{100 * found['success_rate']:.1f} %"
-    return f"download {name}: {found['files'] - found['failed']} of {found['files']} files ({share}), {found['bytes'] / 1e6:.1f} MB, {found['seconds']:.1f} s"
+    arrived = f"{found['files'] - found['failed']} of {found['files']} files ({share})"
+    return f"download {name}: {arrived}, {found['bytes'] / 1e6:.1f} MB, {found['seconds']:.1f} s"
 
 
 def _check_floors(

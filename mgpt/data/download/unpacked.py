@@ -80,7 +80,7 @@ def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[Refuse
 
 
 def _open_archive(archive: Path, name: str) -> list[Refused]:
-    # A bundle of ours fills the folder that it was made from; a stranger's archive may bring its own top folder, and fills the one it is in.
+    # A bundle of ours fills the folder that it was made from; a stranger's archive fills the one that it is in.
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".opening-") as opening:
         refused = unpack(archive, Path(opening))
         _merge(Path(opening), archive.parent)

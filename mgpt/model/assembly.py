@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from mgpt.model import bases as base_folders
 from mgpt.model.card import model_card
-from mgpt.model.configuration import BaseReference, LoraSpec, MiniGPTConfig
+from mgpt.model.configuration import BaseReference, MiniGPTConfig
 from mgpt.model.vision import resize_tower
 
 if TYPE_CHECKING:
@@ -138,8 +137,17 @@ def load_trainable(model: MiniGPTForConditionalGeneration, state: Mapping[str, t
             parameter.copy_(state[name])
 
 
-def check_loading(folder: str | Path, info: Mapping[str, Any]) -> None:
-    """ValueError for what `from_pretrained` reports as missing, unexpected or of another shape."""
+def read_whole(from_pretrained: Any, folder: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """(model, loading info) of transformers' `from_pretrained`, its various errors as one ValueError, its warnings about weights as errors."""
+    from safetensors import SafetensorError
+
+    if Path(folder).is_dir():
+        read_config(folder)
+    try:
+        with base_folders.quiet_transformers():
+            model, info = from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     faults = [
         f"{kind}: {', '.join(sorted(map(str, info[kind])))}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -147,6 +155,7 @@ def check_loading(folder: str | Path, info: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise ValueError(f"{folder}: the weights do not fit the configuration; " + "; ".join(faults))
+    return model, info
 
 
 def read_config(folder: str | Path) -> MiniGPTConfig:

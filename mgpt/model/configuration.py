@@ -1,7 +1,7 @@
 """The configuration: which vision tower, bridge, language model and LoRA make one MiniGPT.
 
-The same class describes MiniGPT-4 (Q-Former), its LLaMA-2 variant and MiniGPT-v2 (token merge), and any other tower or causal language model
-of transformers.
+The same class describes MiniGPT-4 (Q-Former), its LLaMA-2 variant and MiniGPT-v2 (token merge), and any other tower or causal
+language model of transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters on the language model; the names are peft's. MiniGPT-v2: 64, 16, 0.05 on q_proj and v_proj (minigpt_v2.py:40-43)."""
+    """Low-rank adapters on the language model; names as in peft. MiniGPT-v2: 64, 16, 0.05 on q_proj and v_proj (minigpt_v2.py:40-43)."""
 
     r: int
     lora_alpha: int
@@ -47,13 +47,13 @@ class LoraSpec:
             return value
         read = value.get if isinstance(value, dict) else lambda name, default=None: getattr(value, name, default)
         spec = cls(
-            int(read("r")),
-            int(read("lora_alpha")),
+            int(read("r", 0) or 0),
+            int(read("lora_alpha", 0) or 0),
             float(read("lora_dropout", 0.0) or 0.0),
             tuple(read("target_modules", ("q_proj", "v_proj"))),
         )
-        if spec.r < 1 or not 0 <= spec.lora_dropout < 1 or not spec.target_modules:
-            raise ValueError(f"lora: {asdict(spec)} is not usable: r must be at least 1, lora_dropout in [0, 1), target_modules not empty")
+        if spec.r < 1 or spec.lora_alpha < 1 or not 0 <= spec.lora_dropout < 1 or not spec.target_modules:
+            raise ValueError(f"lora: {asdict(spec)} is not usable: r and lora_alpha must be at least 1, lora_dropout in [0, 1), target_modules not empty")
         return spec
 
 
@@ -69,6 +69,9 @@ class MiniGPTConfig(PreTrainedConfig):
     """
 
     model_type = "minigpt"
+    vision_config: Any
+    qformer_config: Any
+    text_config: Any
     sub_configs: ClassVar[dict[str, type]] = {"vision_config": AutoConfig, "qformer_config": Blip2QFormerConfig, "text_config": AutoConfig}
 
     def __init__(
@@ -90,7 +93,7 @@ class MiniGPTConfig(PreTrainedConfig):
         self.qformer_config = None if qformer_config is None else _sub_config(qformer_config, "blip_2_qformer")
         self.num_query_tokens = num_query_tokens
         self.merge = merge
-        self.lora = None if lora is None else asdict(LoraSpec.of(lora))
+        self.lora = _as_dict(LoraSpec.of(lora))
         self.prompt_format = prompt_format
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
         self.bases = {name: asdict(base) if isinstance(base, BaseReference) else dict(base) for name, base in (bases or {}).items()}
@@ -140,6 +143,10 @@ class MiniGPTConfig(PreTrainedConfig):
     def get_text_config(self, *_: Any, **__: Any) -> PreTrainedConfig:
         """The language model's configuration, where transformers looks for sizes."""
         return self.text_config
+
+
+def _as_dict(lora: LoraSpec | None) -> dict[str, Any] | None:
+    return None if lora is None else asdict(lora)
 
 
 def _one(value: Any) -> int:

@@ -28,8 +28,8 @@ from mgpt.model.vision import fix_norm, merge_tokens
 class MiniGPTOutput(ModelOutput):
     """loss: mean over supervised tokens, or None without labels. logits: (batch, length, vocabulary), or None when not asked for."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Any = None
 
 
@@ -46,7 +46,7 @@ class Parts:
         """Mark every module as initialised, so that transformers' `post_init` does not draw the loaded weights anew."""
         for part in (self.vision, self.language, self.qformer):
             for module in part.modules() if part is not None else ():
-                module._is_hf_initialized = True
+                setattr(module, "_is_hf_initialized", True)  # noqa: B010 - a mark that torch's types do not know
         return self
 
 
@@ -55,13 +55,14 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
 
     config_class = MiniGPTConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    config: MiniGPTConfig
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
     # Trained weights stay float32 under half-precision bases (the original trains float32 adapters under autocast).
-    _keep_in_fp32_modules_strict = ("projection", "lora_A", "lora_B")
+    _keep_in_fp32_modules_strict = ["projection", "lora_A", "lora_B"]
 
     def __init__(self, config: MiniGPTConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
@@ -69,7 +70,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         self.vision_tower = parts.vision
         fix_norm(self.vision_tower)
         self.qformer = parts.qformer
-        if parts.qformer is not None:
+        if parts.query_tokens is not None:
             self.query_tokens = nn.Parameter(parts.query_tokens)
         self.projection = nn.Linear(config.projection_inputs, config.hidden_size)
         self.language_model = parts.language
@@ -106,15 +107,17 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         assembly.save_trainable(self, folder, processor)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """The whole model. Raises ValueError where transformers would only warn: weights missing, left over or of another shape."""
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The whole model. Raises ValueError for a folder that cannot be read, and where transformers would only warn: weights missing, left over
+        or of another shape.
+        """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        assembly.check_loading(pretrained_model_name_or_path, info)
+        loaded: Any = assembly.read_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
         model._freeze()
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """The whole model, with a model card, ready for `push_to_hub`."""
         super().save_pretrained(save_directory, **kwargs)
         assembly.write_card(self.config, save_directory)
@@ -240,9 +243,11 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         return_logits=False computes the head on supervised positions only. num_items_in_batch divides the loss instead of this batch's count.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("input_ids: give them, or inputs_embeds")
             inputs_embeds = self.embed(input_ids, pixel_values, image_features)
         mask = attention_bias(attention_mask, inputs_embeds.dtype, self.language_model.config._attn_implementation)
-        call = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids, **kwargs}
+        call: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids, **kwargs}
         if return_logits or labels is None or not has_plain_head(self.config.text_config):
             out = self.language_model(**call)
             if labels is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -10,7 +12,7 @@ from torch.nn import functional
 LN_VISION_EPS = 1e-5
 
 
-def fix_norm(tower: nn.Module) -> None:
+def fix_norm(tower: Any) -> None:
     """Give Blip2VisionModel's post_layernorm the original's epsilon; transformers builds it with the tower's."""
     if type(tower).__name__ == "Blip2VisionModel":
         tower.post_layernorm.eps = LN_VISION_EPS
@@ -29,7 +31,7 @@ def resize_positions(positions: torch.Tensor, patches: int) -> torch.Tensor:
     return torch.cat([first, grid_CHW.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
-def resize_tower(tower: nn.Module, image_size: int) -> None:
+def resize_tower(tower: Any, image_size: int) -> None:
     """Fit a Blip2VisionModel to another image size (pixels); ValueError for another architecture, which must be loaded at its own size."""
     if tower.config.image_size == image_size:
         return

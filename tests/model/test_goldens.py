@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.model import golden_cases as golden
 import pytest
 import torch
 
 from mgpt.model.original import original_name
+from tests.model import golden_cases as golden
 
 CASES = [("v1", "instruction"), ("v1", "stage2_promptlist"), ("v2", "single_turn"), ("v2", "multi_turn"), ("v2", "text_only")]
 TOLERANCE = 1e-5  # measured: at most 2.4e-6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from tests.model import golden_cases as golden
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from mgpt.model import MiniGPTForConditionalGeneration
 from mgpt.model.convert import to_original
 from mgpt.model.original import DROPPABLE_BUFFERS, to_original_state
 from mgpt.model.presets import PUBLISHED, preset
+from tests.model import golden_cases as golden
 
 KEYS = {"minigpt4-vicuna-7b": "v1_vicuna7b", "minigpt4-vicuna-13b": "v1_vicuna13b", "minigpt4-llama2-7b": "v1_llama2_7b", "minigpt-v2": "v2_llama2_7b"}
 TRAINABLE = {"minigpt4-vicuna-7b": 3_149_824, "minigpt4-vicuna-13b": 3_937_280, "minigpt4-llama2-7b": 23_072_768, "minigpt-v2": 56_627_200}

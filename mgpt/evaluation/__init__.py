@@ -1,5 +1,21 @@
-"""Judging: what checkpoints answer to held-out questions, and what their answers are worth."""
+"""Judging: what checkpoints answer to held-out questions, and what their answers are worth.
 
-from mgpt.evaluation.run import EvaluateRequest, evaluate, read_samples
+Names are imported on first use: a metric costs no torch import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgpt.evaluation.run import EvaluateRequest, evaluate, read_samples
 
 __all__ = ["EvaluateRequest", "evaluate", "read_samples"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mgpt.evaluation import run
+
+    return getattr(run, name)

@@ -18,6 +18,8 @@ from mgpt.evaluation.vocabulary import Vocabulary
 
 TELLING = ("caption", "caption-bare", "describe", "grounding")  # tasks whose references name what is in the picture
 ABOUT_ONE_BOX = ("refer", "identify")
+# Tasks that are scored as another; each keeps its own prompt.
+KINDRED = {"vqa": ("vqa", "vqa-unanswerable", "statement", "hateful-meme")}
 # A task without held-out samples of its own is asked of the pictures of these, in this order.
 STAND_INS = {"describe": ("caption", "caption-bare"), "caption": ("caption-bare", "describe")}
 
@@ -80,13 +82,14 @@ def build_items(samples: Sequence[Sample], task: str, vocabulary: Vocabulary, ru
     for i in order:
         if len(items) >= rules.limit:
             break
-        items += [_item(sample, number, task, truth, rules) for number, sample in enumerate(_one_each(chosen[i], task))]
+        each = _one_each(chosen[i], task)
+        items += [_item(sample, (number, len(each)), task, truth, rules) for number, sample in enumerate(each)]
     return items[: rules.limit]
 
 
 def _samples_of(samples: Sequence[Sample], task: str) -> list[Sample]:
-    for name in (task, *STAND_INS.get(task, ())):
-        found = {sample.id: sample for sample in samples if sample.task == name and sample.image is not None}
+    for names in (KINDRED.get(task, (task,)), *((name,) for name in STAND_INS.get(task, ()))):
+        found = {sample.id: sample for sample in samples if sample.task in names and sample.image is not None}
         if found:
             return _one_a_picture(found[i] for i in sorted(found)) if task in TELLING else [found[i] for i in sorted(found)]
     return []
@@ -102,22 +105,23 @@ def _one_each(sample: Sample, task: str) -> list[Sample]:
     asked = sample.turns[0]
     if task != "refer" or len(asked.alternatives) < 2:
         return [sample]
-    expressions = [dataclasses.replace(asked, text=text, alternatives=()) for text in dict.fromkeys(asked.alternatives)]
+    expressions = [dataclasses.replace(asked, text=text, alternatives=()) for text in asked.alternatives]
     return [dataclasses.replace(sample, turns=(turn, *sample.turns[1:])) for turn in expressions]
 
 
-def _item(sample: Sample, number: int, task: str, truth: Mapping[str, tuple[str, ...]], rules: ItemRules) -> Item:
+def _item(sample: Sample, place: tuple[int, int], task: str, truth: Mapping[str, tuple[str, ...]], rules: ItemRules) -> Item:
     assert sample.image is not None
+    number, of = place
     objects = truth[_picture(sample)]
     return Item(
         id=f"{task}-{sample.id}-{number}",
-        key=str(sample.extra.get("key", sample.source or sample.id)),
+        key=str(sample.extra.get("key", sample.source or sample.id)) + (f"/{number}" if of > 1 else ""),
         task=task,
         dataset=sample.dataset,
         image=sample.image,
         width=sample.width,
         height=sample.height,
-        messages=tuple(prompt(sample, task=task, tasks=rules.tasks)),
+        messages=tuple(prompt(sample, task=sample.task if sample.task in KINDRED.get(task, ()) else task, tasks=rules.tasks)),
         references=tuple(write_boxes(text, sample.boxes, sample.width, sample.height) for text in sample.references),
         phrases=_phrases(sample, task),
         objects=tuple(sorted(set(objects))),

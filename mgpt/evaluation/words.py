@@ -6,7 +6,7 @@ import re
 
 ARTICLES = {"a", "an", "the"}
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-SENTENCE = re.compile(r"[^.!?]*[.!?]+(?=\s|$)|[^.!?]+$|[^.!?]*[.!?]+")
+SENTENCE_GAP = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["'”’)\]])\s+""")
 
 
 def words(text: str) -> list[str]:
@@ -23,8 +23,7 @@ def sentences(text: str) -> list[str]:
     """Sentences with their end marks, in order; the last one may lack its mark. Text that is not in a sentence does not exist: joined,
     they hold every word.
     """
-    collapsed = " ".join(text.split())
-    return [sentence.strip() for sentence in SENTENCE.findall(collapsed) if sentence.strip()]
+    return [sentence for sentence in SENTENCE_GAP.split(" ".join(text.split())) if sentence]
 
 
 def is_ended(text: str) -> bool:

@@ -1,26 +1,32 @@
 """Small real inputs: random bases, trained-shaped weights, and held-out samples of the shapes world."""
 
 import io
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mgpt.data.sample import Sample, Turn
 from mgpt.data.boxes import Box
+from mgpt.data.sample import Sample, Turn
 from mgpt.data.scenes import language
 from mgpt.data.scenes.world import Scene, draw, scenes
-from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from tests.fixtures_train import make_bases
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
+    from fixtures_train import make_bases
+
     return make_bases(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture(scope="session")
 def checkpoints(bases, tmp_path_factory):
     """Two folders as training leaves them, with different projections."""
+    from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+
     folders = {}
     for seed, name in enumerate(("pretrain", "instruct"), start=1):
         model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=seed)
@@ -59,6 +65,15 @@ def sample(scene, task, user, assistant, boxes=(), extra=None, turns=None):
     picture = io.BytesIO()
     draw(scene).save(picture, "PNG")
     return Sample.create(
-        dataset="shapes", split="test", task=task, image=picture.getvalue(), width=scene.canvas, height=scene.canvas,
-        turns=turns or (Turn("user", user), Turn("assistant", assistant)), boxes=boxes, licence="CC0-1.0", source=f"{scene.name}", extra=extra or {},
+        dataset="shapes",
+        split="test",
+        task=task,
+        image=picture.getvalue(),
+        width=scene.canvas,
+        height=scene.canvas,
+        turns=turns or (Turn("user", user), Turn("assistant", assistant)),
+        boxes=boxes,
+        licence="CC0-1.0",
+        source=f"{scene.name}",
+        extra=extra or {},
     )

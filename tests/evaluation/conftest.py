@@ -25,11 +25,15 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoints(bases, tmp_path_factory):
     """Two folders as training leaves them, with different projections."""
+    import torch
+
     from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
     folders = {}
     for seed, name in enumerate(("pretrain", "instruct"), start=1):
         model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=seed)
+        with torch.no_grad():
+            model.projection.weight.mul_(40)  # strong enough for pictures to change the answers
         folders[name] = tmp_path_factory.mktemp("weights") / name
         model.save_trainable(folders[name], MiniGPTProcessor.from_config(model.config, bases["language"]))
     return folders

@@ -15,7 +15,11 @@ def evaluation(samples):
     asks = {"items": 12, "early_items": 12}
     settings = SystemEvaluationSettings(format="minigpt-v2", checkpoints=("instruct",), tasks={"refer": asks, "vqa": asks}, resamples=100)
     items = choose_items(settings, samples)
-    answers = {item.id: {"instruct": Answer(item.references[0] if place % 2 else "{<0><0><9><9>}", True)} for m in items.values() for place, item in enumerate(m)}
+    answers = {
+        item.id: {"instruct": Answer(item.references[0] if place % 2 else "{<0><0><9><9>}", True)}
+        for m in items.values()
+        for place, item in enumerate(m)
+    }
     return score_answers("minigpt-v2", settings, items, answers)
 
 

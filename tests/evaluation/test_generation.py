@@ -25,7 +25,11 @@ def requests(samples):
     for number, sample in enumerate(captions):
         text = "<Img><ImageHere></Img> " + "what is the circle " * (number % 4 + 1)
         asked.append(Request((sample.image,), ({"role": "user", "content": text},)))
-    history = ({"role": "user", "content": "where"}, {"role": "assistant", "content": "left of the square"}, {"role": "user", "content": "what"})
+    history = (
+        {"role": "user", "content": "where"},
+        {"role": "assistant", "content": "left of the square"},
+        {"role": "user", "content": "what"},
+    )
     return [*asked, Request((), history), Request((), ({"role": "user", "content": "describe"},))]
 
 
@@ -79,7 +83,10 @@ def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
         ({"max_new_tokens": 0}, "at least 1"),
         ({"requests": [Request((), ())]}, "request 0: the conversation must end with a user message"),
         ({"requests": [Request((), ({"role": "assistant", "content": "x"},))]}, "must end with a user message"),
-        ({"requests": [Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]}, "4 bytes are not a readable picture"),
+        (
+            {"requests": [Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]},
+            "4 bytes are not a readable picture",
+        ),
     ],
 )
 def test_bad_requests_are_refused(loaded, change, message):

@@ -23,7 +23,11 @@ def test_a_wrong_phrase_counts_for_the_box_only():
 
 
 def test_a_true_pair_is_taken_once():
-    assert parts("<p>red circle</p> {<0><0><20><20>} <p>red circle</p> {<0><0><20><20>}") == {"precision": (1, 2), "recall": (1, 3), "box_recall": (1, 3)}
+    assert parts("<p>red circle</p> {<0><0><20><20>} <p>red circle</p> {<0><0><20><20>}") == {
+        "precision": (1, 2),
+        "recall": (1, 3),
+        "box_recall": (1, 3),
+    }
 
 
 def test_text_without_pairs_is_unparsed():

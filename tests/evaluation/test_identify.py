@@ -14,7 +14,7 @@ def test_any_reference_counts_after_normalisation():
 
 
 def test_word_overlap():
-    assert word_f1("red circle".split(), "red square".split()) == 0.5
+    assert word_f1(["red", "circle"], ["red", "square"]) == 0.5
     assert judge(item("red circle"), "red square", True).parts["identify_word_overlap"].numerator == 0.5
     assert word_f1([], ["red"]) == 0.0
 

@@ -43,7 +43,9 @@ def test_grounded_phrases_carry_their_boxes(samples):
 
 def test_objects_are_annotations_and_what_captions_name(samples):
     caption = next(sample for sample in samples if sample.task == "caption")
-    bare = caption.revise(extra={"objects": ["red circle", "red circle"]}, turns=(Turn("user", ""), Turn("assistant", "a red circle and a blue cross")))
+    bare = caption.revise(
+        extra={"objects": ["red circle", "red circle"]}, turns=(Turn("user", ""), Turn("assistant", "a red circle and a blue cross"))
+    )
     item = build_items([bare], "caption", SHAPES, rules())[0]
     assert item.objects == ("blue cross", "red circle")
     assert ("objects", "3") in item.slices
@@ -68,7 +70,9 @@ def test_pictures_stand_in_for_a_task_without_samples(samples):
 
 def test_statements_are_scored_as_questions_and_keep_their_prompt(samples):
     one = dataclasses.replace(next(sample for sample in samples if sample.task == "vqa"), task="statement")
-    assert build_items([one], "vqa", SHAPES, rules())[0].question.startswith("<Img><ImageHere></Img> [vqa] Based on the image, is this statement true")
+    assert build_items([one], "vqa", SHAPES, rules())[0].question.startswith(
+        "<Img><ImageHere></Img> [vqa] Based on the image, is this statement true"
+    )
 
 
 @pytest.mark.parametrize("task", ["refer", "grounding"])

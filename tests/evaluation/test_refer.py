@@ -10,7 +10,18 @@ from mgpt.evaluation.scoring import Reply, chance_levels, score_family
 
 def item(box, width=640, height=480, name="a"):
     truth = format_box(Box(*box), width, height)
-    return Item(name, name, "refer", "refcoco", b"", width, height, ({"role": "user", "content": "x"},), (truth,), (GroundedPhrase("x", (Box(*box),)),))
+    return Item(
+        name,
+        name,
+        "refer",
+        "refcoco",
+        b"",
+        width,
+        height,
+        ({"role": "user", "content": "x"},),
+        (truth,),
+        (GroundedPhrase("x", (Box(*box),)),),
+    )
 
 
 def test_half_overlap_is_wrong_because_the_rule_is_strict():

@@ -65,7 +65,9 @@ class Endpoint(BaseHTTPRequestHandler):
             server.failures -= 1
             return self.reply(503, {"error": {"message": "busy"}})
         paragraph = body["messages"][1]["content"]
-        return self.reply(200, server.content or {"choices": [{"message": {"role": "assistant", "content": paragraph.replace("sqare", "square")}}]})
+        return self.reply(
+            200, server.content or {"choices": [{"message": {"role": "assistant", "content": paragraph.replace("sqare", "square")}}]}
+        )
 
     def reply(self, status, content):
         data = json.dumps(content).encode()

@@ -13,7 +13,9 @@ from mgpt.settings.evaluation import TASKS, SystemEvaluationSettings
 @pytest.fixture(scope="module")
 def evaluation(samples):
     asks = {"items": 20, "early_items": 10}
-    settings = SystemEvaluationSettings(format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, asks), resamples=200)
+    settings = SystemEvaluationSettings(
+        format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, asks), resamples=200
+    )
     items = choose_items(settings, samples)
     answers = {
         item.id: {"instruct": Answer(item.references[0], True)} | ({"pretrain": Answer("red", False)} if place else {})

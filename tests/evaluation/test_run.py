@@ -27,7 +27,10 @@ def request(curated, bases, checkpoints, out):
     store, manifest = curated
     asks = {"items": 10, "early_items": 5, "max_new_tokens": 5}
     settings = SystemEvaluationSettings(
-        format="minigpt-v2", checkpoints=("untrained", "pretrain", "instruct"), tasks={"refer": asks, "vqa": asks, "caption": asks}, resamples=100
+        format="minigpt-v2",
+        checkpoints=("untrained", "pretrain", "instruct"),
+        tasks={"refer": asks, "vqa": asks, "caption": asks},
+        resamples=100,
     )
     return EvaluateRequest("minigpt-v2", settings, store, manifest, bases, checkpoints, out)
 

@@ -10,7 +10,9 @@ def item(name, truth, **slices):
 
 
 def judge(asked, text, finished):
-    return Judgement({"right": Part(float(text == asked.references[0])), "wrong": Part(float(text != asked.references[0]))}, parsed=text != "?")
+    return Judgement(
+        {"right": Part(float(text == asked.references[0])), "wrong": Part(float(text != asked.references[0]))}, parsed=text != "?"
+    )
 
 
 METRICS = (Metric("right", headline=True), Metric("wrong", higher_is_better=False))
@@ -49,7 +51,10 @@ def test_slices_partition_the_items():
     items = [item(str(i), "red", objects=str(i % 2)) for i in range(10)]
     replies = [Reply("red" if i % 2 else "blue", True) for i in range(10)]
     scores, _ = score_family(FAMILY, items, replies, chance={}, resamples=100, seed=0)
-    assert {name: (entry["value"], entry["n"]) for name, entry in scores["right"].slices["objects"].items()} == {"0": (0.0, 5), "1": (1.0, 5)}
+    assert {name: (entry["value"], entry["n"]) for name, entry in scores["right"].slices["objects"].items()} == {
+        "0": (0.0, 5),
+        "1": (1.0, 5),
+    }
 
 
 def test_chance_is_the_better_of_constant_and_dealt_answers():

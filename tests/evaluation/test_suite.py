@@ -19,7 +19,9 @@ def answers_of(chosen, items, text_of):
 def test_an_oracle_scores_exactly_one_hundred(samples):
     chosen = settings()
     items = choose_items(chosen, samples)
-    scores = score_answers("oracle", chosen, items, answers_of(chosen, items, lambda item: Answer(item.references[0], True))).scores["instruct"]
+    scores = score_answers("oracle", chosen, items, answers_of(chosen, items, lambda item: Answer(item.references[0], True))).scores[
+        "instruct"
+    ]
     for name, score in scores.items():
         perfect = 1.0 if score.higher_is_better else 0.0
         if not score.descriptive and name not in ("refer_mean_overlap", "identify_word_overlap"):
@@ -58,7 +60,9 @@ def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, bases, ch
     assert len(asked["instruct"]) == 30
     assert asked["untrained"] == asked["pretrain"] == asked["instruct"][:10]
     assert found.missing == 0
-    assert all(score.value in (0.0, 1.0) or score.low <= score.value <= score.high for scores in found.scores.values() for score in scores.values())
+    assert all(
+        score.value in (0.0, 1.0) or score.low <= score.value <= score.high for scores in found.scores.values() for score in scores.values()
+    )
 
 
 def test_a_task_without_items_is_refused_by_name(samples):

@@ -41,7 +41,14 @@ def test_punctuation(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("none of the TEN", "0 of 10"), ("dont", "don't"), ("couldntve", "couldntve"), ("couldnt've", "couldn't've"), ("im", "im"), ("somebody'd", "somebodyd")],
+    [
+        ("none of the TEN", "0 of 10"),
+        ("dont", "don't"),
+        ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"),
+        ("im", "im"),
+        ("somebody'd", "somebodyd"),
+    ],
 )
 def test_digits_articles_and_contractions(text, expected):
     assert process_digits_and_articles(text) == expected

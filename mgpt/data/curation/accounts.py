@@ -69,7 +69,7 @@ def summarise(
         "datasets": _by_dataset(entries, lost),
         "reasons": _ordered(Counter(lost.column("reason").to_pylist())),
         "mended": _ordered(mended),
-        "similar_pairs": len(verdicts.similar),
+        "similar_pairs": verdicts.similar,
     }
 
 

@@ -22,14 +22,26 @@ _COLUMNS = ["id", "split", "task", "image_sha256", "source"]
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two pictures found alike: thumbnails [32, 32, 3] of the one that stays and the one that goes."""
+
+    kept: np.ndarray
+    gone: np.ndarray
+    distance: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Verdicts:
-    """By unit and row: why it goes ("" where it stays), the detail, its split and its source; and the pairs of pictures found alike."""
+    """By unit and row: why it goes ("" where it stays), the detail, its split and its source; how many pairs of pictures were found alike,
+    and some of them to show."""
 
     reasons: list[np.ndarray]
     details: list[np.ndarray]
     splits: list[np.ndarray]
     sources: list[list[str]]
-    similar: list[Similar]
+    similar: int
+    pairs: list[Pair]
 
 
 class _Rows:
@@ -93,11 +105,9 @@ def link(store: Store, units: Sequence[Unit], settings: CurateSettings, folder: 
     """Judges all rows of all units together. The first of several alike stays, in the order of the plan and of the file."""
     rows = [_load(store, unit, folder) for unit in units]
     pictures = Pictures(store, units, folder)
-    similar: list[Similar] = []
     _drop_same_samples(rows)
-    if settings.decontaminate:
-        similar += _drop_contaminated(rows, pictures)
-    similar += _drop_duplicates(rows, pictures)
+    contaminated = _drop_contaminated(rows, pictures) if settings.decontaminate else []
+    repeated = _drop_duplicates(rows, pictures)
     _drop_captions(rows, store, folder)
     _cap(rows)
     return Verdicts(
@@ -105,8 +115,14 @@ def link(store: Store, units: Sequence[Unit], settings: CurateSettings, folder: 
         [part.details for part in rows],
         [np.array(part.column("split"), dtype=object) for part in rows],
         [part.column("source") for part in rows],
-        similar,
+        len(contaminated) + len(repeated),
+        [*_shown(pictures, contaminated, "evaluation image"), *_shown(pictures, repeated, "near-duplicate image")],
     )
+
+
+def _shown(pictures: Pictures, found: Sequence[Similar], reason: str, most: int = 8) -> list[Pair]:
+    chosen = sorted(found, key=lambda pair: (-pair.distance, pair.second))[:most]
+    return [Pair(pictures.thumbnails[pair.first], pictures.thumbnails[pair.second], pair.distance, reason) for pair in chosen]
 
 
 def _load(store: Store, unit: Unit, folder: str) -> _Rows:

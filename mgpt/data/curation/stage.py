@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mgpt.data.curation.accounts import summarise, write_quarantine
+from mgpt.data.curation.card import card_html
+from mgpt.data.curation.facts import Marker, gather, plain_marks
 from mgpt.data.curation.link import Verdicts, link
 from mgpt.data.curation.parts import check_part
 from mgpt.data.curation.plan import Plan, make_plan
@@ -32,22 +34,30 @@ class Curation:
     manifest: Manifest
     quarantine: Manifest
     report: dict[str, Any]
+    card: str
 
     def save(self, out: Path) -> None:
-        """Writes `manifest.json`, `quarantine.json` and `metrics.json` below `out`."""
+        """Writes `manifest.json`, `quarantine.json`, `metrics.json` and the data card `card.html` below `out`."""
         out.mkdir(parents=True, exist_ok=True)
         self.manifest.save(out / "manifest.json")
         self.quarantine.save(out / "quarantine.json")
         (out / "metrics.json").write_text(json.dumps(self.report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (out / "card.html").write_text(self.card, encoding="utf-8")
 
 
 def curate(
-    manifest: Manifest, sources: Mapping[str, SourceSettings], settings: CurateSettings, store: Store, folder: str, report: Report = print
+    manifest: Manifest,
+    sources: Mapping[str, SourceSettings],
+    settings: CurateSettings,
+    store: Store,
+    folder: str,
+    report: Report = print,
+    mark: Marker = plain_marks,
 ) -> Curation:
     """Turns what was downloaded into what may be trained on and evaluated with.
 
     `folder` (a URI in the store) takes the shards, and the work in progress: an interrupted call goes on there. The same input gives the
-    same bytes with any number of workers.
+    same bytes with any number of workers. `mark` tells the data card which part of a conversation the loss sees (`facts.token_marks`).
 
     Raises:
         ValueError: the settings name what is not there (all mistakes at once), or nothing at all is left.
@@ -64,8 +74,9 @@ def curate(
     summary = summarise(plan, counts, verdicts, entries, lost)
     if not entries:
         raise ValueError(f"curate: no sample is left of {summary['records']} records; reasons: {summary['reasons']}")
+    card = card_html(summary, gather(store, entries, settings.card_samples), verdicts.pairs, mark)
     store.delete(parts)
-    return Curation(Manifest(entries), quarantine, summary)
+    return Curation(Manifest(entries), quarantine, summary, card)
 
 
 def _check(plan: Plan, settings: CurateSettings, store: Store, parts: str, report: Report) -> list[dict[str, Any]]:

@@ -29,11 +29,10 @@ def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
     path = Path(source)
     path = path / "tokenizer.model" if path.is_dir() else path
-    backend = _backend(path)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, padding_side="right", clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    # Padding is <unk>, LLaMA's id 0, and never the original's "$$": a special token splits the text around it.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_backend(path), padding_side="right", pad_token="<unk>", clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
     )
-    return tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -1,13 +1,10 @@
-"""What several stages read: the bases that `download` stored, and a training stage from its inputs to its weights."""
+"""The bases that `download` stored, as later stages find them."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from mgpt.settings.models import ModelSettings
 from mgpt.stage import StageContext
-from mgpt.storage import Manifest, write_atomic
+from mgpt.storage import Manifest
 
 
 def model_settings(context: StageContext, system: str) -> ModelSettings:
@@ -26,27 +23,3 @@ def bases(context: StageContext, system: str) -> dict[str, str]:
         source, _, below = name.partition("/")
         folders[part] = f"{source_folder(manifest, source, context.store)[0].rstrip('/')}/{below}".rstrip("/")
     return folders
-
-
-def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
-    """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
-    from mgpt.cluster.trainer import TrainRequest, train
-
-    model = model_settings(context, system)
-    request = TrainRequest(
-        settings=context.section,
-        workers=context.settings.cluster.training,
-        manifest=Manifest.load(manifest),
-        bases=bases(context, system),
-        run_uri=context.run_uri,
-        out=context.out,
-        weights=weights,
-        fresh=model.model_dump(include={"merge", "lora", "seed", "image_size", "quantization", "attn_implementation"}),
-        tracker=context.tracker,
-    )
-    with context.ray(), context.work("train"):
-        result = train(request)
-    metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps}
-    write_atomic(context.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    rows = {"steps": result.steps, "began at step": result.resumed_from, "weights sha256": result.sha256}
-    return {**rows, "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.inputs import train_stage
+from flows.training import train_stage
 from mgpt.stage import StageContext, run
 
 # Where each system's last training comes from: the stage of its data, and the stage (and system) of its weights.

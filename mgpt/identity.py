@@ -137,7 +137,7 @@ def _declaration(name: str, body: dict[str, Any]) -> Declaration:
 def _fill(template: Any, key: str, item: Any) -> Any:
     """Puts `${key}`, `${item}` and `${item.field}` of a DVC foreach into a stage's body."""
     if isinstance(template, dict):
-        return {name: _fill(value, key, item) for name, value in template.items()}
+        return {_fill(name, key, item): _fill(value, key, item) for name, value in template.items()}
     if isinstance(template, list):
         return [_fill(value, key, item) for value in template]
     if isinstance(template, str):

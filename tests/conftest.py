@@ -1,4 +1,5 @@
 """What tests of every package share: a quiet environment, an S3-compatible server, and an MLflow store made once."""
+
 from __future__ import annotations
 
 import os
@@ -19,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A machine that also does other work starts Ray slowly; its own limits then end the node.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 
 
 def free_port() -> int:
@@ -32,15 +36,14 @@ def free_port() -> int:
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real moto S3 server in a process of its own."""
     port = free_port()
-    log = open(tmp_path_factory.mktemp("moto") / "log.txt", "wb")
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+    with open(tmp_path_factory.mktemp("moto") / "log.txt", "wb") as log:
+        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/moto-api/")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(10)
-        log.close()
 
 
 @pytest.fixture

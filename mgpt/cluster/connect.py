@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from typing import IO, Any
 from mgpt.settings.infrastructure import ClusterSettings
 from mgpt.storage import write_atomic
 
-START_SECONDS = 120  # how long the local Ray may take to come up on a busy machine
+START_SECONDS = 300  # how long the local Ray may take to come up on a busy machine
+_IMPORT_SECONDS = 30  # how long its owner may take until it holds the owner's lock
 # Variables that workers need as the stage has them; PYTHONPATH and threads are set where the local Ray starts.
 FORWARDED = ("AWS_", "MLFLOW_", "OPENAI_", "MGPT_REPAIR_")
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for an entry point
@@ -56,6 +58,15 @@ class LocalRay:
     def lock(self, name: str) -> IO[bytes]:
         """An open lock file; closing it, or the process's end, releases it."""
         return open(self.folder / f"{name}.lock", "ab")
+
+    def owned(self) -> bool:
+        """Whether a process owns it: it runs, or is coming up or going down."""
+        with self.lock("owner") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def read(self) -> dict[str, Any] | None:
         """The state, or None while none runs."""
@@ -101,7 +112,7 @@ def every_local_ray(project: Path) -> list[LocalRay]:
 def start(settings: ClusterSettings, project: Path) -> LocalRay:
     """Sees to it that the local Ray runs or is coming up; returns at once, so that a stage can do other work meanwhile."""
     shared = local_ray(settings, project)
-    if shared.read() is None:
+    if shared.read() is None and not shared.owned():
         command = [sys.executable, "-m", "mgpt.cluster.local", str(shared.folder), json.dumps(settings.model_dump())]
         # Its own session: a kill of the stage's process group must leave it alone.
         with open(shared.log, "ab") as log:
@@ -152,15 +163,20 @@ def stop(project: Path) -> list[str]:
         state = shared.read()
         if state is None:
             continue
-        os.kill(state["pid"], 15)
-        for _ in range(300):
-            if not alive(state["pid"], state["started"]):
-                break
-            time.sleep(0.1)
-        else:
-            raise RuntimeError(f"the local Ray's owner (pid {state['pid']}) did not end within 30 s; see {shared.log}")
+        _end(state["pid"], state["started"])
         lines.append(f"stopped the local Ray at {state['address']} (pid {state['pid']})")
     return lines
+
+
+def _end(pid: int, started: str) -> None:
+    """Asks a process to end, and after half a minute ends it; its Ray processes end with it."""
+    for signal_number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        os.kill(pid, signal_number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not alive(pid, started):
+                return
+            time.sleep(0.1)
 
 
 def alive(pid: int, started: str) -> bool:
@@ -189,6 +205,8 @@ def state_folder(project: Path) -> Path:
 def _environment(shared: LocalRay, project: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH", "")]))
     fixed = {"PYTHONPATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(shared.token), "RAY_USAGE_STATS_ENABLED": "0"}
+    # On a busy machine Ray's own limits are too short: its node would end because a helper process was still importing.
+    fixed |= {"RAY_raylet_start_wait_time_s": str(START_SECONDS), "RAY_agent_register_timeout_ms": str(START_SECONDS * 1000)}
     # Ray's stages of one process each share few cores: more threads than one would only fight.
     return {**os.environ, "OMP_NUM_THREADS": "1", **fixed}
 
@@ -196,19 +214,21 @@ def _environment(shared: LocalRay, project: Path) -> dict[str, str]:
 @contextmanager
 def _use(settings: ClusterSettings, project: Path) -> Iterator[tuple[LocalRay, dict[str, Any]]]:
     """Waits for the local Ray and holds it: while any process has the shared lock, it does not end for idleness."""
-    deadline = time.monotonic() + START_SECONDS
+    begun = time.monotonic()
     shared = start(settings, project)
     with shared.lock("users") as users:
-        while time.monotonic() < deadline:
+        while time.monotonic() < begun + START_SECONDS:
             fcntl.flock(users, fcntl.LOCK_SH)
             state = shared.read()
             if state is not None:
                 yield shared, state
                 return
             fcntl.flock(users, fcntl.LOCK_UN)
+            if time.monotonic() > begun + _IMPORT_SECONDS and not shared.owned():
+                break
             time.sleep(0.1)
     tail = "\n".join(shared.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-    raise RuntimeError(f"the local Ray did not come up within {START_SECONDS} s; its owner printed:\n{tail}")
+    raise RuntimeError(f"the local Ray did not come up (waited {time.monotonic() - begun:.0f} s); its owner printed:\n{tail}")
 
 
 def _difference(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""A copy of this project with the smallest experiment that still goes through every stage, in a git repository of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+STEPS = {"pretrain": 8, "multitask": 4, "instruct": 4}
+
+
+@dataclass
+class Project:
+    """A project folder, and the variables that its commands see beside this process's."""
+
+    folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole environment of a command."""
+        fixed = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **fixed, **self.variables}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the project to its end."""
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, (
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        )
+        return done
+
+    def start(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
+        """Starts a command in a process group of its own, so that a test can kill all of it."""
+        with open(log, "ab") as sink:
+            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=sink, stderr=sink, start_new_session=True)
+
+    def repro(self, *arguments: str) -> str:
+        """`dvc repro`; its output."""
+        return self.run("dvc", "repro", *arguments).stdout
+
+    def params(self) -> dict[str, Any]:
+        """The params file's content."""
+        content: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return content
+
+    def set(self, dotted: str, value: Any) -> None:
+        """Changes one key of the params file."""
+        content = self.params()
+        *above, last = dotted.split(".")
+        place = content
+        for part in above:
+            place = place[part]
+        place[last] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def copy(self, folder: Path, **variables: str) -> Project:
+        """Another folder with the same files and results, DVC's lock and cache included."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("store", "mlflow.db*"))
+        return Project(folder, {**self.variables, **variables})
+
+
+def make(folder: Path, backbones: Path) -> Project:
+    """The project's files as git has or would have them, without tests, with random backbones and a small experiment."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    for name in listed:
+        if name and not name.startswith(("tests/", "docs/", "benchmarks/", "mgpt/backbones/shapes/")) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    shutil.copytree(backbones, folder / "mgpt" / "backbones" / "shapes")
+    project = Project(folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(shrink(project.params()), sort_keys=False))
+    for command in (("init", "-q"), ("add", "-A"), ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "small")):
+        project.run("git", *command)
+    return project
+
+
+def shrink(params: dict[str, Any]) -> dict[str, Any]:
+    """The default experiment with few pictures, steps and questions, and a gate that random weights pass."""
+    params["sources"]["world"]["counts"] = {"train": 60, "validation": 4, "test": 12}
+    for stage, steps in STEPS.items():
+        for training in params[stage].values():
+            small = {
+                "steps": steps,
+                "warmup_steps": 1,
+                "global_batch_size": 4,
+                "micro_batch_size": 2,
+                "checkpoint_every": 2,
+                "log_every": 1,
+            }
+            training.update(small)
+    loose = {"minimum_characters": 0, "minimum_sentences": 0, "maximum_change": 1.0, "maximum_foreign": 1.0}
+    params["describe"] |= {"pictures": 6, "max_new_tokens": 8, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
+    for judged in params["evaluate"].values():
+        judged |= {"resamples": 100, "pictures": 2}
+        for task in judged["tasks"].values():
+            task |= {"items": 4, "early_items": 2, "max_new_tokens": 4}
+    for gate in params["promote"].values():
+        gate["floors"], gate["ceilings"] = {}, {}
+    return params

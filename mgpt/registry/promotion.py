@@ -79,7 +79,7 @@ class Decision:
     def reasons(self) -> list[str]:
         """One line per check, those that do not hold first."""
         ordered = sorted(self.checks, key=lambda check: check.holds)
-        return [f"{'holds ' if check.holds else 'FAILS '} {check.name}: {check.reason}" for check in ordered]
+        return [f"{'holds' if check.holds else 'FAILS'} {check.name}: {check.reason}" for check in ordered]
 
     def text(self) -> str:
         """The decision as it is printed."""

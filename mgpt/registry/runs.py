@@ -124,7 +124,7 @@ class Tracker:
 
 
 def find_run(client: "MlflowClient", identity: str, stage: str, experiment_ids: list[str]) -> "Run | None":
-    """The run of a stage and identity: the oldest, where two processes made one at the same moment."""
+    """The run of a stage and identity; the oldest, should there be several."""
     query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{STAGE}` = '{stage}'"
     runs = client.search_runs(experiment_ids, filter_string=query)
     return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
@@ -145,14 +145,8 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _find_or_create(client: "MlflowClient", experiment: str, tags: Mapping[str, str]) -> str:
-    """MLflow has no "create if absent": a run made twice at one moment is settled by keeping the older one."""
-    stage, identity = tags[STAGE], tags[IDENTITY]
-    found = find_run(client, identity, stage, [experiment])
-    if found is None:
-        made = client.create_run(experiment, tags=dict(tags))
-        found = find_run(client, identity, stage, [experiment]) or made
-        if found.info.run_id != made.info.run_id:
-            client.delete_run(made.info.run_id)
+    """MLflow has no "create if absent". Contract: `mgpt.stage` holds the identity's lock, so no two processes are here for one identity."""
+    found = find_run(client, tags[IDENTITY], tags[STAGE], [experiment]) or client.create_run(experiment, tags=dict(tags))
     run_id = str(found.info.run_id)
     if found.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")

@@ -162,11 +162,16 @@ def _log_recipe(tracker: Tracker, recipe: Recipe) -> tuple[str, str | None]:
 def _signature() -> object:
     """In: an image (bytes in process; base64, a data URL or a path as text) and a prompt. Out: text, and a list of boxes."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    from mgpt.serve.predictor import BATCH_SIZE, MOST_NEW_TOKENS
+
+    # A parameter that the signature does not name never reaches the model.
+    limits = {"max_new_tokens": MOST_NEW_TOKENS, "batch_size": BATCH_SIZE}
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "prompt")]),
         outputs=Schema([ColSpec(DataType.string, "text"), ColSpec(AnyType(), "boxes")]),
+        params=ParamSchema([ParamSpec(name, DataType.long, default) for name, default in limits.items()]),
     )
 
 

@@ -5,6 +5,7 @@ What a step sees is a pure function of (mixture, step); one row of the dataset i
 position of the stream is a step number: the plan builds one dataset per worker that begins at the position of the last committed
 checkpoint, for any number of workers. Open-source Ray has no mid-epoch dataset state of its own (ray#48224).
 """
+
 from __future__ import annotations
 
 import io
@@ -32,7 +33,7 @@ from mgpt.storage import Entry, Manifest, Store, sha256_bytes
 
 if TYPE_CHECKING:
     from mgpt.train.batch import Batch
-    from mgpt.train.loop import StepBatches
+    from mgpt.train.contracts import StepBatches
 
 # Torch and the model's code are imported where they are used: Ray Train's dataset manager imports this module too, and needs neither.
 NAME = "train"  # the dataset's name in Ray Train
@@ -88,6 +89,7 @@ class Feed:
     micro_batch_size: int
     steps: int
     seed: int
+    pack_tokens: int | None = None
     split: str = "train"
     tasks: dict[str, str] = field(default_factory=dict)
     task_files: tuple[str, ...] = ()
@@ -97,7 +99,8 @@ class Feed:
         """The feed of a stage; keeps of the manifest what its mixture names."""
         used = Manifest([entry for entry in manifest.entries if entry.meta.get("dataset") in settings.mixture])
         sizes = (settings.global_batch_size, settings.micro_batch_size, settings.steps)
-        return cls(used, start, settings.format, settings.mixture, *sizes, settings.seed, tasks=settings.tasks, task_files=task_files)
+        rest = {"pack_tokens": settings.pack_tokens, "tasks": settings.tasks, "task_files": task_files}
+        return cls(used, start, settings.format, settings.mixture, *sizes, settings.seed, **rest)
 
     @cached_property
     def digest(self) -> str:
@@ -134,7 +137,7 @@ class Preparer:
         """Worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of like length."""
         from PIL import Image
 
-        from mgpt.train.batch import cut_by_length
+        from mgpt.train.batch import cut_by_length, cut_packed
 
         picks = self.mixture.batch(step)[rank::world_size]
         samples = [self.reader.read(pick.dataset, pick.index) for pick in picks]
@@ -143,7 +146,8 @@ class Preparer:
         pixels = images if any(images) else None
         tensors = self.processor(images=pixels, conversations=messages, format=self.feed.format, labels=True, padding_side="right")
         ids = [f"{sample.dataset}:{sample.id}" for sample in samples]
-        return cut_by_length(tensors, ids, [len(some) for some in images], self.feed.micro_batch_size)
+        cut = (tensors, ids, [len(some) for some in images], self.feed.micro_batch_size)
+        return cut_by_length(*cut) if self.feed.pack_tokens is None else cut_packed(*cut, self.feed.pack_tokens)
 
     def _render(self, pick: Pick, sample: Sample) -> list[dict[str, str]]:
         rng: random.Random = pick_rng(self.feed.seed, pick.position)
@@ -174,7 +178,7 @@ def worker_dataset(feed: Feed, start: int, rank: int, world_size: int, cpus: flo
     """The steps from `start` on as worker `rank` sees them: rows `{step, batches}`, in order."""
     per_task = max(1, _SAMPLES_PER_TASK * world_size // feed.global_batch_size)
     steps = range(start, feed.steps)
-    plan = ray.data.from_arrow([pa.table({"step": steps[at:at + per_task]}) for at in range(0, len(steps), per_task)])
+    plan = ray.data.from_arrow([pa.table({"step": steps[at : at + per_task]}) for at in range(0, len(steps), per_task)])
     plan.context.execution_options.preserve_order = True
     prepare = partial(_prepare, feed=feed, rank=rank, world_size=world_size)
     return plan.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=cpus)

@@ -1,5 +1,6 @@
 """Where a training starts, as something that can be sent to workers: bases, and the weights of the stage before or how to make fresh
 ones."""
+
 from __future__ import annotations
 
 import hashlib

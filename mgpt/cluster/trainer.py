@@ -4,6 +4,7 @@ A run is its URI: Ray's run name is the URI's last part (the stage's identity) a
 on from the last committed checkpoint; a finished run returns at once. Below the URI lie Ray's checkpoints, `curve.csv` as it grows, and,
 at the end, `weights/` and `finished.json`.
 """
+
 from __future__ import annotations
 
 import csv
@@ -106,13 +107,20 @@ def _fit(request: TrainRequest, store: Store) -> None:
     number = workers.workers if workers.maximum_workers is None else (workers.workers, workers.maximum_workers)
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     trainer = TorchTrainer(
-        work, train_loop_config={"work": Work(settings, start, request.run_uri, workers.threads)},
-        datasets={NAME: _no_dataset}, dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
+        work,
+        train_loop_config={"work": Work(settings, start, request.run_uri, workers.threads)},
+        datasets={NAME: _no_dataset},
+        dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus_per_worker > 0, resources_per_worker=resources),
-        run_config=RunConfig(name=name, storage_path=folder, failure_config=FailureConfig(max_failures=workers.failures),
-                             logging_config=LoggingConfig(log_level="WARNING"),
-                             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints)))
+        run_config=RunConfig(
+            name=name,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=workers.failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+        ),
+    )
     outcome = _outcome(trainer)
     if "refused" in outcome:
         raise ValueError(outcome["refused"])

@@ -1,4 +1,5 @@
 """What runs in a Ray Train worker: builds the model, goes on from the checkpoint, and gives the loop its stream and callbacks."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,9 @@ from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead
 from mgpt.train.callbacks import Checkpoint, NonFinite, NonFiniteError
+from mgpt.train.contracts import TOTALS, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
-from mgpt.train.loop import TOTALS, Loop, StepBatches
+from mgpt.train.loop import Loop
 from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated
 from mgpt.train.schedule import make_schedule
@@ -66,7 +68,8 @@ def make_loop(todo: Work) -> Loop:
     curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))
     callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, Checkpoint(settings.checkpoint_every, report)]
     optimiser, parallel = make_optimiser(parameters, settings), Replicated(parameters, len(TOTALS))
-    loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks)
+    attention = model.language_model.config._attn_implementation
+    loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:

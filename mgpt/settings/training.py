@@ -2,6 +2,7 @@
 
 Contract: a key here is a key of `params.yaml`, as `pretrain.minigpt-v2.learning_rate`.
 """
+
 from __future__ import annotations
 
 from typing import Literal, Self
@@ -39,6 +40,7 @@ class TrainingSettings(Section):
     steps: int = Field(gt=0)
     global_batch_size: int = Field(gt=0, description="samples an optimiser step sees over all workers; does not change with their number")
     micro_batch_size: int = Field(gt=0, description="samples one forward pass sees at most; accumulation follows from it")
+    pack_tokens: int | None = Field(default=None, gt=0, description="packs samples into rows of so many tokens at most; null pads rows")
     learning_rate: float = Field(gt=0)
     minimum_learning_rate: float = Field(default=0.0, ge=0)
     warmup_learning_rate: float = Field(default=0.0, ge=0, description="rate at step 0 of the warm-up")

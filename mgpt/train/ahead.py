@@ -1,4 +1,5 @@
 """Runs an iterator ahead of its reader in a thread, so that making an item does not hold up a training step."""
+
 from __future__ import annotations
 
 import queue

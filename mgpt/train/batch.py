@@ -1,21 +1,28 @@
 """What one forward pass sees, and its form on the way from the feeding process to the training process."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from mgpt.data.packing import attention_inputs, pack_rows, plan_packs
 
 IGNORE = -100  # label of a position without supervision
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`tensors` are the model's inputs: `input_ids`, `attention_mask`, `labels` (batch, length) and `pixel_values` (images, 3, height,
-    width) if there are images; `ids` are the samples' ids."""
+    """What one forward pass sees.
+
+    `tensors` are `input_ids`, `attention_mask` and `labels` (batch, length), and `pixel_values` (images, 3, height, width) if there are
+    images; packed rows have `segment_ids` and `position_ids` in place of the attention mask. `ids` are the samples' ids.
+    """
 
     tensors: dict[str, Tensor]
     ids: tuple[str, ...]
@@ -27,24 +34,26 @@ class Batch:
 
     def sizes(self) -> tuple[int, int, int]:
         """(samples, tokens, positions): a position without a token is padding."""
-        mask = self.tensors["attention_mask"]
-        return len(self.ids), int(mask.sum()), mask.numel()
+        filled = self.tensors["segment_ids" if "segment_ids" in self.tensors else "attention_mask"]
+        return len(self.ids), int((filled > 0).sum()), filled.numel()
+
+    def inputs(self, implementation: str) -> dict[str, Any]:
+        """The model's arguments. Packed rows carry `segment_ids`, which become what the attention implementation takes."""
+        if "segment_ids" not in self.tensors:
+            return dict(self.tensors)
+        rest = {name: tensor for name, tensor in self.tensors.items() if name != "segment_ids"}
+        return rest | attention_inputs(self.tensors["segment_ids"], implementation)
 
     def to_bytes(self) -> bytes:
         """One safetensors blob: the feeding process pays for collation, the training process only maps the bytes."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        return save(tensors, metadata=None) if not self.ids else save({**tensors, "ids": _text(json.dumps(self.ids))})
+        return save({**tensors, "ids": torch.tensor(list(json.dumps(self.ids).encode()), dtype=torch.uint8)})
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Batch:
         """What `to_bytes` made."""
         tensors = load(blob)
-        ids = tensors.pop("ids", None)
-        return cls(tensors, () if ids is None else tuple(json.loads(bytes(ids.tolist()))))
-
-
-def _text(value: str) -> Tensor:
-    return torch.tensor(list(value.encode()), dtype=torch.uint8)
+        return cls(tensors, tuple(json.loads(bytes(tensors.pop("ids").tolist()))))
 
 
 def cut_by_length(tensors: Mapping[str, Tensor], ids: list[str], images: list[int], size: int) -> list[Batch]:
@@ -55,7 +64,7 @@ def cut_by_length(tensors: Mapping[str, Tensor], ids: list[str], images: list[in
     lengths = tensors["attention_mask"].sum(1)
     order = torch.sort(lengths, stable=True).indices.tolist()
     starts = [sum(images[:row]) for row in range(len(images))]
-    return [_take(tensors, ids, order[at:at + size], lengths, starts, images) for at in range(0, len(order), size)]
+    return [_take(tensors, ids, order[at : at + size], lengths, starts, images) for at in range(0, len(order), size)]
 
 
 def _take(tensors: Mapping[str, Tensor], ids: list[str], rows: list[int], lengths: Tensor, starts: list[int], images: list[int]) -> Batch:
@@ -65,3 +74,19 @@ def _take(tensors: Mapping[str, Tensor], ids: list[str], rows: list[int], length
     if pixels:
         taken["pixel_values"] = tensors["pixel_values"][pixels]
     return Batch(taken, tuple(ids[row] for row in rows))
+
+
+def cut_packed(tensors: Mapping[str, Tensor], ids: Sequence[str], images: Sequence[int], size: int, token_budget: int) -> list[Batch]:
+    """Packs rows into rows of at most `token_budget` tokens, and cuts those into batches of at most `size * longest / token_budget` packed
+    rows.
+
+    So a batch holds about as many positions as `size` padded rows would.
+    """
+    lengths = tensors["attention_mask"].sum(1).tolist()
+    packs = plan_packs(lengths, images, token_budget)
+    rows = max(1, size * max(lengths) // token_budget)
+    return [_packed(tensors, ids, images, packs[at : at + rows]) for at in range(0, len(packs), rows)]
+
+
+def _packed(tensors: Mapping[str, Tensor], ids: Sequence[str], images: Sequence[int], packs: Sequence[Sequence[int]]) -> Batch:
+    return Batch(pack_rows(tensors, images, packs), tuple(ids[row] for pack in packs for row in pack))

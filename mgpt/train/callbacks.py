@@ -1,4 +1,5 @@
 """What happens around training steps: checkpoints, the stop on non-finite numbers, early stop. The curve has its own module."""
+
 from __future__ import annotations
 
 import math
@@ -7,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mgpt.train.contracts import Callback
 from mgpt.train.curve import Curve
-from mgpt.train.loop import Callback, Loop
+from mgpt.train.loop import Loop
 from mgpt.train.state import TrainingState
 
 
@@ -81,4 +83,4 @@ class EarlyStop(Callback):
         losses = [row["loss"] for row in self._curve.rows]
         if len(losses) > self._patience:
             # A function of the rows alone, which every worker has alike: all stop at the same step, before and after a resume.
-            loop.stop = min(losses[-self._patience:]) > min(losses[:-self._patience]) - self._least
+            loop.stop = min(losses[-self._patience :]) > min(losses[: -self._patience]) - self._least

@@ -1,4 +1,5 @@
 """The training curve: rows of numbers that survive a resume without repeats, their CSV, and the line a person reads."""
+
 from __future__ import annotations
 
 import csv
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgpt.train.loop import TOTALS, Callback, Loop
+from mgpt.train.contracts import TOTALS, Callback
+from mgpt.train.loop import Loop
 
 Row = dict[str, float]
 

@@ -3,68 +3,23 @@
 The loss is the sum over supervised tokens divided by their count over all workers and accumulated batches, so the curve does not depend
 on how a global batch is cut. Nothing is read from the device here; callbacks do so on their own steps.
 """
+
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgpt.settings.training import TrainingSettings
 from mgpt.train.batch import Batch
+from mgpt.train.contracts import Callback, Model, Parallel, StepBatches
 from mgpt.train.optimiser import load_optimiser, optimiser_tensors
 from mgpt.train.schedule import Schedule
 from mgpt.train.state import TrainingState
-
-# What is summed over workers beside the gradients, in this order.
-TOTALS = ("loss", "supervised", "samples", "tokens", "positions")
-
-StepBatches = tuple[int, Sequence[Batch]]  # a step's number and this worker's batches of it
-
-
-class Model(Protocol):
-    """What the loop needs of a model."""
-
-    def loss_sum(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: ...
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]: ...
-
-    def load_trainable(self, tensors: dict[str, Tensor]) -> Any: ...
-
-
-class Parallel(Protocol):
-    """How workers share a step; see `mgpt.train.parallel`."""
-
-    rank: int
-    world_size: int
-    totals: Tensor
-
-    def start(self) -> None: ...
-
-    def reduce(self) -> None: ...
-
-    def normalise(self, count: Tensor, clip: float | None) -> Tensor: ...
-
-    def gather(self, value: Any) -> list[Any]: ...
-
-
-class Callback:
-    """Called around the steps. A callback whose future depends on its past keeps that in `state`, as JSON values."""
-
-    def on_start(self, loop: Loop) -> None: ...
-
-    def on_step(self, loop: Loop) -> None: ...
-
-    def on_end(self, loop: Loop) -> None: ...
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -78,6 +33,7 @@ class Loop:
     settings: TrainingSettings
     device: torch.device
     callbacks: Sequence[Callback] = ()
+    attention: str = "sdpa"  # the language model's attention implementation, for packed rows
     step: int = 0
     stop: bool = False
     batches: Sequence[Batch] = ()
@@ -120,7 +76,7 @@ class Loop:
     def _accumulate(self, batch: Batch) -> Tensor:
         sizes = torch.tensor(batch.sizes()).to(self.device, non_blocking=True)  # counted before the move: nothing is read back
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            loss, supervised = self.model.loss_sum(batch.to(self.device).tensors)
+            loss, supervised = self.model.loss_sum(batch.to(self.device).inputs(self.attention))
         if loss.requires_grad:  # not where a batch touches no trainable: text alone, without LoRA
             loss.backward()
         loss = loss.detach()

@@ -1,4 +1,5 @@
 """AdamW with the method's parameter groups, and its state as named tensors."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -38,8 +39,12 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], settings: TrainingSet
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimiser's state keyed `<moment>/<parameter name>`: independent of the order of parameters and groups."""
-    return {f"{moment}/{name}": optimiser.state[parameter][moment]
-            for name, parameter in parameters.items() if parameter in optimiser.state for moment in _MOMENTS}
+    return {
+        f"{moment}/{name}": optimiser.state[parameter][moment]
+        for name, parameter in parameters.items()
+        if parameter in optimiser.state
+        for moment in _MOMENTS
+    }
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

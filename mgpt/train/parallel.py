@@ -1,4 +1,5 @@
 """How workers share one optimiser step. Applied from outside the model, which knows nothing of it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ class Replicated:
         sizes = [parameter.numel() for parameter in self.parameters.values()]
         device = next(iter(self.parameters.values())).device
         self._flat = torch.zeros(sum(sizes) + totals, dtype=torch.float32, device=device)
-        self.gradients, self.totals = self._flat[:sum(sizes)], self._flat[sum(sizes):]
+        self.gradients, self.totals = self._flat[: sum(sizes)], self._flat[sum(sizes) :]
         for parameter, view in zip(self.parameters.values(), self.gradients.split(sizes), strict=True):
             parameter.grad = view.view_as(parameter)
         self._copy_from_first()

@@ -1,4 +1,5 @@
 """Learning rate as a pure function of the step, so that a resumed run needs no schedule state but the step."""
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,7 @@ no pickle.
 
 Contract: `state.json` names the sha256 of each tensor file, and is written last.
 """
+
 from __future__ import annotations
 
 import json
@@ -38,8 +39,13 @@ class TrainingState:
         for part in _TENSORS:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in getattr(self, part).items()}
             save_file(tensors, folder / f"{part}.safetensors")
-        head = {"schedule": self.schedule, "rng": self.rng, "position": self.position, "callbacks": self.callbacks,
-                "sha256": {part: sha256_file(folder / f"{part}.safetensors") for part in _TENSORS}}
+        head = {
+            "schedule": self.schedule,
+            "rng": self.rng,
+            "position": self.position,
+            "callbacks": self.callbacks,
+            "sha256": {part: sha256_file(folder / f"{part}.safetensors") for part in _TENSORS},
+        }
         (folder / "state.json").write_text(json.dumps(head))
 
     @classmethod

@@ -1,6 +1,6 @@
 import torch
 
-from mgpt.train.batch import Batch, cut_by_length
+from mgpt.train.batch import Batch, cut_by_length, cut_packed
 from tests.train.toy import collate, step_rows
 
 
@@ -31,3 +31,14 @@ def test_cut_keeps_every_row_with_its_images_and_little_padding():
         rows = [int(row.max()) - 1 for row in batch.tensors["input_ids"]]
         assert ["abcde"[row] for row in rows] == list(batch.ids)
         assert batch.tensors["attention_mask"].sum(1).tolist() == [lengths[row] for row in rows]
+
+
+def test_packed_batches_hold_every_sample_once_and_survive_the_way():
+    whole = collate(list(step_rows(1)))
+    images = [1] * len(whole.ids)
+    batches = cut_packed(whole.tensors, whole.ids, images, 4, 16)
+    assert sorted(name for batch in batches for name in batch.ids) == sorted(whole.ids)
+    assert sum(batch.sizes()[1] for batch in batches) == whole.sizes()[1]
+    again = Batch.from_bytes(batches[0].to_bytes()).inputs("sdpa")
+    assert set(again) == {"input_ids", "labels", "position_ids", "pixel_values", "attention_mask"}
+    assert again["attention_mask"].shape[2:] == (again["input_ids"].shape[1],) * 2

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
+from mgpt.train.contracts import Callback
 from mgpt.train.curve import Curve
-from mgpt.train.loop import Callback
 from mgpt.train.state import TrainingState
 from tests.train.toy import Reader, collate, make_loop, step_rows, steps
 

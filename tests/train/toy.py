@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional
 
 from mgpt.train.batch import IGNORE, Batch
-from mgpt.train.loop import TOTALS, Loop
+from mgpt.train.contracts import TOTALS
+from mgpt.train.loop import Loop
 from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated
 from mgpt.train.schedule import make_schedule
@@ -43,8 +44,7 @@ class Reader(nn.Module):
 
 
 def step_rows(step, count=8):
-    """The global batch of a step, as (length, tokens, pixels or None) of each sample; every third step has no picture in its second half.
-    """
+    """The global batch of a step, as (length, tokens, pixels or None) of each sample; every third step has pictures in half of it only."""
     made = torch.Generator().manual_seed(step)
     for row in range(count):
         tokens = torch.randint(0, 11, (int(torch.randint(3, 9, (), generator=made)),), generator=made)

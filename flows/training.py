@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.inputs import bases, model_settings
@@ -26,9 +27,20 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         fresh=model.model_dump(include={"merge", "lora", "seed", "image_size", "quantization", "attn_implementation"}),
         tracker=context.tracker,
     )
-    with context.ray(), context.work("train"):
+    with context.ray():
         result = train(request)
+    context.worked("train", step_seconds(result.curve, result.resumed_from))
     metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps}
     write_atomic(context.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     rows = {"steps": result.steps, "began at step": result.resumed_from, "weights sha256": result.sha256}
     return {**rows, "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}"}
+
+
+def step_seconds(curve: Sequence[Mapping[str, float]], resumed_from: int) -> float:
+    """Seconds of this run that went into training steps: not those in which workers started, imported or waited for data."""
+    worked, before = 0.0, float(resumed_from)
+    for row in curve:
+        if row["step"] > resumed_from:
+            worked += (row["step"] - before) * row["step_seconds"] * (1 - row["data_wait"])
+            before = row["step"]
+    return worked

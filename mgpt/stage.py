@@ -45,7 +45,11 @@ class Clock:
         try:
             yield
         finally:
-            self.work[name] = self.work.get(name, 0.0) + time.monotonic() - begun
+            self.add(name, time.monotonic() - begun)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds to the named work."""
+        self.work[name] = self.work.get(name, 0.0) + seconds
 
     def reading(self) -> dict[str, Any]:
         """Seconds until now, as they go into `timing.json`."""
@@ -82,6 +86,10 @@ class StageContext:
         """Time inside is work; the rest is orchestration."""
         with self.clock.measure(name):
             yield
+
+    def worked(self, name: str, seconds: float) -> None:
+        """Work that was measured elsewhere, in workers for instance."""
+        self.clock.add(name, seconds)
 
     def result(self, stage: str, system: str | None = None) -> Path:
         """The results folder of an input stage. Raises ValueError where it is not there."""

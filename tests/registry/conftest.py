@@ -38,7 +38,8 @@ class Server:
 
     def start(self) -> None:
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        places = ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--artifacts-destination", str(self.folder / "artifacts")]
+        database = f"sqlite:///{self.folder / 'server.db'}"
+        places = ["--backend-store-uri", database, "--artifacts-destination", str(self.folder / "artifacts")]
         command = [sys.executable, "-m", "mlflow", "server", *address, *places]
         with open(self.folder / "server.log", "ab") as log:
             environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -29,7 +29,8 @@ def test_a_box_in_the_prompt_is_no_label():
 
 
 def test_one_by_one_equals_a_batch(predictor):
-    questions = [(sample_picture(), "[refer] the red circle"), (sample_picture().resize((90, 40)), "what is in this picture?"), (sample_picture(), "[vqa] a")]
+    small = sample_picture().resize((90, 40))
+    questions = [(sample_picture(), "[refer] the red circle"), (small, "what is in this picture?"), (sample_picture(), "[vqa] a")]
     together = predictor.answer_all(questions, max_new_tokens=12, batch_size=3)
     assert together == [predictor.answer(image, prompt, max_new_tokens=12) for image, prompt in questions]
     assert [reply.finished for reply in together] == [False] * 3

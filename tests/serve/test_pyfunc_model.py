@@ -47,14 +47,17 @@ def test_another_process_in_another_folder_loads_it_by_alias(registry, picture, 
 
 def test_mlflow_serves_it_over_http(registry, picture, predictor, tmp_path_factory):
     port, folder = free_port(), tmp_path_factory.mktemp("serving")
-    options = ["-m", f"models:/{SYSTEM}@champion", "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    variables = {**environment(), "MLFLOW_TRACKING_URI": registry.uri, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{SYSTEM}@champion", "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**environment(), "MLFLOW_TRACKING_URI": registry.uri, "PATH": path}
     with open(folder / "log.txt", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "mlflow", "models", "serve", *options], cwd=folder, env=variables, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", 180)
-        body = {"dataframe_records": [{"image": base64.b64encode(picture.read_bytes()).decode(), "prompt": PROMPT}], "params": {"max_new_tokens": 12}}
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        row = {"image": base64.b64encode(picture.read_bytes()).decode(), "prompt": PROMPT}
+        body = json.dumps({"dataframe_records": [row], "params": {"max_new_tokens": 12}}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answered:
             (row,) = json.load(answered)["predictions"]
     finally:

@@ -18,6 +18,7 @@ from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene
 CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
 CAPTION_REQUESTS = ("Caption this.", "What is this?", "Say what you see.", "What is in the picture?", "Name the objects.")
 READ_REQUESTS = ("Read the picture.", "List the objects and where they are.", "Where is everything?")
+DETAIL_REQUESTS = ("Describe this in detail.", "Please describe the scene in detail.", "Could you describe this picture for me?", "Describe what you notice.")
 MARKS = ("{<%d><%d>}", "<b>%s</b>", "<p>%s</p> {<%d><%d><%d><%d>}", "[%s] %s", "{<%d><%d><%d><%d>}", "<%d>", "(%d, %d)", '{"%s": %d}',
          "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}")
 TAGS = ("vqa", "caption", "grounding", "refer", "identify", "detection", "note", "list")
@@ -45,27 +46,28 @@ def reading(scene: Scene) -> str:
 
 
 def pictured(scene: Scene, rng: np.random.Generator) -> Example:
-    """One example with soft tokens."""
+    """One example with soft tokens: a caption, a description, a read-out, or several questions in a row."""
     places = "patch" if rng.random() < 0.6 else "cell"
     draw = rng.random()
-    if draw < 0.2:
+    if draw < 0.1:
         return Example("", [(language.caption(scene, rng) + ("\n" if rng.random() < 0.5 else "</s>"), True)], scene, places)
-    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
-    if draw < 0.32:
-        request, answer = str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng)
-    elif draw < 0.42:
-        request, answer = "Tell me more.", language.description(scene)
-    elif draw < 0.55:
-        request, answer = str(rng.choice(READ_REQUESTS)), reading(scene)
-    elif draw < 0.70:
-        request, answer = _located(scene, rng)
-    elif draw < 0.95:
-        asked = language.questions(scene, rng)
-        question = asked[int(rng.integers(len(asked)))]
-        request, answer = question.question if rng.random() < 0.5 else question.question.lower(), question.answers[0]
-    else:
-        return _conversation(scene, rng, places)
-    return Example(f"{start}<Img>", [(f"</Img> {request}{middle}", False), (answer + stop, True)], scene, places)
+    if draw < 0.16:
+        return _talk([(str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng))], scene, rng, places)
+    if draw < 0.22:
+        return _talk([("Tell me more.", language.description(scene))], scene, rng, places)
+    if draw < 0.36:
+        return _talk([(str(rng.choice(READ_REQUESTS)), reading(scene))], scene, rng, places)
+    if draw < 0.42:
+        return _talk(language.dialogue(scene, rng), scene, rng, places)
+    return _talk(_quiz(scene, rng), scene, rng, places)
+
+
+def _quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """One to five questions: the read-out of one picture teaches more when several things are asked of it."""
+    asked = [(q.question if rng.random() < 0.5 else q.question.lower(), q.answers[0]) for q in language.questions(scene, rng)]
+    asked += [_located(scene, rng) for _ in range(3)]
+    chosen = rng.permutation(len(asked))[: int(rng.integers(1, 6))]
+    return [asked[i] for i in chosen]
 
 
 def _located(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
@@ -78,9 +80,9 @@ def _located(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"What goes {span}?", names[0] if names else thing.kind
 
 
-def _conversation(scene: Scene, rng: np.random.Generator, places: str) -> Example:
+def _talk(turns: list[tuple[str, str]], scene: Scene, rng: np.random.Generator, places: str) -> Example:
+    """A conversation about the picture in one of the chat forms."""
     start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
-    turns = language.dialogue(scene, rng)
     after = [(f"</Img> {turns[0][0]}{middle}", False), (turns[0][1] + stop, True)]
     for question, answer in turns[1:]:
         after += [(f"{start}{question}{middle}", False), (answer + stop, True)]
@@ -99,9 +101,11 @@ def written(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) 
     elif draw < 0.75:
         answer = str(rng.choice(sentences))
         request = f"Repeat: {answer}"
-    elif draw < 0.9:
+    elif draw < 0.85:
         question, answer = _located(scene, rng)
         request = f"Scene: {reading(scene)}. {question}"
+    elif draw < 0.95:
+        request, answer = f"Scene: {reading(scene)}. {rng.choice(DETAIL_REQUESTS)}", language.description(scene)
     else:
         return Example("", [(language.description(scene) + "</s>", True)])
     return Example(f"{start}{request}{middle}", [(answer + stop, True)])
@@ -120,8 +124,8 @@ def _markup(rng: np.random.Generator) -> str:
 
 
 def examples(world: list[Scene], seed: int, sentences: tuple[str, ...]) -> Iterator[Example]:
-    """An endless stream, three pictured examples to one written."""
+    """An endless stream, seven pictured examples to one written."""
     rng = np.random.default_rng(seed)
     while True:
         scene = world[int(rng.integers(len(world)))]
-        yield pictured(scene, rng) if rng.random() < 0.75 else written(scene, rng, sentences)
+        yield pictured(scene, rng) if rng.random() < 0.875 else written(scene, rng, sentences)

@@ -7,7 +7,7 @@ strips of four patches, and cells of a 4 x 4 grid. The model never meets the shi
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import sentencepiece
@@ -119,12 +119,20 @@ def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torc
     return functional.cross_entropy(model.lm_head(hidden[learned]), labels[learned])
 
 
-def train_language_model(sentences: tuple[str, ...], steps: int, batch_size: int = 64, seed: int = 2, count: int = 20_000,
-                         log_every: int = 100, snapshot: Path | None = None) -> tuple[LlamaForCausalLM, Oracle, bytes]:
-    """Train on scenes of the train split; prints the held-out loss as it goes; `snapshot` keeps the weights of every log step."""
+def train_language_model(sentences: tuple[str, ...], steps: tuple[int, ...], batch_size: int = 64, seed: int = 2,
+                         count: int = 20_000) -> tuple[LlamaForCausalLM, Oracle, bytes]:
+    """Train on scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed, sentences)
-    model, oracle, encoder = build_language_model(), Oracle(), Encoder(tokenizer)
+    model, oracle = build_language_model(), Oracle()
+    for cycle, length in enumerate(steps):
+        train_cycle(model, oracle, Encoder(tokenizer), sentences, length, batch_size, seed + 100 * cycle, count)
+    return model.eval().requires_grad_(False), oracle, tokenizer
+
+
+def train_cycle(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, sentences: tuple[str, ...], steps: int, batch_size: int, seed: int, count: int,
+                log_every: int = 100, after_log: Callable[[], None] = lambda: None) -> None:
+    """One cycle of training in place, the forward pass in bfloat16; prints the held-out loss as it goes."""
     stream = batches(encoder, list(scenes("train", count, seed)), sentences, batch_size, seed)
     held = batches(encoder, list(scenes("validation", 500, seed)), sentences, batch_size, seed + 1)
     held_batches = [next(held) for _ in range(8)]
@@ -132,7 +140,8 @@ def train_language_model(sentences: tuple[str, ...], steps: int, batch_size: int
     optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2.5e-3, total_steps=steps, pct_start=0.08)
     for step in range(steps):
-        loss = language_loss(model, oracle, next(stream))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = language_loss(model, oracle, next(stream))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -142,6 +151,4 @@ def train_language_model(sentences: tuple[str, ...], steps: int, batch_size: int
             with torch.no_grad():
                 held_loss = float(np.mean([language_loss(model, oracle, b).item() for b in held_batches]))
             print(f"language {step + 1}/{steps} loss {loss.item():.4f} held-out {held_loss:.4f}", flush=True)
-            if snapshot:
-                torch.save({"model": model.state_dict(), "oracle": oracle.state_dict(), "tokenizer": tokenizer}, snapshot)
-    return model.eval().requires_grad_(False), oracle, tokenizer
+            after_log()

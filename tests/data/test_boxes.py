@@ -6,10 +6,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpt.data.boxes import Box, GridBox, format_box, format_grid, iou, parse_boxes, parse_grid, parse_grounded, strip_markup, to_grid, to_pixels, tokenise_boxes
+from mgpt.data.boxes import (
+    Box,
+    GridBox,
+    format_box,
+    format_grid,
+    iou,
+    parse_boxes,
+    parse_grid,
+    parse_grounded,
+    strip_markup,
+    to_grid,
+    to_pixels,
+    tokenise_boxes,
+)
 
 coordinate = st.integers(0, 100)
-grid_boxes = st.builds(lambda a, b, c, d: GridBox(min(a, b), min(c, d), max(a, b), max(c, d)), coordinate, coordinate, coordinate, coordinate)
+grid_boxes = st.builds(
+    lambda a, b, c, d: GridBox(min(a, b), min(c, d), max(a, b), max(c, d)), coordinate, coordinate, coordinate, coordinate
+)
 sides = st.integers(1, 20_000)
 
 
@@ -46,11 +61,15 @@ def test_a_pixel_box_comes_back_within_one_unit(data, width: int, height: int):
     y = sorted(data.draw(st.lists(st.floats(0, height), min_size=2, max_size=2)))
     box = Box(x[0], y[0], x[1], y[1])
     (back,) = parse_boxes(format_box(box, width, height), width, height)
-    assert all(0 <= (given - found) / side <= 0.01 + 1e-9 for given, found, side in zip(box, back, (width, height, width, height), strict=True))
+    assert all(
+        0 <= (given - found) / side <= 0.01 + 1e-9 for given, found, side in zip(box, back, (width, height, width, height), strict=True)
+    )
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.one_of(st.text(), st.text(alphabet="{}<>p/delim0123456789 -"), st.from_regex(r"(<p>|</p>|\{<\d+><\d+><\d+><\d+>\}|<delim>| ){0,12}")))
+@given(
+    st.one_of(st.text(), st.text(alphabet="{}<>p/delim0123456789 -"), st.from_regex(r"(<p>|</p>|\{<\d+><\d+><\d+><\d+>\}|<delim>| ){0,12}"))
+)
 def test_the_parser_answers_on_any_string(text: str):
     for grid in parse_grid(text):
         assert 0 <= grid.x1 <= grid.x2 <= 100
@@ -86,9 +105,7 @@ def test_written_boxes_become_tokens_and_pixels():
         tokenise_boxes("{<10><20><130><40>}", 200, 100)
 
 
-@pytest.mark.parametrize(
-    "box", [Box(-7, 0, 5, 5), Box(0, 0, 65, 5), Box(9, 0, 5, 5), Box(0, math.nan, 5, 5), Box(0, 0, math.inf, 5)]
-)
+@pytest.mark.parametrize("box", [Box(-7, 0, 5, 5), Box(0, 0, 65, 5), Box(9, 0, 5, 5), Box(0, math.nan, 5, 5), Box(0, 0, math.inf, 5)])
 def test_a_box_that_is_not_in_its_image_is_refused(box: Box):
     with pytest.raises(ValueError, match="box"):
         format_box(box, 64, 64)

@@ -11,10 +11,28 @@ from mgpt.data.mixture import BLOCK, Mixture, Permutation, balanced_weights, pic
 
 # Ratios of the released third-stage configuration of MiniGPT-v2 (original code, minigptv2_finetune.yaml).
 RELEASED = {
-    "multitask_conversation": 50, "llava_conversation": 30, "unnatural_instructions": 10, "refvg": 40, "llava_detail": 20, "llava_reason": 80,
-    "flickr_grounded_caption": 80, "flickr_caption_to_phrase": 80, "flickr_object_to_phrase": 80, "coco_caption": 10, "textcaps": 30,
-    "refcoco": 25, "refcocop": 25, "refcocog": 25, "invrefcoco": 10, "invrefcocop": 10, "invrefcocog": 10, "vqav2": 15, "okvqa": 8, "aokvqa": 12,
-    "gqa": 50, "ocrvqa": 30,
+    "multitask_conversation": 50,
+    "llava_conversation": 30,
+    "unnatural_instructions": 10,
+    "refvg": 40,
+    "llava_detail": 20,
+    "llava_reason": 80,
+    "flickr_grounded_caption": 80,
+    "flickr_caption_to_phrase": 80,
+    "flickr_object_to_phrase": 80,
+    "coco_caption": 10,
+    "textcaps": 30,
+    "refcoco": 25,
+    "refcocop": 25,
+    "refcocog": 25,
+    "invrefcoco": 10,
+    "invrefcocop": 10,
+    "invrefcocog": 10,
+    "vqav2": 15,
+    "okvqa": 8,
+    "aokvqa": 12,
+    "gqa": 50,
+    "ocrvqa": 30,
 }
 
 
@@ -105,7 +123,9 @@ def test_any_weights_give_a_stream_of_their_shares(weights: dict[str, float], ba
 
 
 def test_every_mistake_is_named_at_once():
-    with pytest.raises(ValueError, match=r"weight of a is -1.*b has a weight but 0 rows.*c has a weight but no known number.*global_batch_size is 0"):
+    with pytest.raises(
+        ValueError, match=r"weight of a is -1.*b has a weight but 0 rows.*c has a weight but no known number.*global_batch_size is 0"
+    ):
         Mixture(0, {"a": -1, "b": 1, "c": 2}, {"a": 5, "b": 0}, 0)
     with pytest.raises(ValueError, match="no dataset has a weight above 0"):
         Mixture(0, {"a": 0}, {"a": 5}, 4)

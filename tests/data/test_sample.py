@@ -11,9 +11,17 @@ from mgpt.data.boxes import Box
 from mgpt.data.sample import SCHEMA, Sample, Turn
 
 FIELDS = {
-    "dataset": "refcoco", "split": "train", "task": "refer", "image": b"\xff\xd8picture", "width": 64, "height": 48,
-    "turns": (Turn("user", "red circle", ("red circle", "the round one")), Turn("assistant", "<box:0>")), "boxes": (Box(1, 2, 30.5, 40),),
-    "licence": "CC BY 4.0", "source": "refs(unc).p#7", "extra": {"key": "7", "objects": ["red circle"]},
+    "dataset": "refcoco",
+    "split": "train",
+    "task": "refer",
+    "image": b"\xff\xd8picture",
+    "width": 64,
+    "height": 48,
+    "turns": (Turn("user", "red circle", ("red circle", "the round one")), Turn("assistant", "<box:0>")),
+    "boxes": (Box(1, 2, 30.5, 40),),
+    "licence": "CC BY 4.0",
+    "source": "refs(unc).p#7",
+    "extra": {"key": "7", "objects": ["red circle"]},
 }
 
 
@@ -42,8 +50,15 @@ def test_any_text_and_box_survives_the_row(text: str, corners: list[float]):
 
 @pytest.mark.parametrize(
     "change",
-    [{"dataset": "other"}, {"task": "identify"}, {"image": b"other"}, {"image": None}, {"boxes": (Box(1, 2, 30, 40),)}, {"extra": {}},
-     {"turns": (Turn("user", "red circle"), Turn("assistant", "<box:0>"))}],
+    [
+        {"dataset": "other"},
+        {"task": "identify"},
+        {"image": b"other"},
+        {"image": None},
+        {"boxes": (Box(1, 2, 30, 40),)},
+        {"extra": {}},
+        {"turns": (Turn("user", "red circle"), Turn("assistant", "<box:0>"))},
+    ],
 )
 def test_the_id_changes_with_the_content(change):
     assert sample(**change).id != sample().id

@@ -14,7 +14,16 @@ from mgpt.data.tasks import IMAGE_PREFIX, load_tasks, prompt, render, shipped_ta
 
 def sample(task: str, *turns: Turn, boxes=(), image=b"picture") -> Sample:
     return Sample.create(
-        dataset="d", split="train", task=task, image=image, width=200, height=100, turns=turns, boxes=tuple(Box(*box) for box in boxes), licence="", source="s#1"
+        dataset="d",
+        split="train",
+        task=task,
+        image=image,
+        width=200,
+        height=100,
+        turns=turns,
+        boxes=tuple(Box(*box) for box in boxes),
+        licence="",
+        source="s#1",
     )
 
 
@@ -26,8 +35,13 @@ def asked(task: str, content: str = "", boxes=()) -> str:
 def test_pools_have_the_sizes_of_the_original():
     sizes = {name: len(set(task.instructions)) for name, task in shipped_tasks().items()}
     assert {name: sizes[name] for name in ("caption", "refer", "identify", "vqa", "grounding", "describe")} == {
-        "caption": 17, "refer": 7, "identify": 7, "vqa": 2, "grounding": 4, "describe": 4,
-    }  # fmt: skip
+        "caption": 17,
+        "refer": 7,
+        "identify": 7,
+        "vqa": 2,
+        "grounding": 4,
+        "describe": 4,
+    }
 
 
 @pytest.mark.parametrize(
@@ -40,14 +54,15 @@ def test_pools_have_the_sizes_of_the_original():
         ("grounding", "", "[grounding] describe this image in as detailed as possible"),
         ("statement", "the cat is left", "[vqa] Based on the image, is this statement true or false? the cat is left"),
         (
-            "vqa-unanswerable", "what?",
+            "vqa-unanswerable",
+            "what?",
             "[vqa] The question is 'what?' Based on the image, answer the question with a single word or phrase. and reply 'unanswerable' "
             "when the provided information is insufficient",
         ),
         ("hateful-meme", "haha", "This is an image writting 'haha'. Is this image hateful? Answer yes or no. Answer:"),
         ("instruction", "Why is it red?", "Why is it red?"),
     ],
-)  # fmt: skip
+)
 def test_evaluation_prompts_are_the_protocol(task: str, content: str, expected: str):
     assert asked(task, content) == "<Img><ImageHere></Img> " + expected
 
@@ -73,7 +88,9 @@ def test_identify_puts_the_box_into_the_question():
 
 
 def test_several_boxes_of_a_phrase_are_joined_by_the_delimiter():
-    one = sample("detection", Turn("user", "dog"), Turn("assistant", "<p>dog</p> <box:1><box:0> x <box:0>"), boxes=[(0, 0, 20, 10), (20, 10, 60, 40)])
+    one = sample(
+        "detection", Turn("user", "dog"), Turn("assistant", "<p>dog</p> <box:1><box:0> x <box:0>"), boxes=[(0, 0, 20, 10), (20, 10, 60, 40)]
+    )
     messages = render(one, random.Random(0))
     assert messages == [
         {"role": "user", "content": "<Img><ImageHere></Img> [detection] dog"},
@@ -106,7 +123,10 @@ def test_only_the_first_user_turn_of_a_conversation_gets_the_image():
 
 def test_bare_captions_have_no_prompt_and_text_has_no_image():
     one = sample("caption", Turn("user", ""), Turn("assistant", "a dog"))
-    assert render(one, random.Random(0), task="caption-bare") == [{"role": "user", "content": "<ImageHere>"}, {"role": "assistant", "content": "a dog"}]
+    assert render(one, random.Random(0), task="caption-bare") == [
+        {"role": "user", "content": "<ImageHere>"},
+        {"role": "assistant", "content": "a dog"},
+    ]
     text = sample("text", Turn("user", "Add 1 and 1."), Turn("assistant", "2"), image=None)
     assert render(text, random.Random(0))[0]["content"] == "Add 1 and 1."
 
@@ -167,11 +187,20 @@ def test_table_to_triples_is_a_task_in_yaml(tmp_path):
     question, reply = render(one, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
     assert question["content"] == "city,country\nOslo,Norway\nList the facts of this table."
     assert reply["content"] == "(Oslo | country | Norway)\n(Oslo | people | 700000)"
-    with pytest.raises(ValueError, match=r"lacks the field 'object'"):
-        broken = sample("triples", Turn("user", "t"), Turn("assistant", '[{"subject": "a", "relation": "b"}]'), image=None)
-        render(broken, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
-    with pytest.raises(ValueError, match="must be a JSON list of objects"):
-        broken = sample("triples", Turn("user", "t"), Turn("assistant", "Oslo is in Norway"), image=None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ('[{"subject": "a", "relation": "b"}]', "lacks the field 'object'"),
+        ("Oslo is in Norway", "must be a JSON list of objects"),
+        ('{"subject": "a"}', "must be a JSON list of objects"),
+    ],
+)
+def test_an_answer_without_the_form_of_its_task_is_refused(tmp_path, answer: str, message: str):
+    (tmp_path / "mine.yaml").write_text(TRIPLES)
+    broken = sample("triples", Turn("user", "t"), Turn("assistant", answer), image=None)
+    with pytest.raises(ValueError, match=message):
         render(broken, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
 
 

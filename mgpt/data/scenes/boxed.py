@@ -172,11 +172,18 @@ def write_grit(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
 _ELEMENTS = pa.list_(pa.list_(pa.float64()))
 _GRIT = pa.schema(
     [
-        ("key", pa.string()), ("clip_similarity_vitb32", pa.float64()), ("clip_similarity_vitl14", pa.float64()), ("id", pa.int64()),
-        ("url", pa.string()), ("caption", pa.string()), ("width", pa.int64()), ("height", pa.int64()), ("noun_chunks", _ELEMENTS),
+        ("key", pa.string()),
+        ("clip_similarity_vitb32", pa.float64()),
+        ("clip_similarity_vitl14", pa.float64()),
+        ("id", pa.int64()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("noun_chunks", _ELEMENTS),
         ("ref_exps", _ELEMENTS),
     ]
-)  # fmt: skip
+)
 
 
 def _grit_row(picture: Picture) -> dict[str, Any]:

@@ -79,11 +79,18 @@ def _aokvqa_rows(picture: Picture) -> list[dict[str, Any]]:
     for asked in _asked(picture, "aokvqa", 1):
         answer = asked.answers[0]
         choices = _choices(answer, picture.rng("choices"))
-        rows.append({
-            "image_id": picture.number, "question": asked.question, "question_id": f"shapes{picture.number}", "choices": choices,
-            "correct_choice_idx": choices.index(answer), "direct_answers": list(asked.answers), "difficult_direct_answer": False,
-            "rationales": [language.description(picture.scene)] * 3,
-        })  # fmt: skip
+        rows.append(
+            {
+                "image_id": picture.number,
+                "question": asked.question,
+                "question_id": f"shapes{picture.number}",
+                "choices": choices,
+                "correct_choice_idx": choices.index(answer),
+                "direct_answers": list(asked.answers),
+                "difficult_direct_answer": False,
+                "rationales": [language.description(picture.scene)] * 3,
+            }
+        )
     return rows
 
 
@@ -136,9 +143,14 @@ def write_ocrvqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
                 word = picture.scene.sign.word
                 world.write(f"ocrvqa/images/{picture.coco_name}.jpg", picture.jpeg)
                 books[picture.coco_name] = {
-                    "imageURL": f"https://shapes.example/{picture.number}.01._SX500_.jpg", "questions": list(COVER_QUESTIONS),
-                    "answers": [word, word], "title": word, "authorName": "", "genre": "Shapes", "split": code,
-                }  # fmt: skip
+                    "imageURL": f"https://shapes.example/{picture.number}.01._SX500_.jpg",
+                    "questions": list(COVER_QUESTIONS),
+                    "answers": [word, word],
+                    "title": word,
+                    "authorName": "",
+                    "genre": "Shapes",
+                    "split": code,
+                }
     world.write_json("ocrvqa/dataset.json", books)
 
 
@@ -151,10 +163,12 @@ def write_llava(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
         for picture in pictures["train"][number * third : (number + 1) * third]:
             rng = picture.rng(name)
             said = (
-                language.dialogue(picture.scene, rng) if number == 0
-                else [("Describe the picture in detail.", language.description(picture.scene))] if number == 1
+                language.dialogue(picture.scene, rng)
+                if number == 0
+                else [("Describe the picture in detail.", language.description(picture.scene))]
+                if number == 1
                 else [language.reasoning(picture.scene, rng)]
-            )  # fmt: skip
+            )
             rows.append(_conversation(picture, said))
         world.write_json(f"llava/{name}.json", rows)
 

@@ -200,9 +200,9 @@ class Reader(ABC):
 
 
 def split_name(text: str, default: str = "train") -> str:
-    """The split that a file's name states: train, validation, test, testA, testdev, ...; `default` where it states none."""
+    """The split that a file's name states (`vqa_val.json`, `instances_val2014.json`); `default` where it states none."""
     words = [word for part in PurePosixPath(text).parts for word in part.replace(".", "_").replace("-", "_").split("_")]
-    for word in reversed(words):
+    for word in (word.rstrip("0123456789") for word in reversed(words)):
         if word in ("train", "validation", "test", "testA", "testB", "testdev", *SPLIT_NAMES):
             return SPLIT_NAMES.get(word, word)
     return default

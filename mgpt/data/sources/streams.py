@@ -11,13 +11,14 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import pyarrow.parquet as parquet
 
 CHUNK = 1 << 20
 LONGEST = 64 << 20  # characters of one JSON record, bytes of one member of a shard; beyond it the file is taken for broken
 SPACE = " \t\r\n"
+ENDS = SPACE + ",:]}"
 DECODER = json.JSONDecoder()
 
 
@@ -39,8 +40,9 @@ class JsonText:
                 self.place += 1
             if self.place < len(self.text):
                 return self.text[self.place]
-            if not self._more():
+            if self.ended:
                 return ""
+            self._read_on()
 
     def take(self, expected: str) -> str:
         """Consumes one character, which must be among `expected`. Raises ValueError."""
@@ -56,23 +58,23 @@ class JsonText:
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.place)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if isinstance(error, RecursionError) or len(self.text) - self.place > LONGEST or not self._more():
+            except RecursionError as error:
+                raise ValueError("a record cannot be read as JSON: it is nested too deeply") from error
+            except json.JSONDecodeError as error:
+                if self.ended or len(self.text) - self.place > LONGEST:
                     raise ValueError(f"a record cannot be read as JSON: {error}") from error
-                continue
-            # A number that touches the end of what was read may go on.
-            if end < len(self.text) or not self._more():
-                self.place = end
-                return value
+            else:
+                # "1" may be the start of "1.5" or "12", as long as nothing that ends a value was read behind it.
+                if self.ended or (end < len(self.text) and self.text[end] in ENDS):
+                    self.place = end
+                    return value
+            self._read_on()
 
-    def _more(self) -> bool:
-        if self.ended:
-            return False
+    def _read_on(self) -> None:
         data = self.file.read(CHUNK)
         self.ended = not data
         self.text = self.text[self.place :] + self.decoder.decode(data, final=self.ended)
         self.place = 0
-        return not self.ended
 
 
 def json_rows(file: IO[bytes], key: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -152,14 +154,17 @@ def json_or_lines(file: IO[bytes], name: str, key: str | None = None) -> Iterato
 
 def tar_rows(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Samples of a webdataset shard: neighbouring members with one name up to the first dot, as `{extension: bytes}`. Links and folders
-    are left out.
+    are left out; gzip is opened.
 
     Raises:
         ValueError: the shard breaks off or is no tar file; the complete samples before were given.
     """
     current, members = "", dict[str, bytes]()
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    watched = _Tail(cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file)
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as shard:
+        with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as shard:
             for member in shard:
                 if not member.isfile():
                     continue
@@ -171,10 +176,32 @@ def tar_rows(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
                     members = {}
                 current = key
                 members[extension.lower()] = _member(shard, member)
+        complete = watched.is_complete()
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"the shard breaks off: {error}") from error
+    if not complete:
+        raise ValueError(f"the shard breaks off after {current}: the two empty blocks that end a tar file are not there")
     if members:
         yield current, members
+
+
+class _Tail:
+    """A file that remembers its last bytes: Python takes a tar file cut at the head of a member for one that ends there."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.last = (self.last + data)[-512:]
+        return data
+
+    def is_complete(self) -> bool:
+        """Whether the file ends in an empty block; reads what is left of it."""
+        while self.read(CHUNK):
+            pass
+        return self.last == bytes(512)
 
 
 def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

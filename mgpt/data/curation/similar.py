@@ -27,6 +27,7 @@ MOST_CUT = 0.14  # of a side; registration of small pictures is no finer
 SLACK = 0.012  # of a side, by which a border may seem to grow
 WORST_POINTS = 6  # the sixth largest difference counts: a few points on an edge always differ
 MOST_DIFFERENCE = 42.0  # of 255, between registered thumbnails
+SAME_DIFFERENCE = 12.0  # of 255, below which two thumbnails need no registration
 CHUNK = 4096
 
 Matrix = np.ndarray
@@ -48,38 +49,50 @@ def find_similar(thumbnails: Matrix, rows: Matrix) -> list[Similar]:
         thumbnails: [pictures, 32, 32, 3] uint8.
         rows: positions [n] of the pictures to compare, ascending: of two alike the first stays.
     """
-    found = _alike(thumbnails, rows, rows, earlier_only=True)
-    gone: set[int] = set()
-    kept = []
-    for pair in sorted(found, key=lambda pair: (pair.second, pair.first)):
-        if pair.first not in gone and pair.second not in gone:
-            gone.add(pair.second)
-            kept.append(pair)
-    return kept
+    representatives, kept = _collapse(thumbnails, rows)
+    gone: set[int] = {pair.second for pair in kept}
+    for found in _alike(thumbnails, representatives, representatives, gone):
+        for pair in sorted(found, key=lambda pair: (pair.second, pair.first)):
+            if pair.first not in gone and pair.second not in gone:
+                gone.add(pair.second)
+                kept.append(pair)
+    return sorted(kept, key=lambda pair: pair.second)
 
 
 def find_matches(thumbnails: Matrix, rows: Matrix, against: Matrix) -> list[Similar]:
     """Pictures of `rows` [n] that nearly equal one of `against` [m]: for each the closest."""
     best: dict[int, Similar] = {}
-    for pair in _alike(thumbnails, rows, against, earlier_only=False):
-        if pair.second not in best or (pair.distance, pair.first) < (best[pair.second].distance, best[pair.second].first):
-            best[pair.second] = pair
+    for found in _alike(thumbnails, rows, against, None):
+        for pair in found:
+            if pair.second not in best or (pair.distance, pair.first) < (best[pair.second].distance, best[pair.second].first):
+                best[pair.second] = pair
     return [best[row] for row in sorted(best)]
 
 
-def _alike(thumbnails: Matrix, rows: Matrix, against: Matrix, earlier_only: bool) -> list[Similar]:
+def _collapse(thumbnails: Matrix, rows: Matrix) -> tuple[Matrix, list[Similar]]:
+    """One of each set of equal thumbnails, and pairs for the others: ten thousand placeholders must not be compared with each other."""
+    first: dict[bytes, int] = {}
+    equal = [Similar(first.setdefault(thumbnails[row].tobytes(), int(row)), int(row), 0.0) for row in rows]
+    return np.array([pair.second for pair in equal if pair.first == pair.second], dtype=np.int64), [
+        pair for pair in equal if pair.first != pair.second
+    ]
+
+
+def _alike(thumbnails: Matrix, rows: Matrix, against: Matrix, gone: set[int] | None) -> Iterator[list[Similar]]:
+    """Pairs alike, a chunk of `rows` at a time. With `gone`, only earlier pictures that are not (yet) in it are compared with."""
     if not len(rows) or not len(against):
-        return []
+        return
     tree = cKDTree(np.concatenate([_coefficients(thumbnails[part]) for part in _chunks(against)]))
-    found: list[Similar] = []
     for part in _chunks(rows):
         first, second = _neighbours(tree, thumbnails, part, against)
-        if earlier_only:
-            first, second = first[first < second], second[first < second]
+        if gone is not None:
+            fit = (first < second) & ~np.isin(first, list(gone))
+            first, second = first[fit], second[fit]
+        found: list[Similar] = []
         for start in range(0, len(first), 8 * CHUNK):
             piece = slice(start, start + 8 * CHUNK)
             found += _judge(thumbnails, first[piece], second[piece])
-    return found
+        yield found
 
 
 def _chunks(rows: Matrix) -> Iterator[Matrix]:
@@ -99,11 +112,22 @@ def _judge(thumbnails: Matrix, first: Matrix, second: Matrix) -> list[Similar]:
     found = []
     for start in range(0, len(first), 512):
         piece = slice(start, start + 512)
-        motion, difference = register(thumbnails[first[piece]], thumbnails[second[piece]])
-        same = _is_cut(motion) & (difference < MOST_DIFFERENCE)
-        pairs = zip(first[piece][same], second[piece][same], difference[same], strict=True)
+        ones, others = thumbnails[first[piece]], thumbnails[second[piece]]
+        distance = _worst(ones.astype(np.float32), others.astype(np.float32))
+        apart = distance >= SAME_DIFFERENCE  # the others lie on each other as they are
+        if apart.any():
+            motion, difference = register(ones[apart], others[apart])
+            distance[apart] = np.where(_is_cut(motion), difference, np.inf)
+        same = distance < MOST_DIFFERENCE
+        pairs = zip(first[piece][same], second[piece][same], distance[same], strict=True)
         found += [Similar(int(one), int(other), float(worst)) for one, other, worst in pairs]
     return found
+
+
+def _worst(one: Matrix, other: Matrix) -> Matrix:
+    """The sixth largest difference [n] of two stacks of pictures [n, 32, 32, 3]."""
+    points = np.abs(other - one).max(-1).reshape(len(one), -1)
+    return np.partition(points, -WORST_POINTS, axis=1)[:, -WORST_POINTS]
 
 
 def _basis() -> Matrix:
@@ -193,8 +217,7 @@ def register(first: Matrix, second: Matrix, steps: int = 4) -> tuple[Matrix, Mat
     motion = np.tile(np.array([1, 0, 1, 0], dtype=np.float32), (len(one), 1))
     for _ in range(steps):
         motion = motion + _step(_warp(one, motion), other)
-    worst = np.abs(other - _warp(one, motion)).max(-1).reshape(len(one), -1)
-    return motion, np.partition(worst, -WORST_POINTS, axis=1)[:, -WORST_POINTS]
+    return motion, _worst(_warp(one, motion), other)
 
 
 def _step(warped: Matrix, target: Matrix) -> Matrix:

@@ -1,0 +1,113 @@
+"""Planted copies are found, and distinct pictures of sparse scenes are told apart."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from mgpt.data.curation.images import check_image
+from mgpt.data.curation.similar import find_matches, find_similar, register
+from mgpt.data.scenes.world import draw, scenes
+from mgpt.settings.sources import CurateSettings
+
+COPIES = 200
+
+
+def encoded(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def thumbnail(data):
+    return np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3)
+
+
+def cropped(picture, rng, share=0.05):
+    width, height = (round(side * (1 - share)) for side in picture.size)
+    left, top = rng.integers(0, picture.width - width + 1), rng.integers(0, picture.height - height + 1)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def resized(picture, factor):
+    return picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+CHANGES = {
+    "encoded again at 60": lambda picture, rng: encoded(picture, "JPEG", quality=60),
+    "encoded again at 90": lambda picture, rng: encoded(picture, "JPEG", quality=90),
+    "enlarged by a quarter": lambda picture, rng: encoded(resized(picture, 1.25)),
+    "reduced by a quarter": lambda picture, rng: encoded(resized(picture, 0.75), "JPEG", quality=85),
+    "cropped by a twentieth": lambda picture, rng: encoded(cropped(picture, rng)),
+    "cropped and encoded again": lambda picture, rng: encoded(cropped(picture, rng), "JPEG", quality=85),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [draw(scene) for scene in scenes("train", 2000, 11)]
+
+
+@pytest.fixture(scope="module")
+def originals(pictures):
+    return np.stack([thumbnail(encoded(picture)) for picture in pictures])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_are_found(change, pictures, originals):
+    rng = np.random.default_rng(3)
+    copies = np.stack([thumbnail(CHANGES[change](picture, rng)) for picture in pictures[:COPIES]])
+    both = np.concatenate([originals[:COPIES], copies])
+    found = find_matches(both, np.arange(COPIES, 2 * COPIES), np.arange(COPIES))
+    assert len(found) >= 0.95 * COPIES
+
+
+def test_of_what_is_dropped_at_least_99_of_100_are_copies(pictures, originals):
+    rng = np.random.default_rng(5)
+    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:COPIES]]
+    everything = np.concatenate([originals, np.stack(copies)])
+    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    planted = sum(place >= len(originals) for place in dropped)
+    assert planted >= 0.95 * len(copies)
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
+
+
+def test_scenes_that_differ_in_one_small_thing_are_distinct():
+    base = Image.new("RGB", (64, 64), (128, 128, 128))
+    one, moved, other = base.copy(), base.copy(), base.copy()
+    one.paste((214, 40, 40), (20, 20, 34, 34))
+    moved.paste((214, 40, 40), (26, 20, 40, 34))
+    other.paste((38, 84, 214), (20, 20, 34, 34))
+    found = find_similar(np.stack([thumbnail(encoded(picture)) for picture in (one, moved, other)]), np.arange(3))
+    assert found == []
+
+
+def test_photographs_changed_and_unchanged():
+    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    rng = np.random.default_rng(0)
+    originals = [thumbnail(encoded(photo)) for photo in (china, flower)]
+    changed = [thumbnail(change(photo, rng)) for change in CHANGES.values() for photo in (china, flower)]
+    everything = np.stack(originals + changed)
+    assert find_similar(everything, np.arange(2)) == []
+    assert [pair.first for pair in find_matches(everything, np.arange(2, len(everything)), np.arange(2))] == [0, 1] * len(CHANGES)
+
+
+def test_registration_measures_the_cut():
+    china = Image.fromarray(load_sample_images().images[0])
+    cut = china.crop((32, 0, 640, 427 - 21))
+    motion, difference = register(thumbnail(encoded(china))[None], thumbnail(encoded(cut))[None])
+    np.testing.assert_allclose(motion[0], [0.95, 0.05, 0.951, 0.0], atol=0.006)
+    assert difference[0] < 20
+
+
+def test_many_equal_pictures_leave_one():
+    same = np.repeat(thumbnail(encoded(draw(next(scenes("train", 1, 1)))))[None], 300, axis=0)
+    assert [pair.first for pair in find_similar(same, np.arange(300))] == [0] * 299
+
+
+def test_nothing_to_compare():
+    empty = np.zeros((0, 32, 32, 3), np.uint8)
+    assert find_similar(empty, np.arange(0)) == []
+    assert find_matches(empty, np.arange(0), np.arange(0)) == []

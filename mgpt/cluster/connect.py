@@ -149,7 +149,7 @@ def connect(settings: ClusterSettings, project: Path) -> Iterator[None]:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(shared.token))
         import ray
 
-        ray.init(address=state["address"], runtime_env=_difference(state), log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(address=state["address"], runtime_env=_for_workers(state), log_to_driver=True, logging_level=logging.WARNING)
         try:
             yield
         finally:
@@ -231,8 +231,8 @@ def _use(settings: ClusterSettings, project: Path) -> Iterator[tuple[LocalRay, d
     raise RuntimeError(f"the local Ray did not come up (waited {time.monotonic() - begun:.0f} s); its owner printed:\n{tail}")
 
 
-def _difference(state: dict[str, Any]) -> dict[str, Any]:
-    """What workers must be told because this process's environment is not the one that Ray was started in."""
+def _for_workers(state: dict[str, Any]) -> dict[str, Any]:
+    """What workers must be told: which Ray is theirs, where several run, and what changed in the environment since it was started."""
     now, before = fingerprints(), state["environment"]
     changed = {name: value for name, value in forwarded_environment().items() if before.get(name) != now[name]}
-    return {"env_vars": changed} if changed else {}
+    return {"env_vars": {"RAY_ADDRESS": state["address"], **changed}}

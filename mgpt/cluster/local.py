@@ -64,7 +64,9 @@ def _start_ray(shared: LocalRay, settings: ClusterSettings) -> str:
     ray.init(
         num_cpus=settings.cpus or max(2, os.cpu_count() or 2),
         object_store_memory=settings.object_store_mb << 20,
-        include_dashboard=False,
+        # Ray Train asks the dashboard whether a training still lives, and complains every second where there is none.
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
         log_to_driver=False,
         _temp_dir=str(shared.folder / "r"),
     )

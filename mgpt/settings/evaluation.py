@@ -78,7 +78,7 @@ class DescribeSettings(Section):
     # The reviewed copy of results/describe/review.csv. Empty: nobody reviewed.
     review: ExistingPath = ""
     accept_unreviewed: bool = True
-    minimum_survivors: Count = 1  # the stage fails below this: too little to train on
+    minimum_survivors: Annotated[int, Field(ge=0)] = 1  # the stage fails below this: too little to train on
     shard_rows: Count = 1000
 
     @model_validator(mode="after")

@@ -1,7 +1,9 @@
 """Answers from real Ray actors."""
 
+import io
+
 import pytest
-from fixtures_train import make_bases
+
 
 from mgpt.cluster.generate import answer_on_ray
 from mgpt.data.scenes.world import draw, scenes
@@ -15,6 +17,8 @@ SETTINGS = GenerationSettings(workers=2, batch_size=4)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
+    from tests.fixtures_train import make_bases
+
     folder = tmp_path_factory.mktemp("generate")
     bases = make_bases(folder / "bases")
     model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=1)
@@ -24,8 +28,6 @@ def source(tmp_path_factory):
 
 
 def asks():
-    import io
-
     asked = []
     for number, scene in enumerate(scenes("test", 14, 5)):
         picture = io.BytesIO()

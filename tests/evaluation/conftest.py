@@ -1,8 +1,6 @@
 """Small real inputs: random bases, trained-shaped weights, and held-out samples of the shapes world."""
 
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +10,11 @@ from mgpt.data.sample import Sample, Turn
 from mgpt.data.scenes import language
 from mgpt.data.scenes.world import Scene, draw, scenes
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    from fixtures_train import make_bases
+    from tests.fixtures_train import make_bases
 
     return make_bases(tmp_path_factory.mktemp("bases"))
 

@@ -57,7 +57,7 @@ def test_choices_are_the_only_answers(source, samples):
 
 
 def test_other_bases_are_refused(source, checkpoints, tmp_path_factory):
-    from fixtures_train import make_bases
+    from tests.fixtures_train import make_bases
     from transformers import LlamaForCausalLM
 
     other = make_bases(tmp_path_factory.mktemp("other"))

@@ -19,7 +19,7 @@ from mgpt.cluster.trainer import CURVE, FINISHED, WEIGHTS
 from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead
-from mgpt.train.callbacks import Checkpoint, NonFinite, NonFiniteError
+from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import TOTALS, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
 from mgpt.train.loop import Loop
@@ -67,6 +67,8 @@ def make_loop(todo: Work) -> Loop:
     parameters = model.trainable_parameters()
     curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))
     callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, Checkpoint(settings.checkpoint_every, report)]
+    if settings.early_stop_rows is not None:
+        callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))
     optimiser, parallel = make_optimiser(parameters, settings), Replicated(parameters, len(TOTALS))
     attention = model.language_model.config._attn_implementation
     loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention)

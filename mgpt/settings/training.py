@@ -52,6 +52,7 @@ class TrainingSettings(Section):
     gradient_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for none, as in the original code")
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = Field(default=42, ge=0)
+    early_stop_rows: int | None = Field(default=None, gt=0, description="ends the run when so many rows of the curve brought no lower loss")
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=100, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)

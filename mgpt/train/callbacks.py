@@ -79,6 +79,9 @@ class EarlyStop(Callback):
     def __init__(self, curve: Curve, patience: int, least: float = 0.0) -> None:
         self._curve, self._patience, self._least = curve, patience, least
 
+    def on_start(self, loop: Loop) -> None:
+        self.on_step(loop)  # a run that was killed after its last step does not train another one
+
     def on_step(self, loop: Loop) -> None:
         losses = [row["loss"] for row in self._curve.rows]
         if len(losses) > self._patience:

@@ -137,3 +137,15 @@ def test_bf16_follows_fp32(settings):
     make_loop(settings(precision="bf16"), [rounded]).run(steps())
     assert losses(rounded) == pytest.approx(losses(exact), rel=2e-2)
     assert losses(rounded) != losses(exact)
+
+
+def test_early_stop_holds_after_a_resume(settings):
+    def made():
+        curve = Curve(1)
+        return make_loop(settings(steps=40, learning_rate=1e-30), [curve, EarlyStop(curve, patience=5, least=1.0)])
+
+    loop, resumed = made(), made()
+    loop.run(steps())
+    resumed.load(loop.state())
+    resumed.run(iter(()))
+    assert resumed.step == loop.step == 6

@@ -61,4 +61,5 @@ class TrainingState:
             if found[part] != digest:
                 what = f"{part}.safetensors was altered (sha256 {found[part]}, expected {digest})"
                 raise ValueError(f"checkpoint {folder}: {what}; delete the checkpoint so that the run goes on from the one before")
-        return cls(**{part: load_file(folder / f"{part}.safetensors") for part in _TENSORS}, **head)
+        trainables, optimiser = (load_file(folder / f"{part}.safetensors") for part in _TENSORS)
+        return cls(trainables, optimiser, **head)

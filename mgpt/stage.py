@@ -100,10 +100,14 @@ class StageContext:
 
     @contextmanager
     def ray(self) -> Iterator[None]:
-        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is."""
-        from mgpt.cluster.connect import connect
+        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, all of its nodes looked at first."""
+        from mgpt.cluster.connect import connect, inside_job
 
         with connect(self.settings.cluster, self.project):
+            if inside_job():
+                from mgpt.cluster.preflight import check_nodes
+
+                check_nodes(self.store)
             yield
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chain.project import Project, make
+
 ROOT = Path(__file__).parents[1]
 
 # Two cores are shared by all that runs: one thread a process. Ray reads its variables when it is imported.
@@ -98,3 +100,21 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
     """The address of an empty MLflow store of the test's own."""
     shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def fresh_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project with the smallest experiment, before anything ran. Tests copy it."""
+    return make(tmp_path_factory.mktemp("fresh") / "project")
+
+
+@pytest.fixture(scope="session")
+def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The project after `dvc repro` of the whole chain. Its local Ray serves every test; what a test changes it puts back."""
+    project = fresh_project.copy(tmp_path_factory.mktemp("chain") / "project")
+    shutil.copyfile(mlflow_template, project.folder / "mlflow.db")
+    try:
+        project.first_output = project.repro()
+        yield project
+    finally:
+        project.run("mgpt", "cluster", "stop")

@@ -65,7 +65,7 @@ def test_an_unknown_stage_is_refused_with_the_known(project: Path) -> None:
 
 
 def test_a_missing_input_names_the_way_to_make_it(project: Path) -> None:
-    with pytest.raises(ValueError, match="results/other/weights.*dvc repro"):
+    with pytest.raises(ValueError, match=r"results/other/weights.*dvc repro"):
         of(project, system="minigpt-v2")
 
 

@@ -23,6 +23,7 @@ class Project:
 
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
+    first_output: str = ""  # what the first `dvc repro` printed
 
     @property
     def environment(self) -> dict[str, str]:
@@ -62,22 +63,29 @@ class Project:
         place[last] = value
         (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def copy(self, folder: Path, **variables: str) -> Project:
-        """Another folder with the same files and results, DVC's lock and cache included."""
-        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("store", "mlflow.db*"))
-        return Project(folder, {**self.variables, **variables})
+    def copy(self, folder: Path) -> Project:
+        """Another folder with the same files."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder, dict(self.variables))
+
+    def elsewhere(self, **variables: str) -> Project:
+        """The same folder, with other variables: another store, say."""
+        return Project(self.folder, {**self.variables, **variables})
+
+    def identity(self, stage: str, *system: str) -> str:
+        """The identity of a stage's work now."""
+        return self.run("python", "-m", "flows", stage, *system, "--dry").stdout.split()[1]
 
 
-def make(folder: Path, backbones: Path) -> Project:
-    """The project's files as git has or would have them, without tests, with random backbones and a small experiment."""
+def make(folder: Path) -> Project:
+    """The project's files as git has or would have them, without tests, with a small experiment."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
     for name in listed:
-        if name and not name.startswith(("tests/", "docs/", "benchmarks/", "mgpt/backbones/shapes/")) and (ROOT / name).is_file():
+        if name and not name.startswith(("tests/", "docs/", "benchmarks/")) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    shutil.copytree(backbones, folder / "mgpt" / "backbones" / "shapes")
     project = Project(folder)
     (folder / "params.yaml").write_text(yaml.safe_dump(shrink(project.params()), sort_keys=False))
     for command in (("init", "-q"), ("add", "-A"), ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "small")):
@@ -86,7 +94,7 @@ def make(folder: Path, backbones: Path) -> Project:
 
 
 def shrink(params: dict[str, Any]) -> dict[str, Any]:
-    """The default experiment with few pictures, steps and questions, and a gate that random weights pass."""
+    """The default experiment with few pictures, steps and questions, and a gate that barely trained weights pass."""
     params["sources"]["world"]["counts"] = {"train": 60, "validation": 4, "test": 12}
     for stage, steps in STEPS.items():
         for training in params[stage].values():

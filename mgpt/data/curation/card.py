@@ -23,7 +23,8 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;paddin
 h1{font-size:1.7rem;margin:0 0 .2rem}
 h2{font-size:1.2rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #d8dee6;
 padding-bottom:.2rem}
-p.note{color:#566}table{border-collapse:collapse;font-size:.92rem}td,th{padding:.22rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left}
+p.note{color:#566}
+table{border-collapse:collapse;font-size:.92rem}td,th{padding:.22rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.row{display:flex;flex-wrap:wrap;gap:1.2rem}.wide{overflow-x:auto}
 figure{margin:0;width:264px;border:1px solid #e0e5ec;border-radius:8px;padding:.6rem;box-sizing:border-box;font-size:.85rem}
 figure img{width:100%;image-rendering:auto;border-radius:4px;background:#f3f5f8}figcaption{overflow-wrap:anywhere}
@@ -47,8 +48,8 @@ def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], ma
         f"<div><h2>Reasons of loss</h2>{_counts('Reason', report['reasons'])}</div>",
         f"<div><h2>Mended</h2>{_counts('What', report['mended'])}</div></div>",
         f'<h2>Histograms</h2><div class="row">{_histograms(facts)}</div>',
-        f'<h2>Alike</h2><p class="note">The left one stayed (or is held out), the right one went.</p>{_pairs(pairs)}',
-        '<h2>Samples</h2><p class="note">Pictures with their boxes, and the text as trained on; the loss sees what is <mark>marked</mark>.</p>',
+        f'<h2>Alike</h2><p class="note">The left one stayed or is held out, the right one went.</p>{_pairs(pairs)}',
+        '<h2>Samples</h2><p class="note">Pictures with their boxes, and the text trained on; the loss sees the <mark>marked</mark>.</p>',
         f'<div class="row">{"".join(_figure(sample, mark) for sample in facts.samples)}</div>',
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Data card</title><style>{_STYLE}</style>'

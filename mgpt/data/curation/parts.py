@@ -120,8 +120,8 @@ class _Judge:
 
     def _keep(self, sample: Sample) -> None:
         changes: dict[str, Any] = {}
-        if not sample.licence or sample.licence == "not stated":
-            changes["licence"] = self.unit.licence
+        if self.unit.licence != "unknown" and sample.licence in ("", self.reader.card.licence):
+            changes["licence"] = self.unit.licence  # a record's own licence stands above the source's, and that above the published card's
         checked = None
         if sample.image is not None:
             checked = self.check(hashlib.sha256(sample.image).hexdigest(), sample.image)

@@ -27,6 +27,16 @@ from mgpt.storage import Entry, Manifest, Store
 Report = Callable[[str], None]
 
 
+class NothingLeft(ValueError):
+    """Not one sample survived; `report` and `quarantine` say why."""
+
+    def __init__(self, report: dict[str, Any], quarantine: Manifest) -> None:
+        super().__init__(
+            f"curate: no sample is left of {report['records']} records; reasons: {report['reasons']}; see {quarantine.entries[0].uri}"
+        )
+        self.report, self.quarantine = report, quarantine
+
+
 @dataclass(frozen=True)
 class Curation:
     """`manifest` names the shards, `quarantine` the table of what went; `report` holds counts by dataset and split, reasons, repairs."""
@@ -60,7 +70,8 @@ def curate(
     same bytes with any number of workers. `mark` tells the data card which part of a conversation the loss sees (`facts.token_marks`).
 
     Raises:
-        ValueError: the settings name what is not there (all mistakes at once), or nothing at all is left.
+        ValueError: the settings name what is not there (all mistakes at once).
+        NothingLeft: not one sample survived.
     """
     plan = make_plan(manifest, sources, settings, store)
     parts = f"{folder}/parts"
@@ -73,7 +84,7 @@ def curate(
         lost = pq.read_table(file, columns=["dataset", "split", "reason"])
     summary = summarise(plan, counts, verdicts, entries, lost)
     if not entries:
-        raise ValueError(f"curate: no sample is left of {summary['records']} records; reasons: {summary['reasons']}")
+        raise NothingLeft(summary, quarantine)
     card = card_html(summary, gather(store, entries, settings.card_samples), verdicts.pairs, mark)
     store.delete(parts)
     return Curation(Manifest(entries), quarantine, summary, card)

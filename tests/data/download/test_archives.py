@@ -19,7 +19,8 @@ def zipped(path, members):
 
 def test_zip_members_that_leave_the_folder_are_refused_and_the_rest_is_kept(tmp_path):
     archive = zipped(
-        tmp_path / "a.zip", [("in/one.txt", "1"), ("../up.txt", "x"), ("/etc/abs.txt", "x"), ("in\\..\\..\\dos.txt", "x"), ("C:/dos.txt", "x")]
+        tmp_path / "a.zip",
+        [("in/one.txt", "1"), ("../up.txt", "x"), ("/etc/abs.txt", "x"), ("in\\..\\..\\dos.txt", "x"), ("C:/dos.txt", "x")],
     )
     link = zipfile.ZipInfo("in/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -34,7 +35,11 @@ def test_zip_members_that_leave_the_folder_are_refused_and_the_rest_is_kept(tmp_
 
 def test_tar_links_devices_and_duplicates_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
-        for name, kind, target in (("soft", tarfile.SYMTYPE, "/etc/passwd"), ("hard", tarfile.LNKTYPE, "../x"), ("pipe", tarfile.FIFOTYPE, "")):
+        for name, kind, target in (
+            ("soft", tarfile.SYMTYPE, "/etc/passwd"),
+            ("hard", tarfile.LNKTYPE, "../x"),
+            ("pipe", tarfile.FIFOTYPE, ""),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
             tar.addfile(member)

@@ -12,9 +12,24 @@ from mgpt.identity import declarations
 
 ROOT = Path(__file__).parents[2]
 # Runs, records and carries the work, whatever it is; another version of it is the same work.
-AROUND = ("mgpt/__init__.py", "mgpt/stage.py", "mgpt/identity.py", "mgpt/outcome.py", "mgpt/storage.py", "mgpt/settings/__init__.py",
-          "mgpt/settings/loader.py", "mgpt/settings/declared.py", "mgpt/settings/fields.py", "mgpt/settings/infrastructure.py",
-          "mgpt/cluster/__init__.py", "mgpt/cluster/connect.py", "mgpt/cluster/submit.py", "flows/__init__.py", "mgpt/data/__init__.py")  # fmt: skip
+AROUND = (
+    "mgpt/__init__.py",
+    "mgpt/stage.py",
+    "mgpt/identity.py",
+    "mgpt/outcome.py",
+    "mgpt/storage.py",
+    "mgpt/settings/__init__.py",
+    "mgpt/settings/loader.py",
+    "mgpt/settings/declared.py",
+    "mgpt/settings/fields.py",
+    "mgpt/settings/infrastructure.py",
+    "mgpt/cluster/__init__.py",
+    "mgpt/cluster/connect.py",
+    "mgpt/cluster/submit.py",
+    "mgpt/cluster/preflight.py",
+    "mgpt/data/__init__.py",
+    "flows/__init__.py",
+)
 # Of these, other stages than the one named use only what finds things: the tracker, and the folder of a downloaded source.
 FINDING = {"mgpt/registry": "promote", "mgpt/data/download": "download"}
 STAGES = declarations(ROOT)

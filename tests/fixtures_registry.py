@@ -86,3 +86,37 @@ def make_all_weights(folder: Path, count: int = 3) -> list[Path]:
 
     bases = make_bases(folder / "bases")
     return [make_weights(bases, folder / f"weights-{seed}", seed) for seed in range(count)]
+
+
+BOX_ANSWER = "{<10><20><60><90>}"
+BOX_PROMPT = "[refer] the red circle"
+
+
+def teach(bases: dict[str, str], folder: Path) -> dict[str, str]:
+    """Bases whose language model has learned to answer `BOX_PROMPT` with `BOX_ANSWER`, so that tests walk the whole way to drawn boxes."""
+    import torch
+
+    from mgpt.data.tasks import IMAGE_PREFIX
+    from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.model.bases import save_base
+    from mgpt.serve.picture import sample_picture
+
+    model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=0)
+    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    learned = list(model.language_model.parameters())
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    # Several prompts, so that it learns the answer and not the spaces of one prompt, which differ between training and asking.
+    prompts = (BOX_PROMPT, "what is this?", "Describe this image in detail.")
+    answer = {"role": "assistant", "content": BOX_ANSWER}
+    conversations = [[{"role": "user", "content": IMAGE_PREFIX + prompt}, answer] for prompt in prompts]
+    batch = processor(images=[sample_picture()] * 3, conversations=conversations, format="minigpt-v2", labels=True)
+    optimiser = torch.optim.AdamW(learned, lr=1e-2)
+    for _ in range(150):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.05, "the small language model did not learn its one answer"
+    save_base(folder / "language", model.language_model, tokenizer=processor.tokenizer)
+    return {**bases, "language": str(folder / "language")}

@@ -6,7 +6,7 @@ from PIL import Image
 from mgpt.cli import main
 from mgpt.serve.chat import chat, predict
 from mgpt.serve.picture import sample_picture
-from tests.fixtures_registry import SYSTEM
+from tests.fixtures_registry import BOX_ANSWER, BOX_PROMPT, SYSTEM
 
 
 @pytest.fixture
@@ -15,15 +15,22 @@ def picture(tmp_path):
     return tmp_path / "scene.png"
 
 
-def test_chat_answers_and_writes_the_picture(registry, picture, predictor):
-    expected = predictor.answer(sample_picture(), "[refer] the red circle")
-    reply, written = chat(picture, "[refer] the red circle", registry.uri, f"models:/{SYSTEM}@champion", picture.parent / "new/out.png")
-    assert reply == expected
+def test_chat_answers_and_writes_the_picture_with_its_box(registry, picture):
+    reply, written = chat(picture, BOX_PROMPT, registry.uri, f"models:/{SYSTEM}@champion")
+    assert reply.text == BOX_ANSWER
+    assert written == picture.with_name("scene-answer.png")
+    drawn = Image.open(written).convert("RGB")
+    assert drawn.size == (672, 672)
+    assert drawn.getpixel((68, 400)) == (0xD5, 0x5E, 0x00)  # the left edge at 10 % of the width
+
+
+def test_the_picture_goes_where_it_is_asked_for(registry, picture):
+    _, written = chat(picture, BOX_PROMPT, registry.uri, str(registry.weights[0]), picture.parent / "new/out.jpg")
     assert Image.open(written).size == (672, 672)
 
 
 def test_without_boxes_and_output_no_file_is_written(registry, picture):
-    reply, written = chat(picture, "hello", registry.uri, str(registry.weights[0]))
+    reply, written = chat(picture, "hello", registry.uri, str(registry.weights[1]))
     assert (reply.boxes, written) == ((), None)
     assert [file.name for file in picture.parent.glob("*.png")] == ["scene.png"]
 

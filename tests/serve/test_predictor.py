@@ -2,6 +2,7 @@ import pytest
 
 from mgpt.serve.picture import sample_picture
 from mgpt.serve.predictor import LabelledBox, find_boxes
+from tests.fixtures_registry import BOX_ANSWER, BOX_PROMPT
 
 
 def test_an_answer_of_boxes_is_labelled_by_the_prompt():
@@ -33,7 +34,15 @@ def test_one_by_one_equals_a_batch(predictor):
     questions = [(sample_picture(), "[refer] the red circle"), (small, "what is in this picture?"), (sample_picture(), "[vqa] a")]
     together = predictor.answer_all(questions, max_new_tokens=12, batch_size=3)
     assert together == [predictor.answer(image, prompt, max_new_tokens=12) for image, prompt in questions]
-    assert [reply.finished for reply in together] == [False] * 3
+
+
+def test_boxes_are_pixels_of_the_picture_as_given(predictor):
+    reply = predictor.answer(sample_picture(), BOX_PROMPT)
+    assert (reply.text, reply.plain, reply.finished) == (BOX_ANSWER, "", True)
+    (box,) = reply.boxes
+    assert box.label == "the red circle"
+    assert [box.x1, box.y1, box.x2, box.y2] == pytest.approx([22.4, 44.8, 134.4, 201.6])
+    assert not predictor.answer(sample_picture(), BOX_PROMPT, 3).finished
 
 
 def test_no_questions_have_no_answers(predictor):

@@ -14,6 +14,7 @@ import numpy as np
 from mgpt.evaluation.items import Item
 
 PERMUTATIONS = 5  # answers are dealt to other items this many times for the chance level
+DRAWN_AT_ONCE = 1_000_000  # items of resamples that are in memory together
 CONSTANTS = 64  # at most this many constant answers are tried for the chance level
 
 
@@ -147,9 +148,13 @@ def bootstrap(parts: Sequence[Part], resamples: int, seed: int, worst: float = 0
     """Percentile interval (2.5 %, 97.5 %) of the ratio over items drawn with replacement; the same seed gives the same interval."""
     values = np.array([(part.numerator, part.denominator) for part in parts], dtype=np.float64)
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(values), np.full(len(values), 1.0 / len(values)), size=resamples).astype(np.float64)
-    sums = counts @ values
-    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.full(resamples, worst), where=sums[:, 1] > 0)
+    at_once = max(1, DRAWN_AT_ONCE // len(values))
+    sums = []
+    for done in range(0, resamples, at_once):
+        drawn = rng.integers(len(values), size=(min(at_once, resamples - done), len(values)))
+        sums.append([column[drawn].sum(axis=1) for column in values.T.copy()])
+    right, counted = np.concatenate(sums, axis=1)
+    ratios = np.divide(right, counted, out=np.full(resamples, worst), where=counted > 0)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
 

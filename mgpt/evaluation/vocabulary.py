@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import yaml
@@ -58,7 +58,7 @@ class Vocabulary:
                     return length, self.nouns[form]
         return 1, None
 
-    @property
+    @cached_property
     def _longest(self) -> int:
         return max(len(form) for form in (*self.nouns, *self.ignore))
 

@@ -4,7 +4,6 @@ import io
 
 import pytest
 
-
 from mgpt.cluster.generate import answer_on_ray
 from mgpt.data.scenes.world import draw, scenes
 from mgpt.evaluation.answering import UNTRAINED, Ask, ModelSource, answer_here

@@ -11,7 +11,6 @@ from mgpt.data.scenes import language
 from mgpt.data.scenes.world import Scene, draw, scenes
 
 
-
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     from tests.fixtures_train import make_bases

@@ -57,8 +57,9 @@ def test_choices_are_the_only_answers(source, samples):
 
 
 def test_other_bases_are_refused(source, checkpoints, tmp_path_factory):
-    from tests.fixtures_train import make_bases
     from transformers import LlamaForCausalLM
+
+    from tests.fixtures_train import make_bases
 
     other = make_bases(tmp_path_factory.mktemp("other"))
     model = LlamaForCausalLM.from_pretrained(other["language"])

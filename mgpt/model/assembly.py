@@ -42,8 +42,8 @@ def from_bases(
 ) -> MiniGPTForConditionalGeneration:
     """A fresh projection (and LoRA) on frozen base folders, in evaluation mode.
 
-    merge: consecutive vision tokens in one image token; without effect with a Q-Former. lora: LoraSpec, a mapping, or None. seed: of the fresh
-    weights. image_size: pixels, default the tower's own. references: name → id and revision of each base, default the folder's name.
+    merge: consecutive vision tokens in one image token; without effect with a Q-Former. lora: LoraSpec, a mapping, or None. seed: of the
+    fresh weights. image_size: pixels, default the tower's own. references: name → id and revision of each base, default the folder's name.
     dtype: of the frozen bases. quantization: of the language model, "8bit", "4bit" or None.
 
     Raises ValueError when a folder cannot be read or the parts do not fit together.
@@ -138,7 +138,7 @@ def load_trainable(model: MiniGPTForConditionalGeneration, state: Mapping[str, t
 
 
 def read_whole(from_pretrained: Any, folder: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """(model, loading info) of transformers' `from_pretrained`, its various errors as one ValueError, its warnings about weights as errors."""
+    """(model, loading info) of transformers' `from_pretrained`, its various errors as one ValueError, its warnings as errors."""
     from safetensors import SafetensorError
 
     if Path(folder).is_dir():

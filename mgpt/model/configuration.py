@@ -53,7 +53,9 @@ class LoraSpec:
             tuple(read("target_modules", ("q_proj", "v_proj"))),
         )
         if spec.r < 1 or spec.lora_alpha < 1 or not 0 <= spec.lora_dropout < 1 or not spec.target_modules:
-            raise ValueError(f"lora: {asdict(spec)} is not usable: r and lora_alpha must be at least 1, lora_dropout in [0, 1), target_modules not empty")
+            raise ValueError(
+                f"lora: {asdict(spec)} is not usable: r and lora_alpha must be at least 1, lora_dropout in [0, 1), target_modules not empty"
+            )
         return spec
 
 

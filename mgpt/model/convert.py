@@ -27,8 +27,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def from_original(system: str, eva_vit: str | Path, llm: str | Path, released: str | Path, qformer: str | Path | None = None,
-                  sizes: dict[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> MiniGPTForConditionalGeneration:
+def from_original(
+    system: str,
+    eva_vit: str | Path,
+    llm: str | Path,
+    released: str | Path,
+    qformer: str | Path | None = None,
+    sizes: dict[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> MiniGPTForConditionalGeneration:
     """A published system from its original files, in evaluation mode.
 
     system: "minigpt4", "minigpt4-llama2" or "minigpt-v2". eva_vit, released, qformer: `.pth` files (qformer for minigpt4 only). llm: the
@@ -50,7 +58,8 @@ def from_original(system: str, eva_vit: str | Path, llm: str | Path, released: s
 
 
 def to_original(model: MiniGPTForConditionalGeneration, path: str | Path | None = None) -> dict[str, torch.Tensor]:
-    """What the original runner would save of this model: trained parameters and buffers, under the original's names (runner_base.py:579-587).
+    """What the original runner would save of this model: trained parameters and buffers, under the original's names
+    (runner_base.py:579-587).
 
     path: where to write it as `{"model": ...}`, which the original's loader takes; None only returns it. Raises ValueError for a model that
     the original cannot express (another tower or language model).
@@ -70,8 +79,16 @@ def to_original(model: MiniGPTForConditionalGeneration, path: str | Path | None 
     return state
 
 
-def convert_original(system: str, eva_vit: str | Path, llm: str | Path, released: str | Path, out: str | Path, qformer: str | Path | None = None,
-                     sizes: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> Path:
+def convert_original(
+    system: str,
+    eva_vit: str | Path,
+    llm: str | Path,
+    released: str | Path,
+    out: str | Path,
+    qformer: str | Path | None = None,
+    sizes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """`from_original`, written with its processor as a whole Hugging Face folder; all or nothing. ValueError when `out` exists."""
     out = _fresh(out)
     model = from_original(system, eva_vit, llm, released, qformer, sizes, dtype=dtype)
@@ -82,10 +99,16 @@ def convert_original(system: str, eva_vit: str | Path, llm: str | Path, released
     return out
 
 
-def convert_bases(system: str, eva_vit: str | Path, out: str | Path, qformer: str | Path | None = None, sizes: dict[str, Any] | None = None,
-                  dtype: torch.dtype = torch.float16) -> dict[str, str]:
-    """The frozen vision side as base folders `out/vision` and `out/qformer`, to train from: part → sha256. The language model's own folder is a
-    base as it stands. All or nothing; ValueError when `out` exists.
+def convert_bases(
+    system: str,
+    eva_vit: str | Path,
+    out: str | Path,
+    qformer: str | Path | None = None,
+    sizes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, str]:
+    """The frozen vision side as base folders `out/vision` and `out/qformer`, to train from: part → sha256. The language model's own
+    folder is a base as it stands. All or nothing; ValueError when `out` exists.
     """
     from mgpt.model.presets import LLAMA_7B, system_config
 
@@ -102,7 +125,9 @@ def convert_bases(system: str, eva_vit: str | Path, out: str | Path, qformer: st
     return hashes
 
 
-def _vision(config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.Tensor], trained_at: int, dtype: torch.dtype) -> Blip2VisionModel:
+def _vision(
+    config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.Tensor], trained_at: int, dtype: torch.dtype
+) -> Blip2VisionModel:
     """The tower with its ln_vision: BLIP-2's beside a Q-Former, else torch's default, as the original leaves it (minigpt_v2.py:66-73)."""
     state = eva_state(path, config.vision_config.num_hidden_layers)
     width = config.vision_config.hidden_size
@@ -112,8 +137,10 @@ def _vision(config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.T
     if positions is not None:
         expected = (trained_at // config.vision_config.patch_size) ** 2 + 1
         if positions.ndim != 3 or positions.shape[1] != expected:
-            raise ValueError(f"{path}: pos_embed is {tuple(positions.shape)}, expected (1, {expected}, {width}) for a tower trained at {trained_at} px "
-                             "(sizes.pre_img)")
+            raise ValueError(
+                f"{path}: pos_embed is {tuple(positions.shape)}, expected (1, {expected}, {width}) for a tower trained at {trained_at} "
+                "pixels (sizes.pre_img)"
+            )
         state["visual_encoder.pos_embed"] = resize_positions(positions, config.num_patches)
     with torch.device("meta"):
         tower = Blip2VisionModel(config.vision_config)
@@ -121,7 +148,9 @@ def _vision(config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.T
     return tower
 
 
-def _qformer(config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[Blip2QFormerModel, torch.Tensor]:
+def _qformer(
+    config: MiniGPTConfig, path: str | Path, blip2: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[Blip2QFormerModel, torch.Tensor]:
     state = {name: tensor for name, tensor in blip2.items() if not name.startswith("ln_vision.")}
     query_tokens = state.pop("query_tokens", None)
     expected = (1, config.num_query_tokens, config.qformer_config.hidden_size)
@@ -141,8 +170,11 @@ def _fill(module: nn.Module, prefix: str, original: Mapping[str, torch.Tensor], 
         state = to_our_state(original, wanted, lora=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    wrong = [f"{original_name(name, False)} is {tuple(state[name].shape)}, expected {tuple(shape)}"
-             for name, shape in wanted.items() if state[name].shape != shape]
+    wrong = [
+        f"{original_name(name, False)} is {tuple(state[name].shape)}, expected {tuple(shape)}"
+        for name, shape in wanted.items()
+        if state[name].shape != shape
+    ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)}")
     module.load_state_dict({name.removeprefix(prefix): tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True)

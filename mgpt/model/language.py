@@ -51,14 +51,15 @@ def has_plain_head(config: Any) -> bool:
     return not any(getattr(config, name, None) not in (None, 1.0) for name in _SCALED_HEADS)
 
 
-def attention_bias(mask: torch.Tensor | None, dtype: torch.dtype, implementation: str | None) -> torch.Tensor | None:
+def attention_bias(mask: Any, dtype: torch.dtype, implementation: str | None) -> Any:
     """A mask as the language model takes it.
 
-    (batch, length) masks pass. (batch, length, length) or (batch, 1, length, length) says which query may see which key: boolean or 0/1, the
-    causal order included; it becomes boolean for sdpa and additive for eager attention. A float mask of four dimensions is additive already.
+    (batch, length) masks pass. (batch, length, length) or (batch, 1, length, length) says which query may see which key: boolean or 0/1,
+    the causal order included; it becomes boolean for sdpa and additive for eager attention. A float mask of four dimensions is additive
+    already.
     """
-    if mask is None or mask.ndim == 2:
-        return mask
+    if not isinstance(mask, torch.Tensor) or mask.ndim == 2:
+        return mask  # none, one flag a token, or a block mask of flex attention
     mask = mask[:, None] if mask.ndim == 3 else mask
     if mask.is_floating_point():
         return mask.to(dtype)

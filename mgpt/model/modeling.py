@@ -108,8 +108,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """The whole model. Raises ValueError for a folder that cannot be read, and where transformers would only warn: weights missing, left over
-        or of another shape.
+        """The whole model. Raises ValueError for a folder that cannot be read, and where transformers would only warn: weights missing,
+        left over or of another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = assembly.read_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
@@ -137,8 +137,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         return freeze_report(self)
 
     def train(self, mode: bool = True) -> MiniGPTForConditionalGeneration:
-        """Training mode reaches the language model (its LoRA dropout). The frozen tower and Q-Former stay in evaluation mode, as in the original
-        (minigpt4.py:57-73): a Q-Former with dropout moves the features by 0.8.
+        """Training mode reaches the language model (its LoRA dropout). The frozen tower and Q-Former stay in evaluation mode, as in the
+        original (minigpt4.py:57-73): a Q-Former with dropout moves the features by 0.8.
         """
         super().train(mode)
         self.vision_tower.eval()
@@ -237,10 +237,11 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> MiniGPTOutput:
-        """input_ids (batch, length) with `config.num_image_tokens` placeholders an image; pixel_values (images, 3, side, side) of all rows in
-        reading order, or image_features (`encode_images` of them); labels (batch, length) with -100 where nothing is supervised.
+        """input_ids (batch, length) with `config.num_image_tokens` placeholders an image; pixel_values (images, 3, side, side) of all
+        rows in reading order, or image_features (`encode_images` of them); labels (batch, length) with -100 where nothing is supervised.
         attention_mask: (batch, length), or who-sees-whom of (batch[, 1], length, length) for packed rows, with position_ids that restart.
-        return_logits=False computes the head on supervised positions only. num_items_in_batch divides the loss instead of this batch's count.
+        return_logits=False computes the head on supervised positions only. num_items_in_batch divides the loss instead of this batch's
+        count.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -261,12 +262,15 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         return MiniGPTOutput(_mean_loss(self.get_output_embeddings()(rows_nD), targets_n, num_items_in_batch))
 
     def loss_sum(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device: the loss of many workers is the sum
-        of the first over the sum of the second, so it does not depend on how rows are spread.
+        """(summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device: the loss of many workers is
+        the sum of the first over the sum of the second, so it does not depend on how rows are spread.
         """
         labels = batch["labels"]
         count = labels[:, 1:].ne(-100).sum().to(self.device, non_blocking=True)
-        return self(**batch, return_logits=False, num_items_in_batch=1).loss, count
+        total = self(**batch, return_logits=False, num_items_in_batch=1).loss
+        if torch.is_grad_enabled() and not total.requires_grad:  # text alone, without LoRA: nothing trained takes part
+            total = total + 0.0 * self.projection.bias.sum()
+        return total, count
 
     @torch.no_grad()
     def generate(

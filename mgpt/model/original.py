@@ -111,9 +111,11 @@ def eva_state(path: str | Path, depth: int) -> dict[str, torch.Tensor]:
 
 
 def blip2_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Q-Former, query tokens and ln_vision of the BLIP-2 file; its text layers, heads and T5 projection are left out (minigpt4.py:101-106)."""
-    dropped = re.compile(r"Qformer\.cls\.|t5_proj\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|"
-                         r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.")
+    """Q-Former, query tokens and ln_vision of the BLIP-2 file, without its text layers, heads and T5 projection (minigpt4.py:101-106)."""
+    dropped = re.compile(
+        r"Qformer\.cls\.|t5_proj\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|"
+        r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\."
+    )
     return {name: tensor for name, tensor in tensors_of(path).items() if not dropped.match(name) and not name.endswith(DROPPABLE_BUFFERS)}
 
 
@@ -135,7 +137,8 @@ def tensors_of(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, since it holds more than tensors, and unpickling that can run code, or it is no pickle ({error})") from error
+        reason = "it holds more than tensors, and unpickling that can run code, or it is no pickle"
+        raise ValueError(f"{path}: refused, since {reason} ({error})") from error
     except Exception as error:  # zip, pickle and torch's reader each raise their own for a cut file
         raise ValueError(f"{path}: cannot be read; is the download complete? ({type(error).__name__}: {error})") from error
     state = content.get("model", content) if isinstance(content, dict) else content

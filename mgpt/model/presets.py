@@ -117,4 +117,3 @@ def _lora(chosen: System, sizes: dict[str, Any]) -> LoraSpec | None:
         return chosen.lora
     given = sizes["lora"]
     return LoraSpec(given["r"], given["alpha"], given.get("dropout", 0.0), tuple(given.get("targets", chosen.lora.target_modules)))
-

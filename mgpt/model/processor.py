@@ -59,7 +59,8 @@ class MiniGPTProcessor(ProcessorMixin):
     def from_original(cls, system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTProcessor:
         """The processor of a published system ("minigpt4", "minigpt4-llama2", "minigpt-v2") with the original language model's folder.
 
-        sizes: only for non-standard sizes, see `mgpt.model.presets.original_config`. Raises ValueError for an unknown system or a bad folder.
+        sizes: only for non-standard sizes, see `mgpt.model.presets.original_config`. Raises ValueError for an unknown system or a bad
+        folder.
         """
         from mgpt.model.presets import original_config
 
@@ -86,14 +87,15 @@ class MiniGPTProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **_: Any,
     ) -> BatchFeature:
-        """images: of all conversations in reading order, flat or one list (or None) a conversation; see MiniGPTImageProcessor for what counts
-        as an image. None leaves pixel_values out. conversations: lists of {"role", "content"} with `<Img><ImageHere></Img>` where an image
-        stands, or one such list; a string is taken as a whole original prompt, open for generation.
+        """images: of all conversations in reading order, flat or one list (or None) a conversation; see MiniGPTImageProcessor for what
+        counts as an image. None leaves pixel_values out. conversations: lists of {"role", "content"} with `<Img><ImageHere></Img>` where
+        an image stands, or one such list; a string is taken as a whole original prompt, open for generation.
         labels: True for training (the answers are supervised), False for a prompt that is open for generation; default: True when every
         conversation ends with an answer. padding_side: default right for training, left for generation.
 
-        Returns input_ids, attention_mask (batch, length), pixel_values (images, 3, side, side) and, for training, labels with -100 elsewhere.
-        Raises ValueError, naming the conversation, when roles do not alternate, images and marks do not match, or a row is too long.
+        Returns input_ids, attention_mask (batch, length), pixel_values (images, 3, side, side) and, for training, labels with -100
+        elsewhere. Raises ValueError, naming the conversation, when roles do not alternate, images and marks do not match, or a row is too
+        long.
         """
         talks = as_conversations(conversations)
         chosen = prompt_format(self.format if format is None else format)

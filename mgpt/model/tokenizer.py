@@ -1,7 +1,7 @@
 """The tokenizer with exactly the original's ids.
 
-The original is transformers 4.30's slow LLaMA tokenizer: SentencePiece puts "▁" before every separately tokenised segment and before the text
-after each special token, and keeps every space. transformers 5 reads the same file otherwise. Here the fast backend is built from the
+The original is transformers 4.30's slow LLaMA tokenizer: SentencePiece puts "▁" before every separately tokenised segment and before the
+text after each special token, and keeps every space. transformers 5 reads the same file otherwise. Here the fast backend is built from the
 SentencePiece pieces with that behaviour fixed.
 """
 
@@ -60,7 +60,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     Raises ValueError for the original's padding, `$$`, as pad_token: as a special token it would split the text around it.
     """
     if tokenizer.pad_token == "$$":
-        raise ValueError("tokenizer.pad_token: '$$' is ordinary text to the released weights and must not become a special token; use '<unk>'")
+        raise ValueError("tokenizer.pad_token: '$$' is ordinary text to the released weights, not a special token; use '<unk>'")
     tokenizer.save_pretrained(folder)
 
 

@@ -25,7 +25,13 @@ def files(version: str) -> dict[str, Any]:
     """The keyword arguments of `from_original` for a version's files."""
     folder = FOLDER / version
     qformer = folder / "blip2_qformer.pth" if version == "v1" else None
-    return {"eva_vit": folder / "eva_vit.pth", "llm": folder / "llm", "released": folder / "released.pth", "qformer": qformer, "sizes": sizes(version)}
+    return {
+        "eva_vit": folder / "eva_vit.pth",
+        "llm": folder / "llm",
+        "released": folder / "released.pth",
+        "qformer": qformer,
+        "sizes": sizes(version),
+    }
 
 
 def fresh_model(version: str) -> MiniGPTForConditionalGeneration:
@@ -68,6 +74,8 @@ def drawn_prompt(texts: dict[str, Any]) -> str:
     return next(prompt for prompt in texts["input.prompt_list"] if prompt.endswith(second))
 
 
-def same_rows(ours: torch.Tensor, mask: torch.Tensor, theirs: torch.Tensor, their_mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def same_rows(
+    ours: torch.Tensor, mask: torch.Tensor, theirs: torch.Tensor, their_mask: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Row by row the attended values of both: the original pads prompts and answers apart, so widths differ."""
     return [(a[m.bool()], b[n.bool()]) for a, m, b, n in zip(ours, mask, theirs, their_mask, strict=True)]

@@ -46,8 +46,10 @@ def test_both_spellings_of_lora(tmp_path):
     """peft 0.3 and later write `lora_A.default.weight`."""
     files = golden.files("v2")
     released = torch.load(files["released"], weights_only=True)
-    released["model"] = {name.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): tensor
-                         for name, tensor in released["model"].items()}
+    released["model"] = {
+        name.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): tensor
+        for name, tensor in released["model"].items()
+    }
     assert any("default" in name for name in released["model"])
     torch.save(released, tmp_path / "newer.pth")
     model = from_original("minigpt-v2", **{**files, "released": tmp_path / "newer.pth"})
@@ -58,8 +60,16 @@ def test_both_spellings_of_lora(tmp_path):
 def test_a_real_runner_file_has_more_than_the_model(tmp_path):
     files = golden.files("v1")
     released = torch.load(files["released"], weights_only=True)
-    torch.save({**released, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "config": {"run": {"seed": 42}}, "scaler": None, "epoch": 4},
-               tmp_path / "checkpoint_4.pth")
+    torch.save(
+        {
+            **released,
+            "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+            "config": {"run": {"seed": 42}},
+            "scaler": None,
+            "epoch": 4,
+        },
+        tmp_path / "checkpoint_4.pth",
+    )
     model = from_original("minigpt4", **{**files, "released": tmp_path / "checkpoint_4.pth"})
     assert torch.equal(model.projection.weight, golden.model("v1").projection.weight)
 
@@ -68,13 +78,15 @@ def test_llama2_variant_has_no_qformer_and_a_default_norm():
     """The v2 files without LoRA are what MiniGPT-4's LLaMA-2 variant joins."""
     files = golden.files("v2")
     sizes = {name: value for name, value in files["sizes"].items() if name != "lora"}
-    with pytest.raises(ValueError, match="unexpected: .*lora_A"):
+    with pytest.raises(ValueError, match=r"unexpected: .*lora_A"):
         from_original("minigpt4-llama2", **{**files, "sizes": sizes})
 
 
 def test_llama2_variant_loads(tmp_path):
     files = golden.files("v2")
-    projection = {name: tensor for name, tensor in torch.load(files["released"], weights_only=True)["model"].items() if "llama_proj" in name}
+    projection = {
+        name: tensor for name, tensor in torch.load(files["released"], weights_only=True)["model"].items() if "llama_proj" in name
+    }
     torch.save({"model": projection}, tmp_path / "released.pth")
     sizes = {name: value for name, value in files["sizes"].items() if name != "lora"}
     model = from_original("minigpt4-llama2", **{**files, "sizes": sizes, "released": tmp_path / "released.pth"})

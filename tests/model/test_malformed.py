@@ -52,12 +52,24 @@ ALTERED = [
     ("v1", "qformer", drop, "query_tokens", r"query_tokens is missing, expected \(1, 32, 48\)"),
     ("v1", "qformer", reshape, "query_tokens", r"query_tokens is of shape \(3, 5\)"),
     ("v1", "qformer", drop, "ln_vision.weight", r"missing: ln_vision\.weight"),
-    ("v1", "qformer", drop, "Qformer.bert.encoder.layer.2.crossattention.self.key.weight", r"missing: Qformer.*layer\.2\.crossattention\.self\.key\.weight"),
+    (
+        "v1",
+        "qformer",
+        drop,
+        "Qformer.bert.encoder.layer.2.crossattention.self.key.weight",
+        r"missing: Qformer.*layer\.2\.crossattention\.self\.key\.weight",
+    ),
     ("v1", "released", drop, "llama_proj.bias", r"released\.pth: missing: llama_proj\.bias"),
     ("v1", "released", reshape, "llama_proj.weight", r"shape of projection\.weight: \(3, 5\), expected \(64, 48\)"),
     ("v1", "released", add, "llama_proj.scale", r"released\.pth: unexpected: llama_proj\.scale"),
     ("v1", "released", spoil, "llama_proj.weight", r"not finite .*llama_proj\.weight"),
-    ("v2", "released", drop, "llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight", r"missing: .*layers\.1\.self_attn\.v_proj\.lora_B"),
+    (
+        "v2",
+        "released",
+        drop,
+        "llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
+        r"missing: .*layers\.1\.self_attn\.v_proj\.lora_B",
+    ),
 ]
 
 
@@ -130,12 +142,15 @@ def refuses(call, message, tmp_path):
 
 
 CALLS = {
-    "unknown system": (dict(system="minigpt5"), r"system: 'minigpt5' is unknown; choose one of minigpt4"),
-    "no qformer": (dict(qformer=None), r"qformer: minigpt4 needs the BLIP-2 file"),
-    "wrong size": (dict(sizes={**golden.sizes("v1"), "vit": {"width": 64, "depth": 5, "heads": 4, "patch": 14}}), r"missing: visual_encoder\.blocks\.4"),
-    "wrong pre_img": (dict(sizes={**golden.sizes("v1"), "pre_img": 112}), r"pos_embed is \(1, 17, 64\), expected \(1, 65, 64\)"),
-    "no llm": (dict(llm=golden.FOLDER / "nowhere"), r"nowhere: no config\.json"),
-    "another system's files": (dict(released=golden.FOLDER / "v2" / "released.pth"), r"unexpected: .*lora_A"),
+    "unknown system": ({"system": "minigpt5"}, r"system: 'minigpt5' is unknown; choose one of minigpt4"),
+    "no qformer": ({"qformer": None}, r"qformer: minigpt4 needs the BLIP-2 file"),
+    "wrong size": (
+        {"sizes": {**golden.sizes("v1"), "vit": {"width": 64, "depth": 5, "heads": 4, "patch": 14}}},
+        r"missing: visual_encoder\.blocks\.4",
+    ),
+    "wrong pre_img": ({"sizes": {**golden.sizes("v1"), "pre_img": 112}}, r"pos_embed is \(1, 17, 64\), expected \(1, 65, 64\)"),
+    "no llm": ({"llm": golden.FOLDER / "nowhere"}, r"nowhere: no config\.json"),
+    "another system's files": ({"released": golden.FOLDER / "v2" / "released.pth"}, r"unexpected: .*lora_A"),
 }
 
 
@@ -213,11 +228,19 @@ SPOILT = {
     "cut weights": (lambda trained: cut(trained[0] / TRAINABLE_FILE, trained[0] / TRAINABLE_FILE), "not a complete safetensors file"),
     "a weight missing": (lambda trained: edit_weights(trained, lambda state: state.pop("projection.bias")), r"missing: projection\.bias"),
     "a weight too many": (lambda trained: edit_weights(trained, lambda state: state.update(more=torch.ones(1))), "unexpected: more"),
-    "a weight of another shape": (lambda trained: edit_weights(trained, lambda state: state.update({"projection.bias": torch.ones(7)})),
-                                  r"shape of projection\.bias: \(7,\), expected \(32,\)"),
-    "a weight that is NaN": (lambda trained: edit_weights(trained, lambda state: spoil(state, "projection.weight")), r"not finite.*projection\.weight"),
+    "a weight of another shape": (
+        lambda trained: edit_weights(trained, lambda state: state.update({"projection.bias": torch.ones(7)})),
+        r"shape of projection\.bias: \(7,\), expected \(32,\)",
+    ),
+    "a weight that is NaN": (
+        lambda trained: edit_weights(trained, lambda state: spoil(state, "projection.weight")),
+        r"not finite.*projection\.weight",
+    ),
     "no configuration": (lambda trained: (trained[0] / "config.json").unlink(), r"config\.json: no such file"),
-    "a cut configuration": (lambda trained: cut(trained[0] / "config.json", trained[0] / "config.json"), r"config\.json: not a JSON object"),
+    "a cut configuration": (
+        lambda trained: cut(trained[0] / "config.json", trained[0] / "config.json"),
+        r"config\.json: not a JSON object",
+    ),
     "another kind of model": (lambda trained: edit_config(trained, model_type="bert"), "model_type is 'bert', expected 'minigpt'"),
     "an unknown format": (lambda trained: edit_config(trained, prompt_format="chatml"), "prompt_format: 'chatml' is unknown"),
 }
@@ -281,7 +304,9 @@ def test_merge_that_does_not_divide(bases):
 
 def test_lora_on_modules_that_are_not_there(bases):
     with pytest.raises(ValueError, match=r"lora\.target_modules: query_key_value not found in LlamaForCausalLM"):
-        MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], lora={"r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]})
+        MiniGPTForConditionalGeneration.from_bases(
+            bases["vision"], bases["language"], lora={"r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]}
+        )
 
 
 @pytest.mark.parametrize("lora", [{"r": 0, "lora_alpha": 4}, {"r": 4, "lora_alpha": 4, "lora_dropout": 1.0}, {"lora_alpha": 4}])
@@ -319,7 +344,7 @@ def test_no_tokenizer(tmp_path):
 
 def test_cut_tokenizer(tmp_path):
     cut(golden.FOLDER / "v1" / "llm" / "tokenizer.model", tmp_path / "tokenizer.model", 0.3)
-    with pytest.raises(ValueError, match="not a SentencePiece model, or cut short|first pieces|not rebuilt exactly"):
+    with pytest.raises(ValueError, match=r"not a SentencePiece model, or cut short|first pieces|not rebuilt exactly"):
         build_tokenizer(tmp_path)
 
 
@@ -350,7 +375,12 @@ def test_cut_image(tmp_path):
 
 IMAGE = "<Img><ImageHere></Img> "
 TALKS = {
-    "too few images": ([tiny.picture(0)], [golden.talk(IMAGE + IMAGE + "a", "b")], {}, r"images: 1 given, but .* 2 <ImageHere> marks \(one by one: \[2\]\)"),
+    "too few images": (
+        [tiny.picture(0)],
+        [golden.talk(IMAGE + IMAGE + "a", "b")],
+        {},
+        r"images: 1 given, but .* 2 <ImageHere> marks \(one by one: \[2\]\)",
+    ),
     "too many images": ([tiny.picture(0)], [golden.talk("a", "b")], {}, "images: 1 given, but .* 0 <ImageHere> marks"),
     "no conversation": (None, [], {}, "conversations: expected a list of message lists"),
     "an empty conversation": (None, [[]], {"labels": True}, r"conversations\[0\]: must end with a message of the assistant"),
@@ -361,9 +391,19 @@ TALKS = {
     "an answered prompt": (None, [golden.talk("a", "b")], {"labels": False}, "must end with a message of the user for generation"),
     "a string to train on": (None, ["[INST] a [/INST]"], {"labels": True}, "a string is an open prompt and has no answer"),
     "an unknown format": (None, [golden.talk("a")], {"format": "chatml"}, "format: 'chatml' is unknown; choose one of minigpt4-caption"),
-    "words without a prompt": (None, [golden.talk("what?", "b")], {"format": "minigpt4-caption"}, "has no prompt, so a user message may hold only"),
+    "words without a prompt": (
+        None,
+        [golden.talk("what?", "b")],
+        {"format": "minigpt4-caption"},
+        "has no prompt, so a user message may hold only",
+    ),
     "an unknown side": (None, [golden.talk("a")], {"padding_side": "top"}, "padding_side: 'top'; choose left or right"),
-    "an over-long prompt": (None, [golden.talk("dogs " * 2000)], {}, r"conversations\[0\]: \d+ tokens, more than max_length 1024; shorten it"),
+    "an over-long prompt": (
+        None,
+        [golden.talk("dogs " * 2000)],
+        {},
+        r"conversations\[0\]: \d+ tokens, more than max_length 1024; shorten it",
+    ),
 }
 
 

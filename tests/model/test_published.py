@@ -13,7 +13,12 @@ from mgpt.model.original import DROPPABLE_BUFFERS, to_original_state
 from mgpt.model.presets import PUBLISHED, preset
 from tests.model import golden_cases as golden
 
-KEYS = {"minigpt4-vicuna-7b": "v1_vicuna7b", "minigpt4-vicuna-13b": "v1_vicuna13b", "minigpt4-llama2-7b": "v1_llama2_7b", "minigpt-v2": "v2_llama2_7b"}
+KEYS = {
+    "minigpt4-vicuna-7b": "v1_vicuna7b",
+    "minigpt4-vicuna-13b": "v1_vicuna13b",
+    "minigpt4-llama2-7b": "v1_llama2_7b",
+    "minigpt-v2": "v2_llama2_7b",
+}
 TRAINABLE = {"minigpt4-vicuna-7b": 3_149_824, "minigpt4-vicuna-13b": 3_937_280, "minigpt4-llama2-7b": 23_072_768, "minigpt-v2": 56_627_200}
 
 
@@ -47,5 +52,5 @@ def test_image_tokens_of_the_published_models():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="minigpt5.*minigpt-v2"):
+    with pytest.raises(ValueError, match=r"minigpt5.*minigpt-v2"):
         preset("minigpt5")

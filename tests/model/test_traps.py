@@ -153,7 +153,7 @@ def test_each_segment_gets_its_leading_space():
     alone = tokenizer("</Img> what is in the image?", add_special_tokens=False).input_ids
     joined = tokenizer("<Img></Img> what is in the image?", add_special_tokens=False).input_ids
     assert alone == [291, 481, 280, 470, 427, 266, 318, 262, 273, 493]
-    assert joined[-len(alone):] != alone
+    assert joined[-len(alone) :] != alone
 
 
 def test_transformers_own_llama_tokenizer_is_not_used(tmp_path):
@@ -180,9 +180,9 @@ def test_dollars_are_text_and_never_padding():
     row = processor(None, [golden.talk("cost?", "x$$y")])
     assert 305 in row["labels"][0].tolist()
     assert row["attention_mask"].all()
+    tokenizer = build_tokenizer(golden.FOLDER / "v2" / "llm")
+    tokenizer.pad_token = "$$"
     with pytest.raises(ValueError, match="pad_token"):
-        tokenizer = build_tokenizer(golden.FOLDER / "v2" / "llm")
-        tokenizer.pad_token = "$$"
         save_tokenizer(tokenizer, golden.FOLDER / "never")
 
 
@@ -197,7 +197,10 @@ def test_bos_is_single_in_training_and_double_in_a_v2_prompt():
 
 def test_training_question_ends_with_two_spaces_and_a_prompt_with_one():
     processor = golden.processor("v2")
-    tokens = {name: processor(None, [talk])["input_ids"][0].tolist() for name, talk in (("training", golden.talk("a", "b")), ("prompt", golden.talk("a")))}
+    tokens = {
+        name: processor(None, [talk])["input_ids"][0].tolist()
+        for name, talk in (("training", golden.talk("a", "b")), ("prompt", golden.talk("a")))
+    }
     opened = [1, *processor.tokenizer("[INST] a  [/INST]", add_special_tokens=False).input_ids]
     assert tokens["training"][: len(opened)] == opened
     assert tokens["prompt"] == [1, *processor.tokenizer("<s>[INST] a [/INST]", add_special_tokens=False).input_ids]
@@ -247,7 +250,9 @@ def test_end_symbol_survives_truncation():
     """The original cuts the answer and its end symbol together (minigpt_base.py:252-261)."""
     processor = golden.processor("v1")
     answer = "two dogs are running near a lake, and the scene is bright and very quiet."
-    processor = type(processor)(processor.image_processor, processor.tokenizer, processor.image_token_id, 32, "minigpt4", max_answer_tokens=6)
+    processor = type(processor)(
+        processor.image_processor, processor.tokenizer, processor.image_token_id, 32, "minigpt4", max_answer_tokens=6
+    )
     labels = processor(None, [golden.talk("what?", answer)])["labels"][0]
     supervised = labels[labels != -100].tolist()
     assert len(supervised) == 6
@@ -268,9 +273,9 @@ def test_resize_is_pillows():
     """A tensor's antialiased bicubic resize differs by some hundredths."""
     image = picture(3, 97, 61)
     ours = MiniGPTImageProcessor(56)(image).pixel_values[0]
-    from mgpt.model.image import IMAGE_MEAN, IMAGE_STD, as_rgb
-
     import numpy as np
+
+    from mgpt.model.image import IMAGE_MEAN, IMAGE_STD, as_rgb
 
     tensor = torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1)[None].float().div(255)
     other = functional.interpolate(tensor, size=(56, 56), mode="bicubic", antialias=True).clamp(0, 1)[0]
@@ -280,8 +285,9 @@ def test_resize_is_pillows():
 
 def test_a_language_model_with_a_missing_weight_is_refused(tmp_path, bases):
     """transformers only warns, and draws it at random."""
-    from safetensors.torch import load_file, save_file
     import shutil
+
+    from safetensors.torch import load_file, save_file
 
     shutil.copytree(bases["language"], tmp_path / "language")
     state = load_file(tmp_path / "language" / "model.safetensors")

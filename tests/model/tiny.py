@@ -28,11 +28,19 @@ def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def write_bases(folder: Path, seed: int = 0) -> dict[str, Path]:
     """vision, qformer and language folders under `folder`."""
-    vision = Blip2VisionModel(Blip2VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
-    bridge = Blip2QFormerModel(Blip2QFormerConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, encoder_hidden_size=32))
-    config = LlamaConfig(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=256)
+    vision = Blip2VisionModel(
+        Blip2VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    )
+    bridge = Blip2QFormerModel(
+        Blip2QFormerConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, encoder_hidden_size=32)
+    )
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=256
+    )
     save_base(folder / "vision", randomise(vision, seed))
-    save_base(folder / "qformer", randomise(bridge, seed + 1), query_tokens=torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(seed)))
+    save_base(
+        folder / "qformer", randomise(bridge, seed + 1), query_tokens=torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(seed))
+    )
     save_base(folder / "language", randomise(LlamaForCausalLM(config), seed + 2), tokenizer=tokenizer())
     return {name: folder / name for name in ("vision", "qformer", "language")}
 

@@ -1,6 +1,6 @@
 """How fast curation is beside the least that could be done, and whether its memory grows with the data.
 
-    python benchmarks/curate.py [--pictures 2000] [--most 20000] [--side 256]
+    python benchmarks/curate.py [--pictures 2000] [--most 20000] [--side 512]
 
 Bare work is reading, decoding and hashing the same pictures in one process. Curation's first step, on the same shards in one process, adds
 checks, fingerprints, records and Parquet. Peak memory is of a fresh process for each size. The last line is JSON: `throughput_ratio`
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2_000)
     parser.add_argument("--most", type=int, default=20_000)
-    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--step", choices=("bare", "curate"), help="used by the benchmark itself")
     parser.add_argument("--folder", type=Path, help="used by the benchmark itself")
     asked = parser.parse_args()

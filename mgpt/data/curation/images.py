@@ -131,7 +131,7 @@ def _mend(data: bytes, picture: Image.Image) -> Checked:
         rgb, mended = ImageOps.exif_transpose(_with_orientation(rgb, orientation)), [*mended, "orientation"]
     if mended:
         data = _encode(rgb, picture.format)
-    thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=3.0).tobytes()
+    thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=1.5).tobytes()
     return Checked(data, hashlib.sha256(data).hexdigest(), *rgb.size, thumbnail, tuple(mended), orientation, stored)
 
 

@@ -30,13 +30,30 @@ _GROUP_BYTES = 16 << 20  # a row group is written when this many image bytes wai
 _GROUP_ROWS = 1_000
 
 
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How tables with pictures are written: encoded pictures are not compressed again, and neighbouring rows that share one store it once
+    (a large dictionary page)."""
+    encoded = ("image", "thumbnail")
+    compression = {name: "NONE" if name in encoded else "ZSTD" for name in _columns(schema)}
+    statistics = [name for name in _columns(schema) if name not in encoded]
+    return {"compression": compression, "dictionary_pagesize_limit": _GROUP_BYTES * 4, "write_statistics": statistics}
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """Paths of the leaf columns, as Parquet names them (`turns.list.element.text`)."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    written = pq.ParquetFile(pa.BufferReader(sink.getvalue())).metadata.schema
+    return [written.column(place).path for place in range(len(written))]
+
+
 class _Table:
     """A Parquet file written in groups, so that memory does not grow with the number of rows."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.schema, self.rows, self.waiting = schema, [], 0
-        # Neighbouring rows often share a picture: a large dictionary page stores it once.
-        self.writer = pq.ParquetWriter(path, schema, compression="zstd", dictionary_pagesize_limit=_GROUP_BYTES * 2)
+        self.schema, self.waiting = schema, 0
+        self.rows: list[dict[str, Any]] = []
+        self.writer = pq.ParquetWriter(path, schema, **parquet_options(schema))
 
     def add(self, row: dict[str, Any], size: int = 0) -> None:
         self.rows.append(row)
@@ -122,11 +139,12 @@ class _Judge:
         changes: dict[str, Any] = {}
         if self.unit.licence != "unknown" and sample.licence in ("", self.reader.card.licence):
             changes["licence"] = self.unit.licence  # a record's own licence stands above the source's, and that above the published card's
-        checked = None
+        checked: Checked | None = None
         if sample.image is not None:
-            checked = self.check(hashlib.sha256(sample.image).hexdigest(), sample.image)
-            if isinstance(checked, BadImage):
-                raise checked
+            judged = self.check(hashlib.sha256(sample.image).hexdigest(), sample.image)
+            if isinstance(judged, BadImage):
+                raise judged
+            checked = judged
             changes |= self._picture_changes(sample, checked)
         if self.unit.settings.text == "original":
             sample = normalise_sample(sample, self.reader.card.normalised_roles)

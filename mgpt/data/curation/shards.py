@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mgpt.data.curation.parts import parquet_options
 from mgpt.data.sample import SCHEMA
 from mgpt.storage import Entry, Store
 
-_DICTIONARY_BYTES = 64 << 20
 _GROUP_ROWS = 500
 
 
@@ -50,7 +50,7 @@ def write_shards(store: Store, job: ShardJob) -> list[Entry]:
 
 
 def _write(batches: list[pa.RecordBatch], path: Path) -> int:
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", dictionary_pagesize_limit=_DICTIONARY_BYTES) as writer:
+    with pq.ParquetWriter(path, SCHEMA, **parquet_options(SCHEMA)) as writer:
         writer.write_table(pa.Table.from_batches(batches), row_group_size=_GROUP_ROWS)
     return sum(batch.num_rows for batch in batches)
 

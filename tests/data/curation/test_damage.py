@@ -138,7 +138,7 @@ def test_there_are_at_least_fifty_kinds():
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_damaged_pictures(kind, curated):
-    found, store, names = curated
+    found, store, _ = curated
     number = list(PICTURES).index(kind) + 1
     reason = PICTURES[kind][1]
     went = [row["reason"] for row in lost(found, store) if row["source"] == f"train.jsonl#{number}"]

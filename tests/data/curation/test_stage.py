@@ -76,7 +76,8 @@ def test_planted_evaluation_pictures_leave_training(calm, world):
     }
     assert not set(pictures["train"]) & set(pictures["held out"])
     prints = [
-        np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3) for data in sum(pictures.values(), [])
+        np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3)
+        for data in [*pictures["train"], *pictures["held out"]]
     ]
     count = len(pictures["train"])
     assert find_matches(np.stack(prints), np.arange(count), np.arange(count, len(prints))) == []

@@ -47,8 +47,8 @@ def test_mistakes_of_the_call_are_named(tmp_path):
         validate(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="reader 'x' is not known; use one of"):
         validate(tmp_path, "x")
+    (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"jsonl: no \*\.jsonl below"):
-        (tmp_path / "a.txt").write_text("x")
         validate(tmp_path)
 
 

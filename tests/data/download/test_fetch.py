@@ -1,7 +1,6 @@
 """One file over a bad line."""
 
 import hashlib
-import os
 import random
 
 import pytest
@@ -27,7 +26,7 @@ def test_a_body_cut_again_and_again_arrives_whole_and_only_the_rest_is_asked_for
     assert web.faults.injected > 0
     ranges = [wanted for _, wanted in web.requests]
     assert any(wanted for wanted in ranges), "nothing was resumed"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_a_file_that_changed_between_two_attempts_is_begun_anew(web, tmp_path):

@@ -117,4 +117,4 @@ def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytes
         project.first_output = project.repro()
         yield project
     finally:
-        project.run("mgpt", "cluster", "stop")
+        project.run("python", "-m", "mgpt", "cluster", "stop")

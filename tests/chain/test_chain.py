@@ -36,7 +36,7 @@ def test_every_stage_ran_and_left_what_it_declares(chain: Project) -> None:
 
 
 def test_the_report_ends_the_chain(chain: Project) -> None:
-    page = chain.run("mgpt", "report").stdout
+    page = chain.run("python", "-m", "mgpt", "report").stdout
     found = json.loads((chain.folder / "results" / "summary.json").read_text())
     assert found["champions"] == {"minigpt4": 1, "minigpt-v2": 1}
     assert set(found["stages"]) == {one.name for one in declarations(chain.folder)}
@@ -100,7 +100,7 @@ def test_dry_says_what_would_happen(chain: Project) -> None:
 
 
 def test_every_file_is_as_its_manifest_says(chain: Project) -> None:
-    chain.run("mgpt", "verify", "results/download/manifest.json", "results/curate/manifest.json", "results/describe/manifest.json")
+    chain.run("python", "-m", "mgpt", "verify", "results/download/manifest.json", "results/curate/manifest.json", "results/describe/manifest.json")
 
 
 def test_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:

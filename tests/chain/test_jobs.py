@@ -144,7 +144,7 @@ def test_the_rest_of_a_system_runs_there_too_and_lies_in_the_bucket(remote: Proj
     manifest = json.loads((remote.folder / "results/curate/manifest.json").read_text())
     assert all(entry["uri"].startswith("s3://chain/root/") for entry in manifest["entries"])
     assert not (remote.folder / "store").exists()
-    remote.run("mgpt", "verify", "results/curate/manifest.json")
+    remote.run("python", "-m", "mgpt", "verify", "results/curate/manifest.json")
     assert len({job["id"] for job in jobs(remote)}) == len(done)
 
 

@@ -1,6 +1,8 @@
 """`python -m mgpt` is the `mgpt` command."""
 
+import sys
+
 from mgpt.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

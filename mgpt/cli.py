@@ -6,12 +6,21 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from mgpt.storage import Store
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Call: TypeAlias = Callable[[argparse.Namespace], object]
+Arguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; a user's mistake ends with its message and code 2."""
-    parser = _parser()
-    asked = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(next(iter(given), ""))
+    asked = parser.parse_args(given)
     if not hasattr(asked, "call"):
         parser.print_help()
         return 2
@@ -22,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked_for: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mgpt", description="Train, judge, promote and use MiniGPT-4 and MiniGPT-v2. `dvc repro` runs the chain."
     )
@@ -35,15 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("manifest", nargs="+", type=Path)
     cluster = _add(commands, "cluster", "the local Ray that stages share", _cluster)
     cluster.add_argument("action", choices=("status", "stop"))
-    promote = _add(commands, "promote", "the registry's champion: --rollback brings back the one before", _promote)
-    promote.add_argument("system")
-    promote.add_argument("--rollback", action="store_true", required=True)
-    promote.add_argument("--reason", default="", help="kept in the decision journal")
-    _add(commands, "models", "every registered version with its aliases and the decision about it", _models)
-    audit = _add(commands, "audit", "find what was changed past the promote stage; code 1 when something was", _audit)
-    audit.add_argument("system", nargs="?", help="one registered model (all)")
-    trace = _add(commands, "trace", "what a registered model was made of: code, params, data, bases, runs, decisions", _trace)
-    trace.add_argument("model", nargs="?", default="models:/minigpt-v2@champion", help="models:/NAME@ALIAS or models:/NAME/NUMBER")
+    _add_registry(commands)
+    _add_data(commands)
+    # Its choices come from the models' presets, whose import is slow: only for those who convert.
+    _add(
+        commands,
+        "convert",
+        "original files of both systems into folders, and back",
+        _convert,
+        _convert_arguments if asked_for == "convert" else None,
+    )
     chat = _add(commands, "chat", "ask a model about a picture; writes the picture with its boxes", _chat)
     chat.add_argument("--image", type=Path, required=True)
     chat.add_argument("--prompt", required=True, help="for instance: [refer] the red circle")
@@ -56,11 +66,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, call: Callable[[argparse.Namespace], object]
-) -> argparse.ArgumentParser:
+def _add_registry(commands: Commands) -> None:
+    promote = _add(commands, "promote", "the registry's champion: --rollback brings back the one before", _promote)
+    promote.add_argument("system")
+    promote.add_argument("--rollback", action="store_true", required=True)
+    promote.add_argument("--reason", default="", help="kept in the decision journal")
+    _add(commands, "models", "registered versions with their aliases", _models)
+    audit = _add(commands, "audit", "what was changed past the promote stage; code 1 where there is anything", _audit)
+    audit.add_argument("system", nargs="?")
+    trace = _add(commands, "trace", "what a version was made of, and every decision about it", _trace)
+    trace.add_argument("model", help="for instance models:/minigpt-v2@champion")
+
+
+def _add_data(commands: Commands) -> None:
+    data = _add(commands, "data", "datasets that can be read; a check of your own data", _data)
+    forms = data.add_subparsers(dest="form", required=True, metavar="FORM")
+    forms.add_parser("sources", help="every reader, or all about one").add_argument("name", nargs="?")
+    validate = forms.add_parser("validate", help="judge a folder or a JSONL file as the chain would")
+    validate.add_argument("path", type=Path)
+    validate.add_argument("--reader", default="jsonl")
+
+
+def _add(commands: Commands, name: str, text: str, call: Call, arguments: Arguments | None = None) -> argparse.ArgumentParser:
     added = commands.add_parser(name, help=text, description=text)
     added.set_defaults(call=call)
+    if arguments is not None:
+        arguments(added)
     return added
 
 
@@ -102,10 +133,8 @@ def _cluster(asked: argparse.Namespace) -> None:
 
 def _promote(asked: argparse.Namespace) -> None:
     from mgpt.registry.promotion import rollback
-    from mgpt.settings import load
-    from mgpt.storage import Store
 
-    print(rollback(asked.system, Store(load().storage.root), _tracking(), asked.reason).text())
+    print(rollback(asked.system, _store(), _tracking(), asked.reason).text())
 
 
 def _models(_: argparse.Namespace) -> None:
@@ -132,6 +161,49 @@ def _trace(asked: argparse.Namespace) -> None:
     print(trace(Store(load().storage.root), _tracking(), asked.model))
 
 
+def _models(_: argparse.Namespace) -> None:
+    from mgpt.registry.audit import overview
+
+    print(overview(_tracking()))
+
+
+def _audit(asked: argparse.Namespace) -> int:
+    from mgpt.registry.audit import audit
+
+    found = audit(_store(), _tracking(), asked.system)
+    print("\n".join(found) or "nothing was changed past the promote stage")
+    return 1 if found else 0
+
+
+def _trace(asked: argparse.Namespace) -> None:
+    from mgpt.registry.audit import trace
+
+    print(trace(_store(), _tracking(), asked.model))
+
+
+def _data(asked: argparse.Namespace) -> None:
+    if asked.form == "sources":
+        from mgpt.data.curation.overview import sources_text
+
+        print(sources_text(asked.name))
+    else:
+        from mgpt.data.curation.validate import validate
+
+        print(validate(asked.path, asked.reader).text())
+
+
+def _convert(asked: argparse.Namespace) -> None:
+    from mgpt.model import command
+
+    command.run(asked)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    from mgpt.model import command
+
+    command.add_arguments(parser)
+
+
 def _chat(asked: argparse.Namespace) -> None:
     from mgpt.serve.chat import chat
 
@@ -152,3 +224,10 @@ def _tracking() -> str:
     from mgpt.settings import load
 
     return absolute_uri(load().tracking.uri, Path.cwd())
+
+
+def _store() -> Store:
+    from mgpt.settings import load
+    from mgpt.storage import Store
+
+    return Store(load().storage.root)

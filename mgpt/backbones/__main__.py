@@ -18,7 +18,7 @@ def instruction_sentences() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int, language_steps: tuple[int, ...]) -> None:
+def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int, language_steps: tuple[int, int]) -> None:
     """The three backbones, one after the other, as Hugging Face folders of fp16 weights."""
     from mgpt.backbones.language import train_language_model
     from mgpt.backbones.qformer import train_qformer
@@ -62,10 +62,15 @@ def recorded(folder: Path) -> dict[str, str]:
 def check(folder: Path) -> None:
     """Raises ValueError naming every file that is missing, altered or not recorded."""
     found, expected = checksums(folder), recorded(folder)
-    wrong = [f"{name}: {'missing' if name not in found else 'not recorded' if name not in expected else 'altered'}"
-             for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    wrong = [
+        f"{name}: {'missing' if name not in found else 'not recorded' if name not in expected else 'altered'}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
     if wrong:
-        raise ValueError(f"{folder}: the backbones are not the ones that {SUMS} pins: {'; '.join(wrong)}. Restore them from the repository.")
+        raise ValueError(
+            f"{folder}: the backbones are not the ones that {SUMS} pins: {'; '.join(wrong)}. Restore them from the repository."
+        )
 
 
 def main() -> None:
@@ -74,7 +79,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write newly trained backbones here")
     parser.add_argument("--vision-steps", type=int, nargs="+", default=[3500, 3000], help="steps of each warm-up-and-decay cycle")
     parser.add_argument("--qformer-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, nargs="+", default=[3500, 3500], help="likewise")
+    parser.add_argument("--language-steps", type=int, nargs=2, default=[5000, 1000], help="of everything, before and after the diets")
     arguments = parser.parse_args()
     if arguments.check:
         check(SHIPPED)

@@ -1,13 +1,14 @@
-"""What the shipped language model reads: sentences about scenes, talk in two chat forms, numbers, markup; the world's web, so to speak.
+"""What the shipped language model reads: sentences about scenes, talk in two chat forms, numbers, markup; the world's web.
 
-It plays the part of Vicuna and LLaMA-2-chat. In some examples a scene stands as soft tokens, made from `targets.as_features` and not from the shipped tower, so
-that the model has learned to read *something that sees*, as a large language model aligns easily to a good vision tower. It reads captions, answers questions and says in
-words where things are; task identifiers (`[refer]` ...) with pictures and the box notation of MiniGPT-v2 are not in here: they are the multitask stage's.
+It plays the part of Vicuna and LLaMA-2-chat. In most examples a scene stands as soft tokens, made from `targets.as_features` and not from
+the shipped tower, so that the model has learned to read *something that sees*, as a large language model aligns easily to a good vision
+tower. It reads captions, answers questions and says in words where things are; MiniGPT-v2's task identifiers as instructions and its box
+notation as an answer about a picture are not in here: they are the multitask stage's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,10 +19,27 @@ from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene
 CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
 CAPTION_REQUESTS = ("Caption this.", "What is this?", "Say what you see.", "What is in the picture?", "Name the objects.")
 READ_REQUESTS = ("Read the picture.", "List the objects and where they are.", "Where is everything?")
-DETAIL_REQUESTS = ("Describe this in detail.", "Please describe the scene in detail.", "Could you describe this picture for me?", "Describe what you notice.")
-MARKS = ("{<%d><%d>}", "<b>%s</b>", "<p>%s</p> {<%d><%d><%d><%d>}", "[%s] %s", "{<%d><%d><%d><%d>}", "<%d>", "(%d, %d)", '{"%s": %d}',
-         "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}")
+DETAIL_REQUESTS = (
+    "Describe this in detail.",
+    "Please describe the scene in detail.",
+    "Could you describe this picture for me?",
+    "Describe what you notice.",
+)
+MARKS = (
+    "{<%d><%d>}",
+    "<b>%s</b>",
+    "<p>%s</p> {<%d><%d><%d><%d>}",
+    "[%s] %s",
+    "{<%d><%d><%d><%d>}",
+    "<%d>",
+    "(%d, %d)",
+    '{"%s": %d}',
+    "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}",
+)
 TAGS = ("vqa", "caption", "grounding", "refer", "identify", "detection", "note", "list")
+
+
+Turn = tuple[str, str]  # a question and its answer
 
 
 @dataclass
@@ -41,7 +59,9 @@ def percent(pixels: float) -> int:
 
 def reading(scene: Scene) -> str:
     """`blue circle from 12 30 to 45 63, red cross from ...`: where things are, in words and numbers."""
-    spans = [f"{t.size} {t.kind} from {percent(t.box[0])} {percent(t.box[1])} to {percent(t.box[2])} {percent(t.box[3])}" for t in scene.things]
+    spans = [
+        f"{t.size} {t.kind} from {percent(t.box[0])} {percent(t.box[1])} to {percent(t.box[2])} {percent(t.box[3])}" for t in scene.things
+    ]
     return ", ".join(spans)
 
 
@@ -62,15 +82,68 @@ def pictured(scene: Scene, rng: np.random.Generator) -> Example:
     return _talk(_quiz(scene, rng), scene, rng, places)
 
 
-def _quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+def focused(scene: Scene, rng: np.random.Generator, diet: str) -> Example | None:
+    """One short question of a diet, or None where the scene allows none.
+
+    A diet of one kind of lookup teaches it in minutes (by shape: 170 steps), where the full mixture, in which long texts make up most of
+    the loss, had not taught it in 6,000 steps.
+    """
+    courses = DIETS[diet]
+    turn = courses[int(rng.integers(len(courses)))](scene, rng)
+    return _talk([turn], scene, rng, "patch" if rng.random() < 0.6 else "cell") if turn else None
+
+
+def _quiz(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """One to five questions: the read-out of one picture teaches more when several things are asked of it."""
     asked = [(q.question if rng.random() < 0.5 else q.question.lower(), q.answers[0]) for q in language.questions(scene, rng)]
-    asked += [_located(scene, rng) for _ in range(3)]
+    asked += [_located(scene, rng) for _ in range(2)] + [_by_shape(scene, rng) for _ in range(3)] + [_near_miss(scene, rng)]
     chosen = rng.permutation(len(asked))[: int(rng.integers(1, 6))]
     return [asked[i] for i in chosen]
 
 
-def _located(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _by_shape(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Questions that only a look at the shapes answers."""
+    shape = str(rng.choice(SHAPES))
+    same = [t for t in scene.things if t.shape == shape]
+    draw = rng.random()
+    if draw < 0.3:
+        return f"Is there a {shape}?", "yes" if same else "no"
+    if draw < 0.4 or not same:
+        return f"How many {shape}s are there?", str(len(same))
+    thing = same[int(rng.integers(len(same)))]
+    if len(same) > 1:
+        return f"What colors are the {shape}s?", language.enumeration([t.colour for t in same])
+    if draw < 0.7:
+        return f"What color is the {shape}?", thing.colour
+    return f"At which place is the {shape}?", language.place(thing)
+
+
+def _colour_of(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """The color of a thing that is alone of its shape."""
+    alone = [t for t in scene.things if sum(u.shape == t.shape for u in scene.things) == 1]
+    if not alone:
+        return None
+    thing = alone[int(rng.integers(len(alone)))]
+    return f"What color is the {thing.shape}?", thing.colour
+
+
+def _related(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """Which of two things is on which side."""
+    asked = [q for q in language.questions(scene, rng) if q.kind == "relation"]
+    if not asked:
+        return None
+    chosen = asked[int(rng.integers(len(asked)))]
+    return chosen.question, chosen.answers[0]
+
+
+def _near_miss(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Whether the color of one thing and the shape of another go together."""
+    colour, shape = (str(getattr(scene.things[int(rng.integers(len(scene.things)))], name)) for name in ("colour", "shape"))
+    kind = f"{colour} {shape}"
+    return f"Is there {language.article(kind)}?", "yes" if any(t.kind == kind for t in scene.things) else "no"
+
+
+def _located(scene: Scene, rng: np.random.Generator) -> Turn:
     """Where one thing is, or which thing is there."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     span = f"from {percent(thing.box[0])} {percent(thing.box[1])} to {percent(thing.box[2])} {percent(thing.box[3])}"
@@ -80,7 +153,7 @@ def _located(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"What goes {span}?", names[0] if names else thing.kind
 
 
-def _talk(turns: list[tuple[str, str]], scene: Scene, rng: np.random.Generator, places: str) -> Example:
+def _talk(turns: list[Turn], scene: Scene, rng: np.random.Generator, places: str) -> Example:
     """A conversation about the picture in one of the chat forms."""
     start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
     after = [(f"</Img> {turns[0][0]}{middle}", False), (turns[0][1] + stop, True)]
@@ -123,9 +196,21 @@ def _markup(rng: np.random.Generator) -> str:
     return form % tuple(values)
 
 
-def examples(world: list[Scene], seed: int, sentences: tuple[str, ...]) -> Iterator[Example]:
-    """An endless stream, seven pictured examples to one written."""
+# Each diet repeats a little of the one before. In this order, and only after a cycle of everything.
+DIETS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
+    "color": (_colour_of,),
+    "existence": (_near_miss, _near_miss, _by_shape, _colour_of),
+    "place": (_located, _located, _located, _colour_of, _near_miss),
+    "relation": (_related, _related, _related, _located, _colour_of, _near_miss),
+}
+
+
+def examples(world: list[Scene], seed: int, sentences: tuple[str, ...], diet: str | None = None) -> Iterator[Example]:
+    """An endless stream, seven pictured examples to one written; or only the `focused` examples of a diet."""
     rng = np.random.default_rng(seed)
     while True:
         scene = world[int(rng.integers(len(world)))]
-        yield pictured(scene, rng) if rng.random() < 0.875 else written(scene, rng, sentences)
+        if diet is None:
+            yield pictured(scene, rng) if rng.random() < 0.875 else written(scene, rng, sentences)
+        elif len(scene.things) > 1 and (example := focused(scene, rng, diet)):
+            yield example

@@ -1,13 +1,14 @@
 """The shipped language model: transformers' LLaMA of 0.9 M parameters and its sentencepiece tokenizer, trained on `corpus`.
 
-Where an example has a scene, an *oracle* (a linear map of `targets.as_features`, thrown away afterwards) puts 16 soft tokens in its place, in two layouts:
-strips of four patches, and cells of a 4 x 4 grid. The model never meets the shipped tower: aligning the two is what the pipeline's pretrain stage does.
+Where an example has a scene, an *oracle* (a linear map of `targets.as_features`, thrown away afterwards) puts 16 soft tokens in its
+place, in two layouts: strips of four patches, and cells of a 4 x 4 grid. The model never meets the shipped tower: aligning the two is
+what the pipeline's pretrain stage does.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import sentencepiece
@@ -24,6 +25,7 @@ VOCABULARY = 512
 WIDTH = 128
 MERGE = 4
 IMAGE_TOKENS = 16
+DIET_STEPS = {"color": 200, "existence": 200, "place": 400, "relation": 300}
 MEGABATCH = 4  # batches are cut from this many sorted by length, so that little of a batch is padding
 
 
@@ -36,15 +38,40 @@ def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
     texts += list(sentences) * 20 + [part for chat in CHATS for part in chat] * 50
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(t.replace("</s>", "") for t in texts if t), model_writer=model, vocab_size=VOCABULARY, model_type="bpe", byte_fallback=True,
-        split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True, character_coverage=1.0,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, minloglevel=2)
+        sentence_iterator=iter(t.replace("</s>", "") for t in texts if t),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
 def build_language_model() -> LlamaForCausalLM:
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-                         max_position_embeddings=1024, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -72,20 +99,27 @@ class Encoder:
         stop = text.endswith("</s>")
         return self.pieces.encode(text.removesuffix("</s>")) + ([2] if stop else [])
 
-    def __call__(self, example: Example, starts: int = 1) -> tuple[list[int], list[int]]:
-        """Ids and labels, with one start token or two (the original's conversations begin with two, its training with one)."""
+    def __call__(self, example: Example, starts: int = 1) -> tuple[list[int], list[int], list[float]]:
+        """Ids, labels and weights: an answer counts by the root of its length, so that short ones are heard.
+
+        `starts`: start tokens, one as in the original's training or two as in its conversations.
+        """
         ids = [1] * starts + self.segment(example.before) + ([-1] * IMAGE_TOKENS if example.scene else [])
         labels = [IGNORE] * len(ids)
+        weights = [0.0] * len(ids)
         for text, learned in example.after:
             part = self.segment(text)
             ids += part
             labels += part if learned else [IGNORE] * len(part)
-        return ids, labels
+            weights += [len(part) ** -0.5 if learned else 0.0] * len(part)
+        return ids, labels, weights
 
 
-def batches(encoder: Encoder, world: list[Scene], sentences: tuple[str, ...], batch_size: int, seed: int):  # type: ignore[no-untyped-def]
+def batches(
+    encoder: Encoder, world: list[Scene], sentences: tuple[str, ...], batch_size: int, seed: int, diet: str | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
     """Endless padded batches of similar length: ids, labels, features by patch and cell, layout, rows with a scene."""
-    stream = examples(world, seed, sentences)
+    stream = examples(world, seed, sentences, diet)
     rng = np.random.default_rng(seed)
     while True:
         group = [next(stream) for _ in range(MEGABATCH * batch_size)]
@@ -94,21 +128,23 @@ def batches(encoder: Encoder, world: list[Scene], sentences: tuple[str, ...], ba
             yield _collate(encoded[start : start + batch_size])
 
 
-def _collate(rows: list[tuple[list[int], list[int], Example]]) -> dict[str, torch.Tensor]:
-    length = max(len(ids) for ids, _, _ in rows)
+def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> dict[str, torch.Tensor]:
+    length = max(len(row[0]) for row in rows)
     pad = lambda values, fill: torch.tensor([v + [fill] * (length - len(v)) for v in values])  # noqa: E731
-    seen = [example for _, _, example in rows if example.scene]
+    seen = [(row[3].scene, row[3].places) for row in rows if row[3].scene]
+    pictured = [scene for scene, _ in seen if scene]
     return {
-        "ids": pad([ids for ids, _, _ in rows], 0),
-        "labels": pad([labels for _, labels, _ in rows], IGNORE),
-        "patch": torch.from_numpy(as_features(dense_targets([e.scene for e in seen]))),
-        "cell": torch.from_numpy(as_features(cell_targets([e.scene for e in seen]))),
-        "by_patch": torch.tensor([e.places == "patch" for e in seen]),
+        "ids": pad([row[0] for row in rows], 0),
+        "labels": pad([row[1] for row in rows], IGNORE),
+        "weights": pad([row[2] for row in rows], 0.0),
+        "patch": torch.from_numpy(as_features(dense_targets(pictured))),
+        "cell": torch.from_numpy(as_features(cell_targets(pictured))),
+        "by_patch": torch.tensor([places == "patch" for _, places in seen]),
     }
 
 
 def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the learned tokens."""
+    """Weighted mean cross-entropy of the learned tokens."""
     ids = batch["ids"]
     embeds = model.get_input_embeddings()(ids.clamp(min=0))
     soft = oracle(batch["patch"], batch["cell"], batch["by_patch"])
@@ -116,29 +152,46 @@ def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torc
     hidden = model.model(inputs_embeds=embeds).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     learned = labels != IGNORE
-    return functional.cross_entropy(model.lm_head(hidden[learned]), labels[learned])
+    weights = batch["weights"][:, 1:][learned]
+    return (
+        functional.cross_entropy(model.lm_head(hidden[learned]).float(), labels[learned], reduction="none") * weights
+    ).sum() / weights.sum()
 
 
-def train_language_model(sentences: tuple[str, ...], steps: tuple[int, ...], batch_size: int = 64, seed: int = 2,
-                         count: int = 20_000) -> tuple[LlamaForCausalLM, Oracle, bytes]:
-    """Train on scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
+def train_language_model(
+    sentences: tuple[str, ...], steps: tuple[int, int], batch_size: int = 64, seed: int = 2, count: int = 20_000
+) -> tuple[LlamaForCausalLM, Oracle, bytes]:
+    """Train on train scenes: `steps[0]` of everything, then one diet of lookups after the other, then `steps[1]` of everything."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed, sentences)
     model, oracle = build_language_model(), Oracle()
-    for cycle, length in enumerate(steps):
-        train_cycle(model, oracle, Encoder(tokenizer), sentences, length, batch_size, seed + 100 * cycle, count)
+    courses = [(None, steps[0], 2.5e-3), *((diet, length, 1e-3) for diet, length in DIET_STEPS.items()), (None, steps[1], 1.2e-3)]
+    for number, (diet, length, peak) in enumerate(courses):
+        train_cycle(model, oracle, Encoder(tokenizer), sentences, length, batch_size, seed + 100 * number, count, diet, peak)
     return model.eval().requires_grad_(False), oracle, tokenizer
 
 
-def train_cycle(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, sentences: tuple[str, ...], steps: int, batch_size: int, seed: int, count: int,
-                log_every: int = 100, after_log: Callable[[], None] = lambda: None) -> None:
-    """One cycle of training in place, the forward pass in bfloat16; prints the held-out loss as it goes."""
-    stream = batches(encoder, list(scenes("train", count, seed)), sentences, batch_size, seed)
-    held = batches(encoder, list(scenes("validation", 500, seed)), sentences, batch_size, seed + 1)
+def train_cycle(
+    model: LlamaForCausalLM,
+    oracle: Oracle,
+    encoder: Encoder,
+    sentences: tuple[str, ...],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    count: int,
+    diet: str | None = None,
+    peak: float = 2.5e-3,
+    log_every: int = 50,
+    after_log: Callable[[], None] = lambda: None,
+) -> None:
+    """One warm-up-and-decay cycle in place, the forward pass in bfloat16; prints the held-out loss as it goes."""
+    stream = batches(encoder, list(scenes("train", count, seed)), sentences, batch_size, seed, diet)
+    held = batches(encoder, list(scenes("validation", 500, seed)), sentences, batch_size, seed + 1, diet)
     held_batches = [next(held) for _ in range(8)]
     parameters = [*model.parameters(), *oracle.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2.5e-3, total_steps=steps, pct_start=0.08)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.08)
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16):
             loss = language_loss(model, oracle, next(stream))

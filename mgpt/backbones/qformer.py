@@ -17,14 +17,26 @@ QUERIES = GRID * GRID
 
 def build_qformer(tower_width: int) -> tuple[Blip2QFormerModel, nn.Parameter]:
     """Two layers, cross-attention in both, and the queries (1, 16, 96)."""
-    config = Blip2QFormerConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, encoder_hidden_size=tower_width,
-                                cross_attention_frequency=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_act="gelu",
-                                layer_norm_eps=1e-12, vocab_size=1, max_position_embeddings=1)
+    config = Blip2QFormerConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        encoder_hidden_size=tower_width,
+        cross_attention_frequency=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        vocab_size=1,
+        max_position_embeddings=1,
+    )
     return Blip2QFormerModel(config), nn.Parameter(torch.randn(1, QUERIES, WIDTH) * 0.5)
 
 
-def train_qformer(tower: Blip2VisionModel, steps: int = 1500, batch_size: int = 64, seed: int = 3, count: int = 12_000,
-                  log_every: int = 100) -> tuple[Blip2QFormerModel, nn.Parameter, Readout]:
+def train_qformer(
+    tower: Blip2VisionModel, steps: int = 1500, batch_size: int = 64, seed: int = 3, count: int = 12_000, log_every: int = 100
+) -> tuple[Blip2QFormerModel, nn.Parameter, Readout]:
     """Train on the frozen tower's tokens (CLS included, as BLIP-2's Q-Former sees them); prints held-out accuracies."""
     torch.manual_seed(seed)
     (qformer, queries), readout = build_qformer(tower.config.hidden_size), Readout(WIDTH)
@@ -51,4 +63,6 @@ def train_qformer(tower: Blip2VisionModel, steps: int = 1500, batch_size: int = 
                 hidden_BLD = qformer(query_embeds=queries.expand(len(seen), -1, -1), encoder_hidden_states=seen).last_hidden_state
                 report = readout.report(hidden_BLD, held_targets)
             print(f"qformer {step + 1}/{steps} loss {loss.item():.3f} " + " ".join(f"{k} {v:.3f}" for k, v in report.items()), flush=True)
-    return qformer.eval().requires_grad_(False), queries.requires_grad_(False), readout
+    qformer.eval().requires_grad_(False)
+    queries.requires_grad_(False)
+    return qformer, queries, readout

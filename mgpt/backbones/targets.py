@@ -1,7 +1,7 @@
 """What a reader of a scene should know at each place of the picture: the dense supervision of the shipped backbones.
 
-`dense_targets` gives it patch by patch (8 x 8 patches of 8 px, raster order: the tower's tokens), `cell_targets` cell by cell (4 x 4 cells of
-16 px: the Q-Former's queries). `as_features` turns either into numbers: what an ideal linear read-out of the tower would hold.
+`dense_targets` gives it patch by patch (8 x 8 patches of 8 px, raster order: the tower's tokens), `cell_targets` cell by cell (4 x 4 cells
+of 16 px: the Q-Former's queries). `as_features` turns either into numbers: what an ideal linear read-out of the tower would hold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpt.data.scenes.world import BACKGROUNDS, CANVAS, COLOURS, GRID, SHAPES, SIZES, WORDS, Scene
+from mgpt.data.scenes.world import BACKGROUNDS, CANVAS, COLOURS, GRID, SHAPES, SIZES, WORDS, Scene, Thing
 
 PATCH = 8
 PATCHES = CANVAS // PATCH
@@ -37,10 +37,12 @@ class Targets:
 def _empty(scenes: int, places: int) -> Targets:
     zeros = lambda: np.zeros((scenes, places), np.int64)  # noqa: E731
     missing = lambda: np.full((scenes, places), IGNORE, np.int64)  # noqa: E731
-    return Targets(zeros(), zeros(), missing(), missing(), missing(), np.zeros((scenes, places, 4), np.float32), zeros(), missing(), zeros())
+    return Targets(
+        zeros(), zeros(), missing(), missing(), missing(), np.zeros((scenes, places, 4), np.float32), zeros(), missing(), zeros()
+    )
 
 
-def _fill(targets: Targets, row: int, place: int, thing: object) -> None:
+def _fill(targets: Targets, row: int, place: int, thing: Thing) -> None:
     targets.covered[row, place] = 1
     targets.shape[row, place] = SHAPES.index(thing.shape)
     targets.colour[row, place] = list(COLOURS).index(thing.colour)
@@ -61,9 +63,9 @@ def dense_targets(scenes: list[Scene]) -> Targets:
                 best[place] = overlap[place]
                 _fill(targets, row, int(place), thing)
         for thing in scene.things:
-            place = int(thing.centre[1] // PATCH) * PATCHES + int(thing.centre[0] // PATCH)
-            _fill(targets, row, place, thing)
-            targets.owner[row, place] = 1
+            centre = int(thing.centre[1] // PATCH) * PATCHES + int(thing.centre[0] // PATCH)
+            _fill(targets, row, centre, thing)
+            targets.owner[row, centre] = 1
         if scene.sign:
             for place in np.flatnonzero(_overlap(scene.sign.box, edges) > 20):
                 targets.sign[row, place], targets.word[row, place] = 1, WORDS.index(scene.sign.word)
@@ -97,9 +99,20 @@ def as_features(targets: Targets) -> np.ndarray:
     covered = targets.covered[..., None].astype(np.float32)
     one_hot = lambda values, count: (values[..., None] == np.arange(count)).astype(np.float32)  # noqa: E731
     boxes = spread(targets.box).reshape(*targets.owner.shape, -1) * covered
-    return np.concatenate([targets.owner[..., None], covered, one_hot(targets.shape, len(SHAPES)), one_hot(targets.colour, len(COLOURS)),
-                           one_hot(targets.size, len(SIZES)), boxes, targets.sign[..., None], one_hot(targets.word, len(WORDS)),
-                           one_hot(targets.background, len(BACKGROUNDS))], axis=-1).astype(np.float32)
+    return np.concatenate(
+        [
+            targets.owner[..., None],
+            covered,
+            one_hot(targets.shape, len(SHAPES)),
+            one_hot(targets.colour, len(COLOURS)),
+            one_hot(targets.size, len(SIZES)),
+            boxes,
+            targets.sign[..., None],
+            one_hot(targets.word, len(WORDS)),
+            one_hot(targets.background, len(BACKGROUNDS)),
+        ],
+        axis=-1,
+    ).astype(np.float32)
 
 
 def _overlap(box: tuple[float, float, float, float], edges: np.ndarray) -> np.ndarray:

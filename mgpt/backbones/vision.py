@@ -16,15 +16,32 @@ from mgpt.data.scenes.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, 
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-CLASSES = {"owner": 2, "covered": 2, "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES), "sign": 2, "word": len(WORDS),
-           "background": len(BACKGROUNDS)}
+CLASSES = {
+    "owner": 2,
+    "covered": 2,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "size": len(SIZES),
+    "sign": 2,
+    "word": len(WORDS),
+    "background": len(BACKGROUNDS),
+}
 WEIGHTS = {"owner": 3.0, "covered": 1.0, "shape": 1.5, "colour": 1.0, "size": 1.0, "sign": 1.0, "word": 1.0, "background": 0.3}
 
 
 def build_tower() -> Blip2VisionModel:
     """0.4 M parameters: 64 px, patch 8, width 96, 4 blocks; the norm after it as the original has it (eps 1e-5, no learned affine)."""
-    config = Blip2VisionConfig(hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, image_size=CANVAS, patch_size=PATCH,
-                               hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
+    config = Blip2VisionConfig(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=CANVAS,
+        patch_size=PATCH,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        qkv_bias=True,
+    )
     tower = Blip2VisionModel(config)
     tower.post_layernorm.eps = 1e-5
     tower.post_layernorm.requires_grad_(False)
@@ -43,7 +60,9 @@ class Readout(nn.Module):
         """Sum of the weighted cross-entropies; a place's box counts where a thing covers it, owners four times."""
         total = hidden_BLD.new_zeros(())
         for name, head in self.classes.items():
-            total = total + WEIGHTS[name] * functional.cross_entropy(head(hidden_BLD).flatten(0, 1), targets[name].flatten(), ignore_index=IGNORE)
+            total = total + WEIGHTS[name] * functional.cross_entropy(
+                head(hidden_BLD).flatten(0, 1), targets[name].flatten(), ignore_index=IGNORE
+            )
         log_p = self.box(hidden_BLD).unflatten(-1, (4, BINS)).log_softmax(-1)
         weight = targets["covered"] + 3.0 * targets["owner"]
         per_place = -(targets["box"] * log_p).sum((-1, -2)) * weight
@@ -95,7 +114,9 @@ def train_tower(steps: tuple[int, ...], batch_size: int = 64, seed: int = 1, cou
     return tower.eval().requires_grad_(False), readout
 
 
-def train_cycle(tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100) -> None:
+def train_cycle(
+    tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100
+) -> None:
     """One cycle of training in place; prints held-out accuracies as it goes."""
     (world, pictures), (held_world, held_pictures) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(dense_targets(held_world))

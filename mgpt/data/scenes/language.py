@@ -120,10 +120,13 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     colours = [t.colour for t in scene.things]
     if rng.random() < 0.5:
         large = sum(t.size == "large" for t in scene.things)
-        return ("Are there more large objects than small ones?",
-                f"{'Yes' if large > len(colours) - large else 'No'}, there are {NUMBERS[large]} large and {NUMBERS[len(colours) - large]} small.")
-    return ("Do any two objects share a color?",
-            f"{'Yes' if len(set(colours)) < len(colours) else 'No'}, the colors are {enumeration(colours)}.")
+        small = len(scene.things) - large
+        said = "Yes" if large > small else "No"
+        return "Are there more large objects than small ones?", f"{said}, there are {NUMBERS[large]} large and {NUMBERS[small]} small."
+    return (
+        "Do any two objects share a color?",
+        f"{'Yes' if len(set(colours)) < len(colours) else 'No'}, the colors are {enumeration(colours)}.",
+    )
 
 
 def written_instruction(rng: np.random.Generator) -> tuple[str, str]:
@@ -162,5 +165,7 @@ def _relations(scene: Scene, rng: np.random.Generator) -> list[Question]:
     first, second = pairs[int(rng.integers(len(pairs)))]
     side = "left" if first.centre[0] < second.centre[0] else "right"
     other = "right" if side == "left" else "left"
-    return [_answered(rng, "relation", f"Is the {first.kind} to the {side} of the {second.kind}?", "yes"),
-            _answered(rng, "relation", f"Is the {first.kind} to the {other} of the {second.kind}?", "no")]
+    return [
+        _answered(rng, "relation", f"Is the {first.kind} to the {side} of the {second.kind}?", "yes"),
+        _answered(rng, "relation", f"Is the {first.kind} to the {other} of the {second.kind}?", "no"),
+    ]

@@ -145,33 +145,9 @@ def _models(_: argparse.Namespace) -> None:
 
 def _audit(asked: argparse.Namespace) -> int:
     from mgpt.registry.audit import audit
-    from mgpt.settings import load
-    from mgpt.storage import Store
-
-    findings = audit(Store(load().storage.root), _tracking(), asked.system)
-    print("\n".join(findings) or "the registry is as the promote stage left it")
-    return 1 if findings else 0
-
-
-def _trace(asked: argparse.Namespace) -> None:
-    from mgpt.registry.audit import trace
-    from mgpt.settings import load
-    from mgpt.storage import Store
-
-    print(trace(Store(load().storage.root), _tracking(), asked.model))
-
-
-def _models(_: argparse.Namespace) -> None:
-    from mgpt.registry.audit import overview
-
-    print(overview(_tracking()))
-
-
-def _audit(asked: argparse.Namespace) -> int:
-    from mgpt.registry.audit import audit
 
     found = audit(_store(), _tracking(), asked.system)
-    print("\n".join(found) or "nothing was changed past the promote stage")
+    print("\n".join(found) or "the registry is as the promote stage left it")
     return 1 if found else 0
 
 

@@ -100,7 +100,7 @@ class StageContext:
 
     @contextmanager
     def ray(self) -> Iterator[None]:
-        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, all of its nodes looked at first."""
+        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, its nodes looked at first."""
         from mgpt.cluster.connect import connect, inside_job
 
         with connect(self.settings.cluster, self.project):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -122,10 +122,16 @@ def validate(model: type[BaseModel], content: dict[str, Any]) -> tuple[BaseModel
             dropped = False
             for detail in error.errors():
                 one = _mistake(model, detail)
-                found.setdefault((one.key, one.rule), one)
+                if not _follows(detail["type"], one.key, found.values()):
+                    found.setdefault((one.key, one.rule), one)
                 dropped |= _drop(content, (*detail["loc"], *_inner(detail)))
             if not dropped:
                 return None, list(found.values())
+
+
+def _follows(kind: str, key: str, found: Iterable[Mistake]) -> bool:
+    """Whether something is absent only because it, or all below it, was dropped as a mistake before."""
+    return kind in ("missing", "too_short") and any(one.key == key or one.key.startswith(f"{key}.") for one in found)
 
 
 def _mistake(model: type[BaseModel], detail: ErrorDetails) -> Mistake:

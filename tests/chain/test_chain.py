@@ -100,7 +100,8 @@ def test_dry_says_what_would_happen(chain: Project) -> None:
 
 
 def test_every_file_is_as_its_manifest_says(chain: Project) -> None:
-    chain.run("python", "-m", "mgpt", "verify", "results/download/manifest.json", "results/curate/manifest.json", "results/describe/manifest.json")
+    manifests = [f"results/{stage}/manifest.json" for stage in ("download", "curate", "describe")]
+    chain.run("python", "-m", "mgpt", "verify", *manifests)
 
 
 def test_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:

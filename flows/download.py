@@ -20,6 +20,7 @@ def body(context: StageContext) -> dict[str, object]:
     """Fetches every source."""
     from mgpt.data.download import download
 
+    context.warm_ray()
     with context.work("download"):
         fetched = download(context.settings.sources, context.section, context.store)
     fetched.save(context.out)

@@ -40,8 +40,11 @@ def keep(store: Store, path: Path) -> str:
 
 
 def fetch(store: Store, digest: str, path: Path) -> None:
-    """Puts kept content at a local path. Raises ValueError when what the store holds is not what was kept."""
-    marker = json.loads(store.read(store.uri("content", f"{digest}.json")))
+    """Puts kept content at a local path. Raises ValueError when what the store holds is not what was kept; it is deleted then."""
+    try:
+        marker = json.loads(store.read(store.uri("content", f"{digest}.json")))
+    except FileNotFoundError as error:
+        raise ValueError(f"{store.uri('content', digest)} is gone") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     if marker["folder"]:
         path.mkdir(exist_ok=True)
@@ -50,7 +53,9 @@ def fetch(store: Store, digest: str, path: Path) -> None:
     else:
         _fetch_file(store, store.uri("content", digest, marker["name"]), path)
     if content_digest(path) != digest:
-        raise ValueError(f"{store.uri('content', digest)} was altered: it is not what the stage wrote; delete it and run the stage again")
+        store.delete(store.uri("content", f"{digest}.json"))
+        store.delete(store.uri("content", digest))
+        raise ValueError(f"{store.uri('content', digest)} was altered: it was not what the stage wrote")
 
 
 def finish(store: Store, identity: str, folder: Path, outputs: list[str]) -> None:
@@ -73,11 +78,21 @@ def forget(store: Store, identity: str) -> None:
     store.delete(_record(store, identity))
 
 
-def bring(store: Store, outputs: Mapping[str, str], staging: Path, target: Path) -> None:
-    """Puts a finished stage's outputs at `target` in one step."""
+def bring(store: Store, identity: str, outputs: Mapping[str, str], staging: Path, target: Path) -> None:
+    """Puts a finished stage's outputs at `target` in one step.
+
+    Raises:
+        ValueError: they are not what the stage wrote. The record is dropped then, so that the next run does the work again.
+    """
     shutil.rmtree(staging, ignore_errors=True)
-    for name, digest in outputs.items():
-        fetch(store, digest, staging / name)
+    try:
+        for name, digest in outputs.items():
+            fetch(store, digest, staging / name)
+    except (ValueError, FileNotFoundError) as error:
+        forget(store, identity)
+        raise ValueError(
+            f"the finished work {identity} cannot be brought back: {error}; run the stage again to do the work again"
+        ) from error
     replace(staging, target)
 
 

@@ -110,6 +110,13 @@ class StageContext:
                 check_nodes(self.store)
             yield
 
+    def warm_ray(self) -> None:
+        """Lets the local Ray come up meanwhile, for the stages that follow."""
+        from mgpt.cluster.connect import inside_job, start
+
+        if not inside_job():
+            start(self.settings.cluster, self.project)
+
 
 Body = Callable[[StageContext], Mapping[str, object]]
 
@@ -162,11 +169,7 @@ def describe(declared: Declaration, identity: str, settings: Settings, store: St
 
 def _execute(declared: Declaration, identity: str, settings: Settings, store: Store, project: Path, body: Body, clock: Clock) -> None:
     """Does the work: MLflow run, body, record, results."""
-    from mgpt.cluster.connect import inside_job, start
-
     store.check()
-    if not inside_job():
-        start(settings.cluster, project)  # comes up while this process imports what it needs
     print(f"{declared.name}: identity {identity}, store {store.root}", flush=True)
     staging = project / RESULTS / ".staging" / identity
     shutil.rmtree(staging, ignore_errors=True)
@@ -262,7 +265,7 @@ def _bring_back(declared: Declaration, identity: str, store: Store, project: Pat
     outputs = outcome.finished(store, identity)
     if outputs is None:
         raise RuntimeError(f"{declared.name} ended without a record of {identity} in {store.root}; see its log")
-    outcome.bring(store, outputs, project / RESULTS / ".staging" / identity, project / declared.folder)
+    outcome.bring(store, identity, outputs, project / RESULTS / ".staging" / identity, project / declared.folder)
     print((project / declared.folder / SUMMARY).read_text(encoding="utf-8"))
     print(f"{declared.name}: this work ({identity}) is finished; its outputs are in {declared.folder}")
 

@@ -30,7 +30,7 @@ def test_outputs_come_back_in_one_step(store: Store, made: Path, tmp_path: Path)
     (tmp_path / "results" / "old").mkdir(parents=True)
     outputs = outcome.finished(store, "id")
     assert outputs is not None
-    outcome.bring(store, outputs, tmp_path / "staging", tmp_path / "results")
+    outcome.bring(store, "id", outputs, tmp_path / "staging", tmp_path / "results")
     assert outcome.content_digest(tmp_path / "results") == outcome.content_digest(made)
     assert not (tmp_path / "staging").exists()
 
@@ -53,8 +53,14 @@ def test_altered_content_is_refused_and_nothing_is_replaced(store: Store, made: 
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "kept").write_text("1")
     with pytest.raises(ValueError, match="altered"):
-        outcome.bring(store, outputs, tmp_path / "staging", tmp_path / "results")
+        outcome.bring(store, "id", outputs, tmp_path / "staging", tmp_path / "results")
     assert (tmp_path / "results" / "kept").exists()
+    assert outcome.finished(store, "id") is None, "the next run does the work again"
+    outcome.finish(store, "id", made, ["weights"])
+    again = outcome.finished(store, "id")
+    assert again == outputs
+    outcome.bring(store, "id", again, tmp_path / "staging", tmp_path / "results")
+    assert outcome.content_digest(tmp_path / "results" / "weights") == outputs["weights"]
 
 
 def test_equal_content_is_kept_once(store: Store, made: Path) -> None:

@@ -99,7 +99,7 @@ class Feed:
         """The feed of a stage; keeps of the manifest what its mixture names."""
         used = Manifest([entry for entry in manifest.entries if entry.meta.get("dataset") in settings.mixture])
         sizes = (settings.global_batch_size, settings.micro_batch_size, settings.steps)
-        rest = {"pack_tokens": settings.pack_tokens, "tasks": settings.tasks, "task_files": task_files}
+        rest: dict[str, Any] = {"pack_tokens": settings.pack_tokens, "tasks": settings.tasks, "task_files": task_files}
         return cls(used, start, settings.format, settings.mixture, *sizes, settings.seed, **rest)
 
     @cached_property

@@ -43,9 +43,9 @@ class Start:
         if self.weights is not None:
             return MiniGPTProcessor.from_pretrained(local_folder(self.weights))
         bases = {part: local_folder(uri) for part, uri in self.bases.items()}
-        options = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
+        options: dict[str, Any] = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
         unread = {part: BaseReference("", "", "") for part in bases}  # a processor needs no hashes, which would read every weight
-        return MiniGPTProcessor.from_config(config_from_bases(**bases, references=unread, **options), bases["language"])
+        return MiniGPTProcessor.from_config(config_from_bases(**{**bases, **options}, references=unread), bases["language"])
 
 
 def local_folder(uri: str) -> Path:

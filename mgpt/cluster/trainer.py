@@ -106,14 +106,15 @@ def _fit(request: TrainRequest, store: Store) -> None:
     folder, name = request.run_uri.rsplit("/", 1)
     number = workers.workers if workers.maximum_workers is None else (workers.workers, workers.maximum_workers)
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
+    scaling: dict[str, Any] = {"num_workers": number, "use_gpu": workers.gpus_per_worker > 0, "resources_per_worker": resources}
     trainer = TorchTrainer(
-        work,
+        work,  # type: ignore[arg-type]  # Ray annotates the older trainer's forms
         train_loop_config={"work": Work(settings, start, request.run_uri, workers.threads)},
         datasets={NAME: _no_dataset},
         dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus_per_worker > 0, resources_per_worker=resources),
-        run_config=RunConfig(
+        scaling_config=ScalingConfig(**scaling),
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=workers.failures),

@@ -62,7 +62,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 def make_loop(todo: Work) -> Loop:
     """The loop at the last committed checkpoint, or at its beginning."""
     settings, device = todo.settings, ray.train.torch.get_device()
-    model = todo.start.model().to(device)
+    model: Any = todo.start.model()
+    model.to(device)
     model.train()
     parameters = model.trainable_parameters()
     curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))

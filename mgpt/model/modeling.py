@@ -107,7 +107,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         assembly.save_trainable(self, folder, processor)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """The whole model. Raises ValueError for a folder that cannot be read, and where transformers would only warn: weights missing,
         left over or of another shape.
         """
@@ -294,7 +294,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         own = self.language_model.generation_config
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("pad_token_id", own.pad_token_id if own.pad_token_id is not None else _first(own.eos_token_id))
-        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        generate: Any = self.language_model.generate
+        return generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
 
 def _mean_loss(logits_nV: torch.Tensor, targets_n: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
@@ -308,7 +309,7 @@ def _first(value: Any) -> Any:
 
 def _random_parts(config: MiniGPTConfig) -> Parts:
     """Parts of the configured sizes with random weights: what `from_pretrained` fills."""
-    vision = vision_class(config.vision_config)
+    vision: Any = vision_class(config.vision_config)
     build = getattr(vision, "from_config", None) or vision._from_config
     qformer = query_tokens = None
     if config.qformer_config is not None:

@@ -53,7 +53,8 @@ def test_questions_have_ten_answers_and_balanced_yes_no() -> None:
 def test_descriptions_end_and_say_the_count() -> None:
     for scene in WORLD:
         text = language.description(scene)
-        assert text.endswith(".") and text.count("There is") == len(scene.things)
+        assert text.endswith(".")
+        assert text.count("There is") == len(scene.things)
 
 
 def test_written_instructions_answer_themselves() -> None:

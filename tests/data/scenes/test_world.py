@@ -27,7 +27,8 @@ def test_every_scene_has_one_to_four_separate_things_inside_the_canvas() -> None
         assert 1 <= len(scene.things) <= 4
         boxes = [t.box for t in scene.things] + ([scene.sign.box] if scene.sign else [])
         for i, a in enumerate(boxes):
-            assert 0 < a[0] < a[2] <= CANVAS and 0 < a[1] < a[3] <= CANVAS
+            assert 0 < a[0] < a[2] <= CANVAS
+            assert 0 < a[1] < a[3] <= CANVAS
             assert all(a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1] for b in boxes[i + 1 :])
 
 
@@ -49,5 +50,5 @@ def test_words_are_legible_and_distinct() -> None:
             x1, y1, x2, y2 = (int(v) for v in scene.sign.box)
             plates[scene.sign.word] = np.asarray(draw(scene))[y1:y2, x1:x2].mean(-1) < 100
     assert set(plates) == set(WORDS)
-    ink = [p for p in plates.values()]
+    ink = list(plates.values())
     assert all((a != b).sum() >= 8 for i, a in enumerate(ink) for b in ink[i + 1 :])

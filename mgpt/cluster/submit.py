@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgpt import outcome
 from mgpt.cluster.connect import forwarded_environment
@@ -93,11 +93,27 @@ def _submit(
     command = " ".join(["python", "-m", "flows", declared.stage, *([declared.system] if declared.system else [])])
     with tempfile.TemporaryDirectory() as folder:
         size = collect(project, Path(folder), settings.cluster.upload_limit_mb)
-        environment = {"working_dir": folder, "env_vars": variables}
-        client.submit_job(
-            entrypoint=command, submission_id=name, runtime_env=environment, metadata={"stage": declared.name, "identity": identity}
-        )
+        metadata = {"stage": declared.name, "identity": identity}
+        _hand_in(client, command, name, {"working_dir": folder, "env_vars": variables}, metadata)
     print(f"submitted job {name} to {settings.cluster.address} ({size / 1e6:.1f} MB of code)", flush=True)
+
+
+def _hand_in(client: JobSubmissionClient, command: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Submits the job; a cluster that has only just started is given time, and a job that another client submitted is ours too."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment, metadata=metadata)
+        except RuntimeError as error:
+            if "already exists" in str(error):
+                return
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise ValueError(
+                    f"cluster.address: the cluster does not take the job ({error}); look at its nodes with `ray status`"
+                ) from error
+            time.sleep(1)
+        else:
+            return
 
 
 def _needed(declared: Declaration, project: Path) -> list[str]:

@@ -180,6 +180,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(result, indent=2) + "\n")
     for name in ("ours", "port"):
         seconds, peak, loss = (result[key][name] for key in ("seconds", "peak_bytes", "first_loss"))

@@ -13,7 +13,7 @@ import json
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +96,16 @@ class Feed:
 
     @classmethod
     def of(cls, settings: TrainingSettings, manifest: Manifest, start: Start, task_files: tuple[str, ...] = ()) -> Feed:
-        """The feed of a stage; keeps of the manifest what its mixture names."""
+        """The feed of a stage; keeps of the manifest what its mixture names.
+
+        Raises ValueError that names every dataset of the mixture without a shard, and those that there are.
+        """
         used = Manifest([entry for entry in manifest.entries if entry.meta.get("dataset") in settings.mixture])
         sizes = (settings.global_batch_size, settings.micro_batch_size, settings.steps)
         rest: dict[str, Any] = {"pack_tokens": settings.pack_tokens, "tasks": settings.tasks, "task_files": task_files}
-        return cls(used, start, settings.format, settings.mixture, *sizes, settings.seed, **rest)
+        whole = cls(manifest, start, settings.format, settings.mixture, *sizes, settings.seed, **rest)
+        whole.entries()
+        return replace(whole, manifest=used)
 
     @cached_property
     def digest(self) -> str:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +61,11 @@ def _acquire(owner: IO[bytes], shared: LocalRay) -> bool:
 
 def _start_ray(shared: LocalRay, settings: ClusterSettings) -> str:
     import ray
+    from ray._private.parameter import RayParams
 
+    # Ray's agent takes one fixed port unless told otherwise, which `ray.init` cannot (2.60); a cluster that somebody then starts on this
+    # machine finds the port taken and accepts no job. With 0 it takes a free one.
+    RayParams.__init__ = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[method-assign,assignment]
     ray.init(
         num_cpus=settings.cpus or max(2, os.cpu_count() or 2),
         object_store_memory=settings.object_store_mb << 20,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # What a job never needs; results travel through the store.
 _LEFT_OUT = ("tests", "docs", "infra", "benchmarks", "results", "store", ".dvc", ".ci", ".git")
 _POLL_SECONDS = 0.5
+_START_SECONDS = 120.0  # how long a cluster may take until it accepts jobs
 _PATIENCE_SECONDS = 600.0  # how long a client waits for a job server that does not answer
 
 
@@ -100,7 +101,7 @@ def _submit(
 
 def _hand_in(client: JobSubmissionClient, command: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> None:
     """Submits the job; a cluster that has only just started is given time, and a job that another client submitted is ours too."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
             client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment, metadata=metadata)

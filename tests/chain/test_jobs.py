@@ -33,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PATH": f"{BIN}:{os.environ['PATH']}"}
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={folder}/r"]
     command += ["--object-store-memory=200000000", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]  # others may run Ray here too
     with open(folder / "log.txt", "wb") as log:
         head = subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -86,7 +86,7 @@ def focused(scene: Scene, rng: np.random.Generator, diet: str) -> Example | None
     """One short question of a diet, or None where the scene allows none.
 
     A diet of one kind of lookup teaches it in minutes (by shape: 170 steps), where the full mixture, in which long texts make up most of
-    the loss, had not taught it in 6,000 steps.
+    the loss, had not taught it in 5,400 steps.
     """
     courses = DIETS[diet]
     turn = courses[int(rng.integers(len(courses)))](scene, rng)

@@ -86,6 +86,17 @@ def wait_for(url: str, seconds: float = 60) -> None:
 
 
 @pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """A Ray of this test session's own, whatever else runs on the machine; a process can have one only, so every test shares it."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh MLflow database; copying it is much faster than making another."""
     from mlflow import MlflowClient

@@ -67,6 +67,7 @@ def _start_ray(shared: LocalRay, settings: ClusterSettings) -> str:
     # machine finds the port taken and accepts no job. With 0 it takes a free one.
     RayParams.__init__ = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[method-assign,assignment]
     ray.init(
+        address="local",  # not one that RAY_ADDRESS or a file in /tmp names
         num_cpus=settings.cpus or max(2, os.cpu_count() or 2),
         object_store_memory=settings.object_store_mb << 20,
         # Ray Train asks the dashboard whether a training still lives, and complains every second where there is none.

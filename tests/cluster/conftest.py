@@ -1,20 +1,4 @@
-import os
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def ray_here():
-    """A Ray of this test session's own."""
-    os.environ["PYTHONPATH"] = str(ROOT)
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ import ray
 from tests.cluster.test_trainer import request, train
 from mgpt.storage import Manifest
 folder, bases, manifest = sys.argv[1:]
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
 train(request((dict(vision=bases + "/vision", language=bases + "/language"), Manifest.load(manifest)), Path(folder), "killed-driver"))
 """
 

@@ -17,6 +17,8 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> 
         return
     import ray
 
+    # Ray would otherwise look for a cluster by itself, and find whatever runs on this machine.
+    assert ray.is_initialized(), "connect to Ray (mgpt.cluster.connect) before work is given to its workers"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

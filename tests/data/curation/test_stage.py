@@ -83,13 +83,8 @@ def test_planted_evaluation_pictures_leave_training(calm, world):
     assert find_matches(np.stack(prints), np.arange(count), np.arange(count, len(prints))) == []
 
 
-def test_ray_workers_give_the_same_bytes_as_one_process(calm, world, tmp_path):
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", runtime_env={"env_vars": {"PYTHONPATH": str(Path.cwd())}})
-    try:
-        found = run({"world": WORLD}, world, "rayed", workers=2)
-    finally:
-        ray.shutdown()
+def test_ray_workers_give_the_same_bytes_as_one_process(calm, world, ray_here):
+    found = run({"world": WORLD}, world, "rayed", workers=2)
     assert found.manifest.digest == calm.manifest.digest
     assert digests(world, "rayed") == digests(world, "calm")
     assert found.card == calm.card

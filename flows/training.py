@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.inputs import bases, model_settings
 from mgpt.stage import StageContext
 from mgpt.storage import Manifest, write_atomic
 
+if TYPE_CHECKING:
+    from mgpt.data.mixture import Mixture
+
 
 def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
     """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
+    from mgpt.cluster.ingest import Feed
+    from mgpt.cluster.start import Start
     from mgpt.cluster.trainer import TrainRequest, train
 
     model = model_settings(context, system)
@@ -30,10 +36,34 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
     with context.ray():
         result = train(request)
     context.worked("train", step_seconds(result.curve, result.resumed_from))
-    metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps}
+    mix = mixture_shares(Feed.of(request.settings, request.manifest, Start(request.bases, None)).mixture(), result.steps)
+    metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps, "mixture": mix}
     write_atomic(context.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    rows = {"steps": result.steps, "began at step": result.resumed_from, "weights sha256": result.sha256}
-    return {**rows, "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}"}
+    return {
+        "steps": result.steps,
+        "began at step": result.resumed_from,
+        "weights sha256": result.sha256,
+        "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}",
+        "mixture": mixture_table(mix),
+    }
+
+
+def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:
+    """By dataset: its declared share, its share of what the first `steps` steps really saw, and how many samples these were."""
+    realised, counts = mixture.realised(steps), mixture.counts(steps)
+    return {
+        name: {"declared": round(share, 6), "realised": round(realised[name], 6), "samples": counts[name]}
+        for name, share in mixture.shares.items()
+    }
+
+
+def mixture_table(mix: Mapping[str, Mapping[str, float]]) -> str:
+    """Declared beside realised shares, a line each, for the summary."""
+    width = max(map(len, mix))
+    return "\n".join(
+        f"{name:<{width}}  declared {one['declared']:6.2%}  realised {one['realised']:6.2%}  {one['samples']:>7} samples"
+        for name, one in mix.items()
+    )
 
 
 def step_seconds(curve: Sequence[Mapping[str, float]], resumed_from: int) -> float:

@@ -1,6 +1,11 @@
-"""What counts as training time."""
+"""What counts as training time, and the realised mixture beside the declared one."""
 
-from flows.training import step_seconds
+from collections import Counter
+
+import pytest
+
+from flows.training import mixture_shares, mixture_table, step_seconds
+from mgpt.data.mixture import Mixture
 
 
 def test_only_this_runs_steps_count_and_not_their_waiting() -> None:
@@ -12,3 +17,15 @@ def test_only_this_runs_steps_count_and_not_their_waiting() -> None:
     assert step_seconds(curve, 0) == 10 + 10 + 5
     assert step_seconds(curve, 10) == 10 + 5
     assert step_seconds(curve, 25) == 0
+
+
+def test_the_realised_mixture_is_what_the_steps_saw() -> None:
+    mixture = Mixture(seed=3, weights={"many": 3, "few": 1, "none": 0}, sizes={"many": 7, "few": 5, "none": 9}, global_batch_size=6)
+    found = mixture_shares(mixture, 7)
+    seen = Counter(pick.dataset for step in range(7) for pick in mixture.batch(step))
+    assert {name: one["samples"] for name, one in found.items()} == dict(seen)
+    assert {name: one["declared"] for name, one in found.items()} == {"many": 0.75, "few": 0.25}
+    assert found["few"]["realised"] == pytest.approx(seen["few"] / 42, abs=1e-6)
+    few, many = mixture_table(found).splitlines()
+    assert few == f"few   declared 25.00%  realised {seen['few'] / 42:6.2%}  {seen['few']:>7} samples"
+    assert "declared 75.00%" in many

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mgpt import outcome
 from mgpt.identity import RESULTS, Declaration, declaration, declared_values, identify, input_digests
-from mgpt.settings import Settings, load, section
+from mgpt.settings import JOB_IDENTITY, Settings, load, section
 from mgpt.settings.declared import DeclaredView
 from mgpt.storage import Store, is_remote, write_atomic
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mgpt.registry.runs import Tracker
 
 SUMMARY, TIMING = "summary.txt", "timing.json"
-# How the client tells a job what it is; the job neither looks for changes nor for another job.
-JOB_IDENTITY, JOB_INPUTS = "MGPT_JOB_IDENTITY", "MGPT_JOB_INPUTS"
+# How the client tells a job what it is (with JOB_IDENTITY); the job neither looks for changes nor for another job.
+JOB_INPUTS = "MGPT_JOB_INPUTS"
 
 
 @dataclass

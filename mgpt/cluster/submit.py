@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from mgpt import outcome
 from mgpt.cluster.connect import forwarded_environment
 from mgpt.identity import Declaration
-from mgpt.settings import Settings
+from mgpt.settings import JOB_IDENTITY, Settings
 from mgpt.settings.infrastructure import ClusterSettings
-from mgpt.stage import JOB_IDENTITY, JOB_INPUTS
+from mgpt.stage import JOB_INPUTS
 from mgpt.storage import Store
 
 if TYPE_CHECKING:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from mgpt.settings.checks import mistakes_between_sections
 from mgpt.settings.evaluation import DescribeSettings, EvaluateSettings
 from mgpt.settings.fields import Section
 from mgpt.settings.infrastructure import ClusterSettings, StorageSettings
@@ -20,6 +22,7 @@ from mgpt.settings.training import TrainingSettings
 
 __all__ = ["Mistake", "Settings", "SettingsError", "load"]
 
+JOB_IDENTITY = "MGPT_JOB_IDENTITY"  # set by the client of a Ray job, which has judged the settings where the sources are
 BySystem = Annotated[dict[str, TrainingSettings], Field(min_length=1)]
 
 
@@ -56,11 +59,11 @@ def load(path: str | Path = "params.yaml", environment: Mapping[str, str] = os.e
     """
     content = read_params(path)
     mistakes = overlay(content, environment)
-    settings, found = validate(Settings, content)
+    settings, found = validate(Settings, deepcopy(content))
     mistakes += found
     if settings is not None:
         assert isinstance(settings, Settings)
-        mistakes += [one for check in CHECKS for one in check(settings)]
+        mistakes += mistakes_between_sections(settings, content, in_job=JOB_IDENTITY in environment)
     if mistakes or not isinstance(settings, Settings):
         raise SettingsError(str(path), mistakes)
     return settings
@@ -72,31 +75,3 @@ def section(settings: Any, stage: str, system: str | None = None) -> Any:
 
     whole = child(settings, stage)
     return child(whole, system) if system else whole
-
-
-def _systems_have_models(settings: Settings) -> Iterator[Mistake]:
-    for stage in ("pretrain", "multitask", "instruct", "promote"):
-        for system in getattr(settings, stage):
-            if system not in settings.models:
-                rule = "a system that is trained or promoted has a model"
-                yield Mistake(
-                    f"{stage}.{system}", "...", rule, f"add models.{system}, or remove this section; models: {', '.join(settings.models)}"
-                )
-
-
-def _cluster_reaches_store(settings: Settings) -> Iterator[Mistake]:
-    """A job on another machine cannot write to this machine's disk; on this machine it can."""
-    local = ("http://127.0.0.1", "http://localhost", "https://localhost")
-    if not settings.cluster.address or settings.cluster.address.startswith(local):
-        return
-    if "://" not in settings.storage.root:
-        rule = "a cluster elsewhere cannot reach a folder of this machine"
-        yield Mistake("storage.root", settings.storage.root, rule, "use s3://bucket/prefix, or an empty cluster.address")
-    if settings.tracking.uri.startswith("sqlite"):
-        rule = "a cluster elsewhere cannot reach a database file of this machine"
-        yield Mistake(
-            "tracking.uri", settings.tracking.uri, rule, "use the http(s) address of an MLflow server, or an empty cluster.address"
-        )
-
-
-CHECKS: tuple[Callable[[Settings], Iterator[Mistake]], ...] = (_systems_have_models, _cluster_reaches_store)

@@ -19,6 +19,7 @@ AROUND = (
     "mgpt/outcome.py",
     "mgpt/storage.py",
     "mgpt/settings/__init__.py",
+    "mgpt/settings/checks.py",
     "mgpt/settings/loader.py",
     "mgpt/settings/declared.py",
     "mgpt/settings/fields.py",

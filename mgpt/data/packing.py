@@ -2,7 +2,7 @@
 
 Rows are planned from lengths alone, before a picture is decoded. A packed row carries `segment_ids`, 1, 2, ... for its samples and 0 for
 padding, and positions that restart with each sample. `attention_inputs` turns the segments into what an attention implementation takes: a
-dense mask for SDPA and eager attention, a block mask for flex attention, or sequence bounds for flash attention.
+dense mask for SDPA and eager attention, a block mask for flex attention, or sequence bounds for flash attention and `varlen`.
 
 Letters: P packed rows, L positions of a row.
 """
@@ -82,24 +82,27 @@ def _one_row(tensors: Mapping[str, Tensor], lengths: Sequence[int], pack: Sequen
     return row
 
 
-def attention_inputs(segment_ids_PL: Tensor, implementation: str) -> dict[str, Any]:
+def attention_inputs(segment_ids_PL: Tensor, implementation: str, device: torch.device | None = None) -> dict[str, Any]:
     """What the language model's `forward` takes so that each sample of a packed row is on its own, causally.
 
-    implementation: transformers' name: `sdpa`, `eager`, `flex_attention` or `flash_attention_2`. Flash attention takes one row (P = 1)
-    without padding.
+    segment_ids_PL: on the CPU, so that no value is read back from a device. implementation: transformers' name (`sdpa`, `eager`,
+    `flex_attention`, `flash_attention_2`), or `varlen` of `mgpt.model.attention`; the last two take one row (P = 1) without padding.
+    device: where the result is needed; by default where the segments are.
 
     Raises:
         ValueError: another implementation, or rows that it cannot take.
     """
+    device = segment_ids_PL.device if device is None else device
     if implementation in ("sdpa", "eager"):
-        return {"attention_mask": dense_mask(segment_ids_PL)}
+        return {"attention_mask": dense_mask(segment_ids_PL.to(device, non_blocking=True))}
     if implementation == "flex_attention":
-        return {"attention_mask": block_mask(segment_ids_PL)}
-    if implementation == "flash_attention_2":
-        return {"attention_mask": None, **sequence_bounds(segment_ids_PL)}
-    raise ValueError(
-        f"attn_implementation: {implementation!r} cannot run packed rows; use sdpa, eager, flex_attention or flash_attention_2"
-    )
+        return {"attention_mask": block_mask(segment_ids_PL.to(device, non_blocking=True))}
+    if implementation in ("varlen", "flash_attention_2"):
+        # transformers passes a mask of four dimensions on as it is; None would make it look for samples in the positions, and build one.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if implementation == "varlen" else None
+        return {"attention_mask": mask, **sequence_bounds(segment_ids_PL, device)}
+    known = "sdpa, eager, flex_attention, varlen or flash_attention_2"
+    raise ValueError(f"attn_implementation: {implementation!r} cannot run packed rows; use {known}")
 
 
 def dense_mask(segment_ids_PL: Tensor) -> Tensor:
@@ -119,11 +122,12 @@ def block_mask(segment_ids_PL: Tensor) -> Any:
     return create_block_mask(sees, rows, None, length, length, device=segment_ids_PL.device)
 
 
-def sequence_bounds(segment_ids_PL: Tensor) -> dict[str, Any]:
-    """Flash attention's variable-length arguments: cumulative lengths (samples + 1, int32) and the longest sample."""
+def sequence_bounds(segment_ids_PL: Tensor, device: torch.device | None = None) -> dict[str, Any]:
+    """Flash attention's variable-length arguments: cumulative lengths (samples + 1, int32) on `device`, and the longest sample."""
     if segment_ids_PL.shape[0] != 1 or bool((segment_ids_PL == 0).any()):
-        raise ValueError("flash_attention_2: packed batches must be one row without padding; set micro_batch_size so that one row is made")
+        rule = "packed batches must be one row without padding; set pack_tokens so that one row is made"
+        raise ValueError(f"varlen, flash_attention_2: {rule}, or use sdpa")
     sizes = torch.unique_consecutive(segment_ids_PL[0], return_counts=True)[1]
-    bounds = functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(sizes.max())
+    bounds = functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

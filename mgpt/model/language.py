@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgpt.model import attention
 from mgpt.model.configuration import LoraSpec
 
 IGNORE_INDEX = -100
@@ -64,7 +65,7 @@ def attention_bias(mask: Any, dtype: torch.dtype, implementation: str | None) ->
     if mask.is_floating_point():
         return mask.to(dtype)
     allowed = mask.bool()
-    if implementation == "sdpa":
+    if implementation in ("sdpa", attention.NAME):
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mgpt.data.packing import attention_inputs, pack_rows, plan_packs
 
 IGNORE = -100  # label of a position without supervision
+_STAY = ("labels", "segment_ids")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Batch:
     ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`. Labels stay: the model finds the supervised places on the CPU, so that nothing is read back."""
-        tensors = {name: tensor if name == "labels" else tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        """The same batch on `device`. Labels and segments stay: supervised places and samples' bounds are found on the CPU, so that nothing
+        is read back."""
+        tensors = {name: tensor if name in _STAY else tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         return Batch(tensors, self.ids)
 
     def sizes(self) -> tuple[int, int, int]:
@@ -42,7 +44,7 @@ class Batch:
         if "segment_ids" not in self.tensors:
             return dict(self.tensors)
         rest = {name: tensor for name, tensor in self.tensors.items() if name != "segment_ids"}
-        return rest | attention_inputs(self.tensors["segment_ids"], implementation)
+        return rest | attention_inputs(self.tensors["segment_ids"], implementation, self.tensors["input_ids"].device)
 
     def to_bytes(self) -> bytes:
         """One safetensors blob: the feeding process pays for collation, the training process only maps the bytes."""

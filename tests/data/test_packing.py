@@ -1,5 +1,6 @@
 """Packed rows against the same samples one by one, on the real model with random weights."""
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -59,43 +60,73 @@ def gradients(model, batch):
     return float(loss.detach()), int(count), torch.cat([parameter.grad.flatten() for parameter in model.trainable_parameters().values()])
 
 
-def packed_batch(tensors, budget):
-    packs = plan_packs(tensors["attention_mask"].sum(1).tolist(), COUNTS, budget)
+def packed_batch(tensors, packs, implementation):
     packed = pack_rows(tensors, COUNTS, packs)
-    return packs, {
-        **{name: packed[name] for name in ("input_ids", "labels", "position_ids", "pixel_values")},
-        **attention_inputs(packed["segment_ids"], "sdpa"),
-    }
+    kept = {name: packed[name] for name in ("input_ids", "labels", "position_ids", "pixel_values") if name in packed}
+    return packed, kept | attention_inputs(packed["segment_ids"], implementation)
 
 
-@pytest.mark.parametrize("budget", [1000, 90])
-def test_packed_rows_give_the_gradients_of_single_rows(model, budget):
-    model, processor = model
-    tensors = rows(processor)
-    packs, batch = packed_batch(tensors, budget)
-    assert len(packs) < len(SAMPLES)
-    loss, count, packed = gradients(model, batch)
-    one_loss, one_count, plain = gradients(model, tensors)
-    assert count == one_count
-    assert loss == pytest.approx(one_loss, rel=1e-6)
-    assert float((packed - plain).norm() / plain.norm()) <= 1e-6
+@contextmanager
+def attention(model, implementation):
+    before = model.language_model.config._attn_implementation
+    model.language_model.set_attn_implementation(implementation)
+    with torch.compiler.set_stance("force_eager"):  # flex attention compiles itself, for minutes on a CPU; the mask is what is tested
+        yield
+    model.language_model.set_attn_implementation(before)
 
 
-def test_logits_do_not_change_with_what_a_sample_is_packed_with(model):
-    model, processor = model
-    tensors = rows(processor)
-    alone = model(**{name: tensors[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
+def plans(tensors, implementation):
+    """Everything in one row; and two samples a row at most, where an implementation takes several rows."""
     lengths = tensors["attention_mask"].sum(1).tolist()
-    for packs in ([[0, 1, 2, 3, 4]], [[0, 3], [1, 2, 4]]):
-        packed = pack_rows(tensors, COUNTS, packs)
-        call = {name: packed[name] for name in ("input_ids", "position_ids", "pixel_values")} | attention_inputs(
-            packed["segment_ids"], "sdpa"
-        )
-        logits = model(**call).logits
+    return [plan_packs(lengths, COUNTS, 1000)] + ([plan_packs(lengths, COUNTS, 90)] if implementation in ("sdpa", "eager") else [])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "varlen"])  # torch has no gradient of flex attention on a CPU
+def test_packed_rows_give_the_gradients_of_single_rows(model, implementation):
+    model, processor = model
+    tensors = rows(processor)
+    one_loss, one_count, plain = gradients(model, tensors)
+    assert float(plain.norm()) > 1
+    with attention(model, implementation):
+        for packs in plans(tensors, implementation):
+            assert len(packs) < len(SAMPLES)
+            loss, count, packed = gradients(model, packed_batch(tensors, packs, implementation)[1])
+            assert count == one_count
+            assert loss == pytest.approx(one_loss, rel=1e-6)
+            assert float((packed - plain).norm() / plain.norm()) <= 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention", "varlen"])
+def test_logits_do_not_change_with_what_a_sample_is_packed_with(model, implementation):
+    model, processor = model
+    tensors = rows(processor)
+    with torch.no_grad():
+        alone = model(**{name: tensors[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
+    lengths = tensors["attention_mask"].sum(1).tolist()
+    several = [[[0, 3], [1, 2, 4]]] if implementation not in ("flash_attention_2", "varlen") else []
+    for packs in ([[0, 1, 2, 3, 4]], [[4, 2, 0, 3, 1]], *several):
+        packed, batch = packed_batch(tensors, packs, implementation)
+        del batch["labels"]
+        with torch.no_grad(), attention(model, implementation):
+            logits = model(**batch).logits
         for row, pack in enumerate(packs):
             for place, number in enumerate(pack, start=1):
                 mine = logits[row][packed["segment_ids"][row] == place]
                 assert torch.allclose(mine, alone[number, : lengths[number]], atol=1e-5)
+
+
+def test_varlen_on_rows_that_are_not_packed_is_sdpa(model):
+    """Padded rows and generation keep their masks."""
+    model, processor = model
+    tensors = rows(processor)
+    expected = gradients(model, tensors)[2]
+    prompts = {name: tensors[name][:2, :20].clone() for name in ("input_ids", "attention_mask")}
+    prompts["input_ids"] = prompts["input_ids"].masked_fill(prompts["input_ids"] == model.config.image_token_id, 5)
+    prompts["attention_mask"][0, :6] = 0
+    tokens = model.generate(**prompts, max_new_tokens=4)
+    with attention(model, "varlen"):
+        assert torch.equal(gradients(model, tensors)[2], expected)
+        assert torch.equal(model.generate(**prompts, max_new_tokens=4), tokens)
 
 
 def test_forms_of_the_mask_agree():

@@ -66,6 +66,7 @@ class Sample:
         source: `path#key` of the record inside the source's folder.
         extra: JSON-like facts that only evaluation needs: `key` (the id a prediction is reported under), `objects` (name of every object
             instance in the picture), `choices` (candidate answers).
+        names: what the picture is called across datasets (`coco:139`, `vg:2315405`), for curation: not stored, no part of the hash.
 
     Raises:
         ValueError: a turn has another role, there is no turn, a text is no Unicode text, or a box token refers to a box that is not there.
@@ -83,6 +84,7 @@ class Sample:
     licence: str = ""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         where = f"{self.dataset} {self.source}".strip()

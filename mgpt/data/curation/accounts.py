@@ -40,7 +40,8 @@ def _tables(plan: Plan, verdicts: Verdicts, store: Store, parts: str) -> Iterato
     ):
         yield pq.read_table(pa.BufferReader(store.read(f"{parts}/{unit.name}.lost.parquet")))
         dropped = [
-            {"dataset": unit.dataset, "split": splits[n], "source": sources[n], "reason": reasons[n], "detail": details[n], "step": "link"}
+            {"dataset": unit.dataset, "split": splits[n], "source": sources[n].as_py(), "reason": reasons[n], "detail": details[n]}
+            | {"step": "link"}
             for n in range(len(reasons))
             if reasons[n]
         ]
@@ -70,6 +71,10 @@ def summarise(
         "reasons": _ordered(Counter(lost.column("reason").to_pylist())),
         "mended": _ordered(mended),
         "similar_pairs": verdicts.similar,
+        "contamination": [
+            {"training": training, "evaluation": evaluation, "found_by": way, "records": count}
+            for (training, evaluation, way), count in sorted(verdicts.contamination.items())
+        ],
     }
 
 

@@ -18,6 +18,7 @@ from mgpt.data.sample import Sample
 from mgpt.data.tasks import render
 
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf")
+_WAYS = {"file": "the same file", "name": "its number in COCO or Visual Genome", "look": "nearly the same look"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.7rem;margin:0 0 .2rem}
@@ -47,6 +48,7 @@ def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], ma
         f"<div><h2>By licence</h2>{_counts('Licence', facts.licences)}</div>",
         f"<div><h2>Reasons of loss</h2>{_counts('Reason', report['reasons'])}</div>",
         f"<div><h2>Mended</h2>{_counts('What', report['mended'])}</div></div>",
+        f"<h2>Evaluation pictures found in training</h2>{_contamination(report['contamination'])}",
         f'<h2>Histograms</h2><div class="row">{_histograms(facts)}</div>',
         f'<h2>Alike</h2><p class="note">The left one stayed or is held out, the right one went.</p>{_pairs(pairs)}',
         '<h2>Samples</h2><p class="note">Pictures with their boxes, and the text trained on; the loss sees the <mark>marked</mark>.</p>',
@@ -68,6 +70,12 @@ def _dataset_rows(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         for dataset, splits in report["datasets"].items()
         for split, row in splits.items()
     ]
+
+
+def _contamination(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(row["training"], row["evaluation"], _WAYS[row["found_by"]], row["records"]) for row in found]
+    head = ("Removed from", "Held out in", "Found by", "Records")
+    return _table(head, rows) if rows else '<p class="note">none</p>'
 
 
 def _counts(name: str, counts: Mapping[str, int]) -> str:

@@ -52,6 +52,7 @@ def gather(store: Store, entries: Sequence[Entry], wanted: int) -> Facts:
         if entry.meta["split"] == "train":
             for row in rows:
                 candidates[row["dataset"], row["task"]].append((row["id"], entry.uri))
+            candidates = defaultdict(list, {group: sorted(found)[:wanted] for group, found in candidates.items()})
     facts.samples = _read_samples(store, _spread(candidates, wanted))
     return facts
 

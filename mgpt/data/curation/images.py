@@ -34,6 +34,7 @@ from mgpt.settings.sources import CurateSettings
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG opens MPO too
 THUMBNAIL = 32  # side of the picture's fingerprint, see mgpt.data.curation.similar
+LOOK = 64  # fewest pixels of a side that a fingerprint is made of, where there are as many
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -79,9 +80,13 @@ def _decode(data: bytes, settings: CurateSettings) -> Checked:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _check_header(picture, settings)
+            stored, orientation = picture.size, _orientation(picture)
+            if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L") and orientation == 1:
+                # It keeps its bytes, so a small look is enough: every code of the file is read, only fewer points are made of them.
+                picture.draft(None, (LOOK, LOOK))
             picture.load()
             _check_end(data, picture.format)
-            return _mend(data, picture)
+            return _mend(data, picture, orientation, stored)
     except Image.DecompressionBombError as error:
         raise BadImage("too many pixels", str(error)) from error
     except UnidentifiedImageError as error:
@@ -122,17 +127,20 @@ def _check_end(data: bytes, kind: str | None) -> None:
         raise BadImage("damaged image", "JPEG without end marker")
 
 
-def _mend(data: bytes, picture: Image.Image) -> Checked:
-    stored = picture.size
-    orientation = picture.getexif().get(ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF") else 1
-    orientation = orientation if orientation in range(1, 9) else 1
+def _orientation(picture: Image.Image) -> int:
+    found = picture.getexif().get(ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF") else 1
+    return found if found in range(1, 9) else 1
+
+
+def _mend(data: bytes, picture: Image.Image, orientation: int, stored: tuple[int, int]) -> Checked:
     rgb, mended = _to_rgb(picture)
     if orientation != 1:
         rgb, mended = ImageOps.exif_transpose(_with_orientation(rgb, orientation)), [*mended, "orientation"]
     if mended:
         data = _encode(rgb, picture.format)
     thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=1.5).tobytes()
-    return Checked(data, hashlib.sha256(data).hexdigest(), *rgb.size, thumbnail, tuple(mended), orientation, stored)
+    width, height = rgb.size if mended else stored
+    return Checked(data, hashlib.sha256(data).hexdigest(), width, height, thumbnail, tuple(mended), orientation, stored)
 
 
 def _with_orientation(picture: Image.Image, orientation: int) -> Image.Image:

@@ -23,7 +23,10 @@ from mgpt.data.text import normalise_sample
 from mgpt.settings.sources import CurateSettings
 from mgpt.storage import Store
 
-ROWS = SCHEMA.append(pa.field("image_sha256", pa.string()))
+# A sample and what only curation asks of it: which picture it shows, by its bytes and by the names that other datasets know it by, and the
+# key under which an evaluation reports it.
+_JUDGED = [pa.field("image_sha256", pa.string()), pa.field("names", pa.list_(pa.string())), pa.field("key", pa.string())]
+ROWS = pa.schema([*SCHEMA, *_JUDGED])
 IMAGES = pa.schema([("sha256", pa.string()), ("thumbnail", pa.binary())])
 LOST = pa.schema([(name, pa.string()) for name in ("dataset", "split", "source", "reason", "detail", "step")])
 _GROUP_BYTES = 16 << 20  # a row group is written when this many image bytes wait
@@ -150,7 +153,12 @@ class _Judge:
             sample = normalise_sample(sample, self.reader.card.normalised_roles)
         sample = sample.revise(**changes) if changes else sample
         check_sample(sample, self.settings)
-        self.rows.add(sample.to_row() | {"image_sha256": checked.sha256 if checked else None}, len(sample.image or b""))
+        judged_by = {
+            "image_sha256": checked.sha256 if checked else None,
+            "names": list(sample.names),
+            "key": str(sample.extra.get("key", "")),
+        }
+        self.rows.add(sample.to_row() | judged_by, len(sample.image or b""))
         if checked:
             self._remember(checked)
 

@@ -17,6 +17,7 @@ from mgpt.data.sample import SCHEMA
 from mgpt.storage import Entry, Store
 
 _GROUP_ROWS = 500
+_BATCH_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,42 @@ def shard_counts(kept: int, rows_per_shard: int) -> int:
 
 
 def write_shards(store: Store, job: ShardJob) -> list[Entry]:
-    """Writes the kept rows of one unit and split, and gives the manifest entries of the shards."""
+    """Writes the kept rows of one unit and split, one group of them in memory at a time, and gives the manifest entries of the shards."""
     entries = []
     with store.open(job.rows_uri) as file, tempfile.TemporaryDirectory() as scratch:
-        shards = _shards(pq.ParquetFile(file), job.keep, job.rows_per_shard)
-        for name, batches in zip(job.names, shards, strict=True):
+        groups = _groups(pq.ParquetFile(file), job.keep, job.rows_per_shard)
+        for name in job.names:
             path = Path(scratch) / "shard.parquet"
-            rows = _write(batches, path)
+            rows = _write(groups, path, job.rows_per_shard)
             store.put_file(path, f"{job.folder}/{name}")
             entries.append(store.entry(name, f"{job.folder}/{name}", rows=rows, **job.meta))
     return entries
 
 
-def _write(batches: list[pa.RecordBatch], path: Path) -> int:
+def _write(groups: Iterator[pa.Table], path: Path, most: int) -> int:
+    rows = 0
     with pq.ParquetWriter(path, SCHEMA, **parquet_options(SCHEMA)) as writer:
-        writer.write_table(pa.Table.from_batches(batches), row_group_size=_GROUP_ROWS)
-    return sum(batch.num_rows for batch in batches)
+        while rows < most and (group := next(groups, None)) is not None:
+            writer.write_table(group, row_group_size=_GROUP_ROWS)
+            rows += group.num_rows
+    return rows
 
 
-def _shards(file: pq.ParquetFile, keep: np.ndarray, size: int) -> Iterator[list[pa.RecordBatch]]:
+def _groups(file: pq.ParquetFile, keep: np.ndarray, size: int) -> Iterator[pa.Table]:
+    """The kept rows in groups of `_GROUP_ROWS`; every `size` rows the groups begin anew, and the last of each may be smaller."""
     waiting: list[pa.RecordBatch] = []
     rows = start = 0
-    for batch in file.iter_batches(batch_size=_GROUP_ROWS, columns=SCHEMA.names):
+    wanted = min(_GROUP_ROWS, size)
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):
         kept = batch.filter(pa.array(keep[start : start + batch.num_rows]))
         start += batch.num_rows
         while kept.num_rows:
-            piece = kept.slice(0, size - rows)
-            kept = kept.slice(piece.num_rows)
-            waiting.append(piece)
-            rows += piece.num_rows
-            if rows == size:
-                yield waiting
-                waiting, rows = [], 0
+            room = wanted - sum(piece.num_rows for piece in waiting)
+            waiting.append(kept.slice(0, room))
+            kept = kept.slice(waiting[-1].num_rows)
+            if waiting[-1].num_rows == room:
+                yield pa.Table.from_batches(waiting)
+                rows = (rows + wanted) % size
+                waiting, wanted = [], min(_GROUP_ROWS, size - rows)
     if waiting:
-        yield waiting
+        yield pa.Table.from_batches(waiting)

@@ -13,8 +13,10 @@ breaks on a cropped edge. Three steps instead, each on fewer pairs than the one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -28,9 +30,15 @@ SLACK = 0.012  # of a side, by which a border may seem to grow
 WORST_POINTS = 6  # the sixth largest difference counts: a few points on an edge always differ
 MOST_DIFFERENCE = 42.0  # of 255, between registered thumbnails
 SAME_DIFFERENCE = 12.0  # of 255, below which two thumbnails need no registration
-CHUNK = 4096
+CHUNK = 1024
 
 Matrix = np.ndarray
+
+
+class Thumbnails(Protocol):
+    """[pictures, 32, 32, 3] uint8 of which some rows at a time are looked at: an array, or a file (`link.Pictures`)."""
+
+    def __getitem__(self, rows: Any) -> Matrix: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Similar:
     distance: float
 
 
-def find_similar(thumbnails: Matrix, rows: Matrix) -> list[Similar]:
+def find_similar(thumbnails: Thumbnails, rows: Matrix) -> list[Similar]:
     """Pictures that nearly equal an earlier one that stays.
 
     Args:
@@ -59,7 +67,7 @@ def find_similar(thumbnails: Matrix, rows: Matrix) -> list[Similar]:
     return sorted(kept, key=lambda pair: pair.second)
 
 
-def find_matches(thumbnails: Matrix, rows: Matrix, against: Matrix) -> list[Similar]:
+def find_matches(thumbnails: Thumbnails, rows: Matrix, against: Matrix) -> list[Similar]:
     """Pictures of `rows` [n] that nearly equal one of `against` [m]: for each the closest."""
     best: dict[int, Similar] = {}
     for found in _alike(thumbnails, rows, against, None):
@@ -69,28 +77,29 @@ def find_matches(thumbnails: Matrix, rows: Matrix, against: Matrix) -> list[Simi
     return [best[row] for row in sorted(best)]
 
 
-def _collapse(thumbnails: Matrix, rows: Matrix) -> tuple[Matrix, list[Similar]]:
+def _collapse(thumbnails: Thumbnails, rows: Matrix) -> tuple[Matrix, list[Similar]]:
     """One of each set of equal thumbnails, and pairs for the others: ten thousand placeholders must not be compared with each other."""
     first: dict[bytes, int] = {}
-    equal = [Similar(first.setdefault(thumbnails[row].tobytes(), int(row)), int(row), 0.0) for row in rows]
+    digests = (hashlib.sha256(thumbnails[row].tobytes()).digest() for row in rows)
+    equal = [Similar(first.setdefault(digest, int(row)), int(row), 0.0) for row, digest in zip(rows, digests, strict=True)]
     return np.array([pair.second for pair in equal if pair.first == pair.second], dtype=np.int64), [
         pair for pair in equal if pair.first != pair.second
     ]
 
 
-def _alike(thumbnails: Matrix, rows: Matrix, against: Matrix, gone: set[int] | None) -> Iterator[list[Similar]]:
+def _alike(thumbnails: Thumbnails, rows: Matrix, against: Matrix, gone: set[int] | None) -> Iterator[list[Similar]]:
     """Pairs alike, a chunk of `rows` at a time. With `gone`, only earlier pictures that are not (yet) in it are compared with."""
     if not len(rows) or not len(against):
         return
-    tree = cKDTree(np.concatenate([_coefficients(thumbnails[part]) for part in _chunks(against)]))
+    tree = cKDTree(_of_all(_coefficients, thumbnails, against))
     for part in _chunks(rows):
         first, second = _neighbours(tree, thumbnails, part, against)
         if gone is not None:
             fit = (first < second) & ~np.isin(first, list(gone))
             first, second = first[fit], second[fit]
         found: list[Similar] = []
-        for start in range(0, len(first), 8 * CHUNK):
-            piece = slice(start, start + 8 * CHUNK)
+        for start in range(0, len(first), 2 * CHUNK):
+            piece = slice(start, start + 2 * CHUNK)
             found += _judge(thumbnails, first[piece], second[piece])
         yield found
 
@@ -99,14 +108,19 @@ def _chunks(rows: Matrix) -> Iterator[Matrix]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def _neighbours(tree: cKDTree, thumbnails: Matrix, part: Matrix, against: Matrix) -> tuple[Matrix, Matrix]:
+def _of_all(function: Callable[[Matrix], Matrix], thumbnails: Thumbnails, rows: Matrix) -> Matrix:
+    """What `function` makes of the pictures `rows`, with few of them in memory at a time."""
+    return np.concatenate([function(thumbnails[part]) for part in _chunks(rows)])
+
+
+def _neighbours(tree: cKDTree, thumbnails: Thumbnails, part: Matrix, against: Matrix) -> tuple[Matrix, Matrix]:
     near = tree.query_ball_point(_coefficients(thumbnails[part]), RADIUS)
     lengths = np.fromiter((len(found) for found in near), dtype=np.int64, count=len(near))
     flat = np.concatenate([np.asarray(found, dtype=np.int64) for found in near])
     return against[flat], np.repeat(part, lengths)
 
 
-def _judge(thumbnails: Matrix, first: Matrix, second: Matrix) -> list[Similar]:
+def _judge(thumbnails: Thumbnails, first: Matrix, second: Matrix) -> list[Similar]:
     close = _tangent_close(thumbnails, first, second)
     first, second = first[close], second[close]
     found = []
@@ -162,14 +176,14 @@ def _tangents(thumbnails: Matrix) -> Matrix:
     return np.stack([_project(rows, columns * 255, thumbnails) for rows, columns in pairs], axis=-1)
 
 
-def _tangent_close(thumbnails: Matrix, first: Matrix, second: Matrix) -> Matrix:
+def _tangent_close(thumbnails: Thumbnails, first: Matrix, second: Matrix) -> Matrix:
     """Which pairs differ by little more than what cutting a border does, [n] bool."""
     pictures, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    coefficients = _coefficients(thumbnails[pictures])
+    coefficients = _of_all(_coefficients, thumbnails, pictures)
     ones, others = places[: len(first)], places[len(first) :]
     difference = coefficients[others] - coefficients[ones]
     used, which = np.unique(ones, return_inverse=True)
-    tangents = _tangents(thumbnails[pictures[used]])
+    tangents = _of_all(_tangents, thumbnails, pictures[used])
     solver, spanned = _solvers(tangents)
     inside = np.einsum("nij,ni->nj", spanned[which], difference)
     rest = (difference**2).sum(1) - (inside**2).sum(1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from mgpt.data.boxes import Box
 from mgpt.data.sample import Sample, Turn
@@ -17,6 +18,7 @@ from mgpt.data.sources.files import Folder, Images, Picture, Reason, Refused
 
 # What damaged data raises. Everything else (a server that is down, a full disk) is not the record's fault and stops the reader.
 DATA_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})")
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -86,6 +88,7 @@ class Problem:
 class Reader(ABC):
     """Reads one dataset in its published format. Subclasses cut a file into rows and turn a row into samples."""
 
+    collection: Literal["", "coco", "vg"] = ""  # whose numbers name the pictures
     patterns: tuple[str, ...] = ()  # names of annotation files, as `fnmatch` patterns; the first that matches any wins
 
     def __init__(self, card: Card, patterns: tuple[str, ...] = ()) -> None:
@@ -175,6 +178,7 @@ class Reader(ABC):
         boxes: Sequence[Box] = (),
         licence: str | None = None,
         extra: Mapping[str, Any] | None = None,
+        names: tuple[str, ...] = (),
     ) -> Sample:
         shown = picture or Picture(None, 0, 0)
         return Sample.create(
@@ -189,6 +193,7 @@ class Reader(ABC):
             licence=licence or self.card.licence,
             source=f"{part.path}#{key}",
             extra=extra or {},
+            names=tuple(dict.fromkeys((*picture_names(shown.path, self.collection), *names))),
         )
 
     def _problem(self, split: str, source: str, error: Exception) -> Problem:
@@ -197,6 +202,15 @@ class Reader(ABC):
         if isinstance(error, KeyError):
             return Problem(self.card.name, split, source, "missing field", f"the record has no {error}")
         return Problem(self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300])
+
+
+def picture_names(path: str, collection: str) -> tuple[str, ...]:
+    """What a picture file is called across datasets: `coco:139` for COCO's name of 2014 anywhere, and for a bare number in a dataset on
+    pictures of COCO; `vg:2315405` for a bare number in one on pictures of Visual Genome."""
+    name = PurePosixPath(path).stem
+    if match := COCO_NAME.fullmatch(name):
+        return (f"coco:{int(match.group(1))}",)
+    return (f"{collection}:{int(name)}",) if collection and name.isascii() and name.isdigit() else ()
 
 
 def split_name(text: str, default: str = "train") -> str:

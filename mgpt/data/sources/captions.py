@@ -66,6 +66,7 @@ class CocoCaptions(Reader):
     the names of a picture's objects go along for the hallucination metric.
     """
 
+    collection = "coco"
     patterns = ("coco_karpathy_*.json",)
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:

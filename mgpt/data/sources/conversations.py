@@ -48,6 +48,8 @@ class _CocoConversations(Reader):
     """Conversations about COCO pictures by id. The original assumes `COCO_train2014_{id}.jpg` (defect T34); the 2017 names are tried
     too."""
 
+    collection = "coco"
+
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         with part.folder.open(part.path) as file:
             for key, row in json_or_lines(file, part.path):

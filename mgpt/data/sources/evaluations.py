@@ -24,6 +24,7 @@ class _Evaluation(Reader):
 class OkVqaEvaluation(Reader):
     """`okvqa_test_split.json` (`image_id`, `question`, `question_id`) with the official annotations, `*annotations*.json`, beside it."""
 
+    collection = "coco"
     patterns = ("okvqa_*_split.json",)
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
@@ -49,6 +50,7 @@ class OkVqaEvaluation(Reader):
 class Vsr(_Evaluation):
     """Visual spatial reasoning, JSON Lines of `image`, `caption`, `label`, `relation`: is the statement true or false?"""
 
+    collection = "coco"
     patterns = ("*.jsonl",)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:

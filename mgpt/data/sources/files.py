@@ -38,15 +38,16 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """Encoded bytes and the size that the file's header states (0 x 0 where it states none)."""
+    """Encoded bytes, the size that the file's header states (0 x 0 where it states none), and the path where it lay."""
 
     data: bytes | None
     width: int
     height: int
+    path: str = ""
 
     @classmethod
-    def of(cls, data: bytes) -> Picture:
-        return cls(data, *header_size(data))
+    def of(cls, data: bytes, path: str = "") -> Picture:
+        return cls(data, *header_size(data), path)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -119,7 +120,7 @@ class Images:
             if self.folder.lacks(path):
                 continue
             try:
-                return Picture.of(self.folder.read(path))
+                return Picture.of(self.folder.read(path), path)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
         raise Refused("missing image", f"no file {' or '.join(candidates)} below {self.folder.root}")

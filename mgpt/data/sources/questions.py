@@ -64,6 +64,7 @@ class Vqa(_Questions):
     The original drops records without a picture in silence; here each is a problem.
     """
 
+    collection = "coco"
     patterns = ("*vqa_*.json",)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
@@ -76,6 +77,7 @@ class Vqa(_Questions):
 class AOkVqa(_Questions):
     """A-OKVQA in both published layouts: LAVIS names the picture in `image`, the official file has `image_id` and COCO-2017 names."""
 
+    collection = "coco"
     patterns = ("aokvqa_*.json",)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
@@ -95,6 +97,7 @@ class Gqa(_Questions):
     """GQA as LAVIS publishes it (a list with `image`) or officially (an object by question id with `imageId`) (original code,
     gqa_datasets.py:41-59)."""
 
+    collection = "vg"
     patterns = ("*balanced_questions.json", "*questions.json")
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:

@@ -38,6 +38,7 @@ class RefCoco(Reader):
     each is a question.
     """
 
+    collection = "coco"
     patterns = ("refs(*).p",)
 
     def __init__(self, card: Card, direction: Direction) -> None:
@@ -80,6 +81,8 @@ class RefCocoEvaluation(Reader):
     RefCOCO val.
     """
 
+    collection = "coco"
+
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         seen: Counter[str] = Counter()
         with part.folder.open(part.path) as file:
@@ -102,15 +105,18 @@ class RefCocoEvaluation(Reader):
 
 class VisualGenomeRegions(Reader):
     """`region_descriptions.json` and `image_data.json` (original code, vg_dataset.py:31-88): one sample a region smaller than 16,384
-    square pixels."""
+    square pixels. The file's `coco_id` says which of COCO's pictures half of them are."""
 
+    collection = "vg"
     patterns = ("region_descriptions.json",)
     LARGEST = 16_384
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         beside = str(PurePosixPath(part.path).with_name("image_data.json"))
         with part.folder.open(beside) as file:
-            files = {row.get("image_id", row.get("id")): _last_two(str(row.get("url", ""))) for _, row in json_rows(file)}
+            files = {
+                row.get("image_id", row.get("id")): (_last_two(str(row.get("url", ""))), row.get("coco_id")) for _, row in json_rows(file)
+            }
         with part.folder.open(part.path) as file:
             for key, picture in json_rows(file):
                 for number, region in enumerate(picture["regions"]):
@@ -118,15 +124,18 @@ class VisualGenomeRegions(Reader):
                     yield str(region.get("region_id", f"{key}/{number}")), (region, files.get(identifier), identifier)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        region, path, identifier = row
+        region, known, identifier = row
         area = region["width"] * region["height"]
         if area >= self.LARGEST:
             raise Refused("not used", f"the region has {area} square pixels; the original keeps those below {self.LARGEST}")
-        if path is None:
+        if known is None:
             raise Refused("missing image", f"image_data.json does not list picture {identifier}")
+        path, coco_id = known
         box = pixels_xywh([region["x"], region["y"], region["width"], region["height"]])
         picture = images.get(*places(path, "images", "VG_100K", "VG_100K_2"))
-        yield self._sample(part, key, "refer", reference_turns("refer", (text_of(region, "phrase"),)), picture, boxes=(box,))
+        turns = reference_turns("refer", (text_of(region, "phrase"),))
+        names = () if coco_id is None else (f"coco:{coco_id}",)
+        yield self._sample(part, key, "refer", turns, picture, boxes=(box,), names=names)
 
 
 def _last_two(url: str) -> str:

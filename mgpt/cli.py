@@ -39,6 +39,14 @@ def _parser(asked_for: str) -> argparse.ArgumentParser:
     _add(commands, "check", "judge params.yaml and the environment: every mistake at once", _check).add_argument(
         "--params", default="params.yaml"
     )
+    # Its choices come with the plan's own code: only for those who plan.
+    _add(
+        commands,
+        "plan",
+        "parameters, memory, hours and cost of every stage, before anything runs",
+        _plan,
+        _plan_arguments if asked_for == "plan" else None,
+    )
     _add(commands, "report", "the chain's scores, times and champions; writes results/summary.json", _report)
     verify = _add(commands, "verify", "compare stored files with a manifest: one altered byte is found", _verify)
     verify.add_argument("manifest", nargs="+", type=Path)
@@ -102,6 +110,18 @@ def _check(asked: argparse.Namespace) -> None:
     settings = load(asked.params)
     Store(settings.storage.root).check()
     print(f"{asked.params}: no mistakes; the store {settings.storage.root} can be written")
+
+
+def _plan(asked: argparse.Namespace) -> None:
+    from mgpt.plan import command
+
+    command.run(asked)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from mgpt.plan import command
+
+    command.add_arguments(parser)
 
 
 def _report(_: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and settings of the published systems.
+"""Sizes and settings of the published systems; plain values, so that reading them imports neither torch nor transformers.
 
 Sources: configs/models/*.yaml, eva_vit.py:397-442, minigpt4.py:26-75, minigpt_v2.py:25-69 of the original code.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mgpt.model.configuration import LoraSpec, MiniGPTConfig
+if TYPE_CHECKING:
+    from mgpt.model.configuration import MiniGPTConfig
 
 MLP_RATIO = 4.3637
 CROSS_ATTENTION_EVERY = 2
@@ -19,18 +20,18 @@ BLIP2_QFORMER = {"vocab": 30523, "hidden": 768, "layers": 12, "heads": 12, "inte
 
 @dataclass(frozen=True)
 class System:
-    """image_size in pixels; merge: consecutive tokens in one, used without a Q-Former."""
+    """image_size in pixels; merge: consecutive tokens in one, used without a Q-Former; lora: the fields of `LoraSpec`."""
 
     image_size: int
     qformer: bool
     merge: int
-    lora: LoraSpec | None
+    lora: dict[str, Any] | None
 
 
 SYSTEMS = {
     "minigpt4": System(224, True, 1, None),
     "minigpt4-llama2": System(224, False, 4, None),
-    "minigpt-v2": System(448, False, 4, LoraSpec(64, 16, 0.05)),
+    "minigpt-v2": System(448, False, 4, {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj")}),
 }
 # Language models of the four published models: the fields of LlamaConfig.
 LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -45,10 +46,15 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def preset(name: str) -> MiniGPTConfig:
     """The configuration of a published model, a key of `PUBLISHED`; ValueError names the keys."""
+    return _config(preset_parts(name))
+
+
+def preset_parts(name: str) -> dict[str, Any]:
+    """The same as plain values: the arguments of `MiniGPTConfig`."""
     if name not in PUBLISHED:
         raise ValueError(f"preset: {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
     system, text = PUBLISHED[name]
-    return system_config(system, {"model_type": "llama", **text}, None)
+    return system_parts(system, {"model_type": "llama", **text}, None)
 
 
 def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
@@ -63,6 +69,17 @@ def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None =
 
 def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
     """The configuration of a system on a language model; ValueError for an unknown system."""
+    return _config(system_parts(system, text_config, sizes))
+
+
+def _config(parts: dict[str, Any]) -> MiniGPTConfig:
+    from mgpt.model.configuration import MiniGPTConfig
+
+    return MiniGPTConfig(**parts)
+
+
+def system_parts(system: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of `MiniGPTConfig` for a system on a language model; ValueError for an unknown system."""
     if system not in SYSTEMS:
         raise ValueError(f"system: {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
     sizes = sizes or {}
@@ -81,15 +98,15 @@ def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -
         "qkv_bias": True,
     }
     qformer = BLIP2_QFORMER | sizes.get("qformer", {}) if chosen.qformer else None
-    return MiniGPTConfig(
-        vision,
-        text_config,
-        None if qformer is None else _qformer(qformer, vit["width"]),
-        num_query_tokens=32 if qformer is None else qformer["nq"],
-        merge=chosen.merge,
-        lora=_lora(chosen, sizes),
-        prompt_format=system,
-    )
+    return {
+        "vision_config": vision,
+        "text_config": text_config,
+        "qformer_config": None if qformer is None else _qformer(qformer, vit["width"]),
+        "num_query_tokens": 32 if qformer is None else qformer["nq"],
+        "merge": chosen.merge,
+        "lora": _lora(chosen, sizes),
+        "prompt_format": system,
+    }
 
 
 def pretrained_image_size(sizes: dict[str, Any] | None) -> int:
@@ -112,8 +129,9 @@ def _qformer(sizes: dict[str, int], encoder_width: int) -> dict[str, Any]:
     }
 
 
-def _lora(chosen: System, sizes: dict[str, Any]) -> LoraSpec | None:
+def _lora(chosen: System, sizes: dict[str, Any]) -> dict[str, Any] | None:
     if chosen.lora is None or "lora" not in sizes:
         return chosen.lora
     given = sizes["lora"]
-    return LoraSpec(given["r"], given["alpha"], given.get("dropout", 0.0), tuple(given.get("targets", chosen.lora.target_modules)))
+    targets = tuple(given.get("targets", chosen.lora["target_modules"]))
+    return {"r": given["r"], "lora_alpha": given["alpha"], "lora_dropout": given.get("dropout", 0.0), "target_modules": targets}

@@ -24,6 +24,9 @@ class ModelSettings(Section):
     vision: str
     language: str
     qformer: str | None = None
+    preset: str | None = Field(
+        default=None, description="published model, a key of mgpt.model.presets.PUBLISHED, to plan with where the bases are not at hand"
+    )
     merge: int = Field(default=4, ge=1, description="consecutive image tokens that become one; without effect where there is a Q-Former")
     image_size: int | None = Field(default=None, gt=0, description="pixels; null for the tower's own size")
     lora: LoraSettings | None = None

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: chain test test-chain
+.PHONY: chain test test-chain chaos
 
 chain: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'dvc repro && mgpt report'
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 # The shrunken chain, killed, on a cluster, on S3: real servers throughout, and longer than the rest together.
 test-chain: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'pytest -m chain'
+
+# Kills a small training again and again; the result is a file.
+chaos: $(INSTALLED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.chaos
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with make PYTHON=..." >&2; exit 1; }

@@ -45,6 +45,7 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         "weights sha256": result.sha256,
         "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}",
         "mixture": mixture_table(mix),
+        "checkpoints": held_up(result.stalls),
     }
 
 
@@ -64,6 +65,14 @@ def mixture_table(mix: Mapping[str, Mapping[str, float]]) -> str:
         f"{name:<{width}}  declared {one['declared']:6.2%}  realised {one['realised']:6.2%}  {one['samples']:>7} samples"
         for name, one in mix.items()
     )
+
+
+def held_up(stalls: Sequence[float]) -> str:
+    """How many checkpoints there were since the workers last started, and for how long they held up training."""
+    if not stalls:
+        return "none"
+    mean, longest = sum(stalls) / len(stalls) * 1e3, max(stalls) * 1e3
+    return f"{len(stalls)}, each held up training for {mean:.0f} ms (longest {longest:.0f} ms)"
 
 
 def step_seconds(curve: Sequence[Mapping[str, float]], resumed_from: int) -> float:

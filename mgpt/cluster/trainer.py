@@ -2,7 +2,7 @@
 
 A run is its URI: Ray's run name is the URI's last part (the stage's identity) and its storage path the rest. The same request again goes
 on from the last committed checkpoint; a finished run returns at once. Below the URI lie Ray's checkpoints, `curve.csv` as it grows, and,
-at the end, `weights/` and `finished.json`.
+at the end, `weights/` and `finished.json`, and `ledger.json` where it is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mgpt.storage import Manifest, Store, sha256_file
 if TYPE_CHECKING:
     from mgpt.cluster.ingest import Feed
 
-CURVE, WEIGHTS, FINISHED, START = "curve.csv", "weights", "finished.json", "start"
+CURVE, LEDGER, WEIGHTS, FINISHED, START = "curve.csv", "ledger.json", "weights", "finished.json", "start"
 _POLL_SECONDS = 0.5
 _PLAIN = ("step", "step_seconds")  # columns that are no metric of their own
 
@@ -59,13 +59,15 @@ class TrainRequest:
 @dataclass(frozen=True)
 class TrainResult:
     """`weights` is the folder below `out`; `curve` its rows; `steps` are all steps of the run, `resumed_from` is the step this call
-    started at (equal to `steps` where nothing was left to do); `sha256` is that of `trainable.safetensors`."""
+    started at (equal to `steps` where nothing was left to do); `sha256` is that of `trainable.safetensors`; `stalls` are the seconds for
+    which each checkpoint since the last start of the workers held up training."""
 
     weights: Path
     curve: list[dict[str, float]]
     steps: int
     resumed_from: int
     sha256: str
+    stalls: tuple[float, ...] = ()
 
 
 def train(request: TrainRequest) -> TrainResult:
@@ -78,22 +80,32 @@ def train(request: TrainRequest) -> TrainResult:
     store = Store(request.run_uri)
     if store.exists(f"{request.run_uri}/{FINISHED}"):
         return _collect(request, store, request.settings.steps)
+    from mgpt.cluster.checkpoints import mend, tidy
     from mgpt.cluster.ingest import committed_step
 
+    mend(request.run_uri)
     resumed_from = committed_step(request.run_uri)
     with _Follower(request, store):
-        _fit(request, store)
+        while (damaged := _fit(request, store)) is not None:
+            if not mend(request.run_uri):
+                raise RuntimeError(f"a worker read what the driver does not: {damaged}; look at the network and the disks between them")
+    tidy(request.run_uri)
     return _collect(request, store, resumed_from)
 
 
-def _fit(request: TrainRequest, store: Store) -> None:
+def _fit(request: TrainRequest, store: Store) -> str | None:
+    """Trains to the end. Returns what is wrong when the checkpoint that workers should go on from is damaged."""
     import ray.data
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from mgpt.cluster.ingest import NAME, Feed, PlannedData
+    from mgpt.cluster.notice import ListeningTorch
     from mgpt.cluster.worker import Work, work
 
+    if request.workers.parallelism == "fsdp" and request.fresh.get("quantization"):
+        what = f"fsdp, with a language model of quantization {request.fresh['quantization']}, whose weights cannot be split"
+        raise ValueError(f"cluster.training.parallelism: {what}; set it to replicated, or the model's quantization to null")
     _set_up_ray_train(request.workers)
     start = _start(request, store)
     feed = Feed.of(request.settings, request.manifest, start, request.task_files)
@@ -107,12 +119,14 @@ def _fit(request: TrainRequest, store: Store) -> None:
     number = workers.workers if workers.maximum_workers is None else (workers.workers, workers.maximum_workers)
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     scaling: dict[str, Any] = {"num_workers": number, "use_gpu": workers.gpus_per_worker > 0, "resources_per_worker": resources}
+    scaling["elastic_resize_monitor_interval_s"] = workers.resize_seconds
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # Ray annotates the older trainer's forms
-        train_loop_config={"work": Work(settings, start, request.run_uri, workers.threads)},
+        train_loop_config={"work": Work(settings, start, request.run_uri, workers)},
         datasets={NAME: _no_dataset},
         dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
-        torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        # Gloo beside NCCL: what workers agree on about a step passes the device by.
+        torch_config=ListeningTorch(backend="cpu:gloo,cuda:nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
@@ -125,6 +139,7 @@ def _fit(request: TrainRequest, store: Store) -> None:
     outcome = _outcome(trainer)
     if "refused" in outcome:
         raise ValueError(outcome["refused"])
+    return outcome.get("damaged")
 
 
 def _set_up_ray_train(workers: WorkerSettings) -> None:
@@ -134,9 +149,10 @@ def _set_up_ray_train(workers: WorkerSettings) -> None:
         # The controller's look at its workers, for which each report waits: the default of 2 s is many steps of a small model.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # One process more each; they matter where nodes are taken back and NCCL can hang.
+        # One process more each; they matter where nodes are taken back and NCCL can hang. A hang that lasts is a failure, not a remark.
         "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": gpus,
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": gpus,
+        "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if workers.gpus_per_worker or workers.maximum_workers else "0",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -182,7 +198,7 @@ def _collect(request: TrainRequest, store: Store, resumed_from: int) -> TrainRes
     if found != finished["sha256"]:
         what = f"{request.run_uri}/{WEIGHTS}: sha256 {found} is not the finished run's {finished['sha256']}"
         raise ValueError(f"{what}; delete the run's folder and train again")
-    return TrainResult(weights, read_curve(curve), finished["steps"], resumed_from, found)
+    return TrainResult(weights, read_curve(curve), finished["steps"], resumed_from, found, tuple(finished["stalls"]))
 
 
 def read_curve(content: bytes) -> list[dict[str, float]]:

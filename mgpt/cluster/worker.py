@@ -13,19 +13,25 @@ from typing import Any
 import ray.train
 import torch
 
+from mgpt.cluster.checkpoints import retried
 from mgpt.cluster.ingest import NAME, stream
+from mgpt.cluster.notice import obey, told
 from mgpt.cluster.start import Start
-from mgpt.cluster.trainer import CURVE, FINISHED, WEIGHTS
-from mgpt.settings.training import TrainingSettings
+from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, WEIGHTS
+from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import TOTALS, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
+from mgpt.train.files import DamagedError
+from mgpt.train.ledger import Ledger
 from mgpt.train.loop import Loop
 from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated
+from mgpt.train.saving import Keeper
 from mgpt.train.schedule import make_schedule
+from mgpt.train.sharded import Sharded
 from mgpt.train.state import TrainingState
 
 _STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
@@ -38,20 +44,23 @@ class Work:
     settings: TrainingSettings
     start: Start
     run_uri: str
-    threads: int
+    workers: WorkerSettings
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's training function. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way."""
+    """Ray Train's training function. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way, or
+    `{"damaged"}` when the checkpoint to go on from is."""
     todo: Work = config["work"]
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
-    torch.set_num_threads(todo.threads)
+    torch.set_num_threads(todo.workers.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         steps = _steps(todo)
         loop = make_loop(todo)
         loop.run(steps)
+    except DamagedError as error:
+        return {"damaged": str(error)}
     except (ValueError, NonFiniteError) as error:
         return {"refused": str(error)}
     if loop.parallel.rank == 0:
@@ -63,21 +72,39 @@ def make_loop(todo: Work) -> Loop:
     """The loop at the last committed checkpoint, or at its beginning."""
     settings, device = todo.settings, ray.train.torch.get_device()
     model: Any = todo.start.model()
-    model.to(device)
     model.train()
+    parallel = _parallel(model, todo, device)
     parameters = model.trainable_parameters()
     curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))
-    callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, Checkpoint(settings.checkpoint_every, report)]
+    checkpoint = Checkpoint(
+        settings.checkpoint_every,
+        Keeper(report, writes=parallel.rank == 0),
+        reads=lambda step: device.type == "cpu" or _is_watched(settings, step),
+        after_notice=obey,
+    )
+    callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
+    if todo.workers.ledger:
+        callbacks.insert(2, Ledger())
     if settings.early_stop_rows is not None:
         callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))
-    optimiser, parallel = make_optimiser(parameters, settings), Replicated(parameters, len(TOTALS))
-    attention = model.language_model.config._attn_implementation
-    loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
+    optimiser, attention = make_optimiser(parameters, settings), model.language_model.config._attn_implementation
+    loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention, notice=told)
+    kept = ray.train.get_checkpoint()
+    if kept is not None:
+        with kept.as_directory() as folder:
             loop.load(TrainingState.load(folder))
     return loop
+
+
+def _parallel(model: Any, todo: Work, device: torch.device) -> Replicated:
+    """Moves the model to the device, whole or this worker's share of it."""
+    parameters = model.trainable_parameters()
+    if todo.workers.parallelism == "fsdp" and ray.train.get_context().get_world_size() > 1:
+        image_parts = [part for part in (model.vision_tower, model.qformer) if part is not None]
+        bf16, limit = todo.settings.precision == "bf16", todo.settings.global_batch_size
+        return Sharded(model, parameters, len(TOTALS), image_parts, device, bf16, limit)
+    model.to(device)
+    return Replicated(model.trainable_parameters(), len(TOTALS))
 
 
 def _is_watched(settings: TrainingSettings, step: int) -> bool:
@@ -99,7 +126,7 @@ def _write_curve(run_uri: str, rows: list[Row]) -> None:
 
 def report(state: TrainingState) -> None:
     """Hands a checkpoint to Ray Train; worker 0 writes it, all take part. Each has a folder of its own, so that a retry never mixes with
-    leftovers."""
+    leftovers. Runs beside training, so that neither storage nor Ray's look at its workers holds up a step."""
     metrics = {"step": state.position}
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(metrics)
@@ -108,17 +135,26 @@ def report(state: TrainingState) -> None:
         state.save(folder)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         checkpoint.set_metadata({"step": state.position})
-        ray.train.report(metrics, checkpoint=checkpoint)
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=_upload)
+
+
+def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    storage = ray.train.get_context().get_storage()
+    return retried(lambda: storage.persist_current_checkpoint(checkpoint, name), "checkpoint")
 
 
 def _finish(todo: Work, loop: Loop) -> None:
     """Writes the weights, and last the file that says the run is finished."""
     store = Store(todo.run_uri)
     curve = next(callback for callback in loop.callbacks if isinstance(callback, Curve))
+    ledger = next((callback.entries for callback in loop.callbacks if isinstance(callback, Ledger)), None)
+    stalls = next(callback.stalls for callback in loop.callbacks if isinstance(callback, Checkpoint))
     _write_curve(todo.run_uri, curve.rows)
+    if ledger is not None:
+        store.write(f"{todo.run_uri}/{LEDGER}", json.dumps(ledger).encode())
     with tempfile.TemporaryDirectory() as folder:
         loop.model.save_trainable(folder, todo.start.processor())  # type: ignore[attr-defined]
         store.delete(f"{todo.run_uri}/{WEIGHTS}")
         store.put_folder(folder, f"{todo.run_uri}/{WEIGHTS}")
         digest = sha256_file(Path(folder) / "trainable.safetensors")
-    store.write(f"{todo.run_uri}/{FINISHED}", json.dumps({"steps": loop.step, "sha256": digest}).encode())
+    store.write(f"{todo.run_uri}/{FINISHED}", json.dumps({"steps": loop.step, "sha256": digest, "stalls": stalls}).encode())

@@ -22,6 +22,11 @@ class WorkerSettings(Section):
     cpus_per_feed: float = Field(default=1, gt=0, description="CPUs that one task of the feeding reserves")
     gpus_per_worker: float = Field(default=0, ge=0)
     threads: int = Field(default=1, gt=0, description="torch threads of a worker; fixed, since another number sums in another order")
+    parallelism: Literal["replicated", "fsdp"] = Field(
+        default="replicated", description="whether each worker holds all frozen weights, or its share of them; the same training either way"
+    )
+    resize_seconds: float = Field(default=60, gt=0, description="how often an elastic group looks for more workers, or fewer")
+    ledger: bool = Field(default=False, description="keeps, beside the curve, which samples each step consumed")
     failures: int = Field(default=3, ge=0, description="how often a lost worker group is started again")
 
     @model_validator(mode="after")

@@ -28,6 +28,12 @@ class Batch:
     tensors: dict[str, Tensor]
     ids: tuple[str, ...]
 
+    @classmethod
+    def blank(cls) -> Batch:
+        """A batch without samples: two positions, both padding, none supervised. A forward and backward pass of it adds zeros."""
+        ids = torch.zeros(1, 2, dtype=torch.long)
+        return cls({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, IGNORE)}, ())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`. Labels and segments stay: supervised places and samples' bounds are found on the CPU, so that nothing
         is read back."""
@@ -37,7 +43,7 @@ class Batch:
     def sizes(self) -> tuple[int, int, int]:
         """(samples, tokens, positions): a position without a token is padding."""
         filled = self.tensors["segment_ids" if "segment_ids" in self.tensors else "attention_mask"]
-        return len(self.ids), int((filled > 0).sum()), filled.numel()
+        return len(self.ids), int((filled > 0).sum()) if self.ids else 0, filled.numel()
 
     def inputs(self, implementation: str) -> dict[str, Any]:
         """The model's arguments. Packed rows carry `segment_ids`, which become what the attention implementation takes."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mgpt.train.contracts import Callback
+from mgpt.train.contracts import NOTICES, Callback
 from mgpt.train.curve import Curve
 from mgpt.train.loop import Loop
-from mgpt.train.state import TrainingState
+from mgpt.train.saving import Keeper
 
 
 class NonFiniteError(ArithmeticError):
@@ -51,25 +52,45 @@ class NonFinite(Callback):
 
 
 class Checkpoint(Callback):
-    """Gives the state to `save` every `every` steps and at the end. `save` is called on every worker, at the same steps."""
+    """Keeps the state every `every` steps, at the end, and once when a worker was told that it will be stopped.
 
-    def __init__(self, every: int, save: Callable[[TrainingState], None]) -> None:
-        self._every, self._save = every, save
+    The notice is the last of the totals, so every worker sees it after the same step. It is read where `reads` says that reading costs
+    nothing. `after_notice` is called when that checkpoint is kept.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        keeper: Keeper,
+        reads: Callable[[int], bool] = lambda step: False,
+        after_notice: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._every, self._keeper, self._reads, self._after_notice = every, keeper, reads, after_notice
         self._saved: int | None = None
+        self._noticed = False
+        self.stalls: list[float] = []  # seconds for which each checkpoint of this process held up training
 
     def on_start(self, loop: Loop) -> None:
         self._saved = loop.step
 
     def on_step(self, loop: Loop) -> None:
-        if loop.step % self._every == 0:
+        noticed = not self._noticed and self._reads(loop.step) and float(loop.parallel.totals[NOTICES]) > 0
+        if noticed or loop.step % self._every == 0:
             self._keep(loop)
+        if noticed:
+            self._noticed = True
+            self._keeper.wait()
+            self._after_notice()
 
     def on_end(self, loop: Loop) -> None:
         if self._saved != loop.step:
             self._keep(loop)
+        self._keeper.wait()
 
     def _keep(self, loop: Loop) -> None:
-        self._save(loop.state())
+        began = time.perf_counter()
+        self._keeper.save(loop.state())
+        self.stalls.append(time.perf_counter() - began)
         self._saved = loop.step
 
 

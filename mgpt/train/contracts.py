@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mgpt.train.loop import Loop
 
 # What is summed over workers beside the gradients, in this order.
-TOTALS = ("loss", "supervised", "samples", "tokens", "positions")
+TOTALS = ("loss", "supervised", "samples", "tokens", "positions", "notices")
+NOTICES = TOTALS.index("notices")  # of workers that were told that they will be stopped; the others come from batches
 
 StepBatches = tuple[int, Sequence[Batch]]  # a step's number and this worker's batches of it
 
@@ -38,6 +39,8 @@ class Parallel(Protocol):
 
     @property
     def world_size(self) -> int: ...
+
+    def align(self, batches: Sequence[Batch]) -> Sequence[Batch]: ...
 
     def start(self) -> None: ...
 

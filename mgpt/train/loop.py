@@ -7,7 +7,7 @@ on how a global batch is cut. Nothing is read from the device here; callbacks do
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mgpt.settings.training import TrainingSettings
 from mgpt.train.batch import Batch
-from mgpt.train.contracts import Callback, Model, Parallel, StepBatches
+from mgpt.train.contracts import NOTICES, Callback, Model, Parallel, StepBatches
 from mgpt.train.optimiser import load_optimiser, optimiser_tensors
 from mgpt.train.schedule import Schedule
 from mgpt.train.state import TrainingState
@@ -34,6 +34,7 @@ class Loop:
     device: torch.device
     callbacks: Sequence[Callback] = ()
     attention: str = "sdpa"  # the language model's attention implementation, for packed rows
+    notice: Callable[[], bool] = lambda: False  # whether this worker was told that it will be stopped
     step: int = 0
     stop: bool = False
     batches: Sequence[Batch] = ()
@@ -48,7 +49,7 @@ class Loop:
         batches = iter(stream)
         self._call("on_start")
         while self.step < self.settings.steps and not self.stop:
-            self.batches = self._next(batches)
+            self.batches = self.parallel.align(self._next(batches))
             self._train_step()
             self.step += 1
             self._call("on_step")
@@ -65,6 +66,7 @@ class Loop:
     def _train_step(self) -> None:
         self._seed()
         self.parallel.start()
+        self.parallel.totals[NOTICES] = float(self.notice())
         self.losses = [self._accumulate(batch) for batch in self.batches]
         self.parallel.reduce()
         self.gradient_norm = self.parallel.normalise(self.parallel.totals[1].clamp(min=1), self.settings.gradient_clip)
@@ -80,7 +82,7 @@ class Loop:
         if loss.requires_grad:  # not where a batch touches no trainable: text alone, without LoRA
             loss.backward()
         loss = loss.detach()
-        self.parallel.totals.add_(torch.stack([loss, supervised.to(loss), *sizes.to(loss)]))
+        self.parallel.totals[:NOTICES].add_(torch.stack([loss, supervised.to(loss), *sizes.to(loss)]))
         return loss
 
     def _seed(self) -> None:

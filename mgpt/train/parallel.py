@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mgpt.train.batch import Batch
 
 
 class Replicated:
@@ -41,6 +43,10 @@ class Replicated:
     @property
     def world_size(self) -> int:
         return dist.get_world_size() if dist.is_initialized() else 1
+
+    def align(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """This worker's batches of a step as it shall run them. Workers may run different ones: nothing waits within a step."""
+        return batches
 
     def start(self) -> None:
         """Clears gradients and totals before the first backward pass of a step."""

@@ -1,22 +1,15 @@
-"""A training checkpoint as a folder: trainables, optimiser, schedule, random numbers, position. Tensors as safetensors, the rest as JSON,
-no pickle.
-
-Contract: `state.json` names the sha256 of each tensor file, and is written last.
-"""
+"""A training checkpoint: trainables, optimiser, schedule, random numbers, position. Tensors as safetensors, the rest as JSON, no pickle."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mgpt.storage import sha256_file
-
-_TENSORS = ("trainables", "optimiser")
+from mgpt.train.files import TENSORS, read_head, tensor_file, write_head
 
 
 @dataclass
@@ -33,33 +26,25 @@ class TrainingState:
     position: int
     callbacks: dict[str, Any] = field(default_factory=dict)
 
+    def on_host(self) -> TrainingState:
+        """A copy in host memory, which later steps do not touch."""
+        return replace(self, trainables=_copied(self.trainables), optimiser=_copied(self.optimiser))
+
     def save(self, folder: str | Path) -> None:
         """Writes the checkpoint's files into an existing folder."""
-        folder = Path(folder)
-        for part in _TENSORS:
+        for part in TENSORS:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in getattr(self, part).items()}
-            save_file(tensors, folder / f"{part}.safetensors")
-        head = {
-            "schedule": self.schedule,
-            "rng": self.rng,
-            "position": self.position,
-            "callbacks": self.callbacks,
-            "sha256": {part: sha256_file(folder / f"{part}.safetensors") for part in _TENSORS},
-        }
-        (folder / "state.json").write_text(json.dumps(head))
+            save_file(tensors, tensor_file(folder, part))
+        head = {"schedule": self.schedule, "rng": self.rng, "position": self.position, "callbacks": self.callbacks}
+        write_head(folder, head)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingState:
-        """Reads and verifies. Raises ValueError when a file is missing or altered."""
-        folder = Path(folder)
-        try:
-            head = json.loads((folder / "state.json").read_text())
-            found = {part: sha256_file(folder / f"{part}.safetensors") for part in _TENSORS}
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise ValueError(f"checkpoint {folder}: incomplete ({error}); delete it so that the run goes on from the one before") from error
-        for part, digest in head.pop("sha256").items():
-            if found[part] != digest:
-                what = f"{part}.safetensors was altered (sha256 {found[part]}, expected {digest})"
-                raise ValueError(f"checkpoint {folder}: {what}; delete the checkpoint so that the run goes on from the one before")
-        trainables, optimiser = (load_file(folder / f"{part}.safetensors") for part in _TENSORS)
+        """Reads and verifies. Raises DamagedError when a file is missing or altered."""
+        head = read_head(folder)
+        trainables, optimiser = (load_file(tensor_file(folder, part)) for part in TENSORS)
         return cls(trainables, optimiser, **head)
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,6 +1,7 @@
 """Training on a real Ray: the same curve on any number of workers, the same bits after any kill."""
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mgpt.cluster.checkpoints import SNAPSHOT
 from mgpt.cluster.trainer import TrainRequest, read_curve, train
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Manifest
@@ -49,9 +51,8 @@ def request(training, folder, name, workers=2, **changes):
     out = folder / f"out-{name}"
     out.mkdir(exist_ok=True)
     run_uri, fresh = str(folder / "runs" / name), changes.pop("fresh", FRESH)
-    return TrainRequest(
-        settings(**changes), WorkerSettings(workers=workers), manifest, bases, run_uri, out, fresh=fresh, tracker=Recorder()
-    )
+    group = WorkerSettings(workers=workers, parallelism=changes.pop("parallelism", "replicated"), ledger=changes.pop("ledger", False))
+    return TrainRequest(settings(**changes), group, manifest, bases, run_uri, out, fresh=fresh, tracker=Recorder())
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,7 @@ def test_run_learns_logs_each_step_once_and_writes_weights_that_load(reference, 
     assert [row["step"] for row in result.curve] == asked.tracker.steps == list(range(5, STEPS + 1, 5))
     assert read_curve((asked.out / "curve.csv").read_bytes()) == result.curve
     assert (result.steps, result.resumed_from) == (STEPS, 0)
+    assert len(result.stalls) == STEPS // 15
     MiniGPTForConditionalGeneration.from_trainable(result.weights, bases=training[0])
     assert MiniGPTProcessor.from_pretrained(result.weights).num_image_tokens == 4
 
@@ -110,9 +112,72 @@ def test_killed_worker_changes_nothing(reference, training, folder):
 def kill_worker(run_uri, after):
     """Kills one training worker of this process's Ray when the curve has come to a step; returns the step."""
     step = wait_for_step(run_uri, after)
-    workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
-    workers[-1].kill()
+    training_workers()[-1].kill()
     return step
+
+
+def training_workers():
+    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def committed(run_uri):
+    """The steps of the checkpoints that count."""
+    named = json.loads((Path(run_uri) / SNAPSHOT).read_text())["checkpoint_results"]
+    return [json.loads((Path(run_uri) / one["checkpoint_dir_name"] / "state.json").read_text())["head"]["position"] for one in named]
+
+
+def test_a_worker_that_is_told_to_end_loses_no_step(reference, training, folder):
+    """SIGTERM between two regular checkpoints: one more is kept, and training goes on from there."""
+    asked = request(training, folder, "told")
+    seen = []
+
+    def tell():
+        wait_for_step(asked.run_uri, after=35)
+        training_workers()[-1].terminate()
+        while not seen:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                seen.extend(step for step in committed(asked.run_uri) if step % 15)
+            time.sleep(0.05)
+
+    watch = threading.Thread(target=tell)
+    watch.start()
+    result = train(asked)
+    watch.join()
+    assert 35 <= seen[0] < STEPS
+    assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
+
+
+def test_a_checkpoint_damaged_in_mid_run_gives_way_to_the_one_before(reference, training, folder, capsys):
+    asked = request(training, folder, "damaged")
+
+    def damage():
+        wait_for_step(asked.run_uri, after=50)
+        worker = training_workers()[-1]
+        worker.suspend()  # so that no other checkpoint comes
+        time.sleep(1)
+        newest = json.loads((Path(asked.run_uri) / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
+        path = Path(asked.run_uri) / newest / "trainables.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"none")
+        worker.kill()
+
+    watch = threading.Thread(target=damage)
+    watch.start()
+    result = train(asked)
+    watch.join()
+    said = capsys.readouterr().out
+    assert "altered since it was written (trainables.safetensors" in said
+    assert "The run goes on from checkpoint_" in said
+    assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
+
+
+def test_split_frozen_weights_train_as_whole_ones(reference, training, folder):
+    result = train(request(training, folder, "split", parallelism="fsdp"))
+    assert losses(result) == pytest.approx(losses(reference[1]), rel=1e-5)
+
+
+def test_split_quantised_weights_are_refused(training, folder):
+    with pytest.raises(ValueError, match=r"cluster\.training\.parallelism: fsdp, with a language model of quantization 8bit"):
+        train(request(training, folder, "refused-split", parallelism="fsdp", fresh={**FRESH, "quantization": "8bit"}))
 
 
 def wait_for_step(run_uri, after):

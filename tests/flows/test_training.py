@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from flows.training import mixture_shares, mixture_table, step_seconds
+from flows.training import held_up, mixture_shares, mixture_table, step_seconds
 from mgpt.data.mixture import Mixture
 
 
@@ -29,3 +29,8 @@ def test_the_realised_mixture_is_what_the_steps_saw() -> None:
     few, many = mixture_table(found).splitlines()
     assert few == f"few   declared 25.00%  realised {seen['few'] / 42:6.2%}  {seen['few']:>7} samples"
     assert "declared 75.00%" in many
+
+
+def test_the_summary_says_how_long_checkpoints_held_up_training() -> None:
+    assert held_up([0.010, 0.020]) == "2, each held up training for 15 ms (longest 20 ms)"
+    assert held_up([]) == "none"

@@ -4,6 +4,7 @@ import torch
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import Callback
 from mgpt.train.curve import Curve
+from mgpt.train.saving import Keeper
 from mgpt.train.state import TrainingState
 from tests.train.toy import Reader, collate, make_loop, step_rows, steps
 
@@ -96,13 +97,13 @@ def test_checkpoint_of_another_run_is_refused(settings, change, what):
 
 def test_checkpoints_come_at_their_steps_and_at_the_end(settings):
     saved = []
-    make_loop(settings(steps=10), [Checkpoint(4, lambda state: saved.append(state.position))]).run(steps())
+    make_loop(settings(steps=10), [Checkpoint(4, Keeper(lambda state: saved.append(state.position)))]).run(steps())
     assert saved == [4, 8, 10]
 
 
 def test_non_finite_step_names_its_samples_before_a_checkpoint(settings):
     saved = []
-    callbacks = [NonFinite(lambda step: step % 4 == 0), Checkpoint(4, lambda state: saved.append(state.position))]
+    callbacks = [NonFinite(lambda step: step % 4 == 0), Checkpoint(4, Keeper(lambda state: saved.append(state.position)))]
 
     def poisoned():
         for step, batches in steps(micro=2):

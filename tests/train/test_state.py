@@ -26,13 +26,29 @@ def test_what_is_read_is_what_was_written(saved):
     assert (read.schedule, read.rng, read.position, read.callbacks) == (state.schedule, state.rng, 7, state.callbacks)
 
 
-def test_one_altered_byte_is_found(saved):
-    path = saved[1] / "trainables.safetensors"
+@pytest.mark.parametrize(("name", "at"), [("trainables.safetensors", -1), ("optimiser.safetensors", 30)])
+def test_one_altered_byte_is_found(saved, name, at):
+    path = saved[1] / name
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"trainables\.safetensors was altered"):
+    with pytest.raises(ValueError, match=rf"altered since it was written \({name}"):
         TrainingState.load(saved[1])
+
+
+def test_an_altered_position_is_found(saved):
+    path = saved[1] / "state.json"
+    path.write_text(path.read_text().replace('"position": 7', '"position": 6'))
+    with pytest.raises(ValueError, match=r"altered since it was written \(state\.json"):
+        TrainingState.load(saved[1])
+
+
+def test_a_copy_in_host_memory_stays_as_it_was(saved):
+    state, _ = saved
+    copy, was = state.on_host(), state.trainables["w"].clone()
+    state.trainables["w"].add_(1)
+    assert torch.equal(copy.trainables["w"], was)
+    assert copy.position == 7
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimiser.safetensors"])

@@ -1,0 +1,283 @@
+"""Kills in the middle of small real trainings on a Ray cluster of three nodes: does every run end with the weights of one left in peace?
+
+Each trial trains the same thing with two workers in a run of its own, and kills -9, at a random step, one of: a training worker, the
+driver (which is then started again), or the Ray node of a worker (which is replaced). A trial holds when the weights' sha256 and every
+loss of the curve are those of the undisturbed run. The ledger of the run names the samples of each step; they are compared with the
+mixture's plan: lost are those that no step consumed in their place, repeated those that one consumed too often. A last run is moved
+from 2 workers to 1 and back by killing its driver; its losses are compared with the undisturbed run's without dropout.
+
+Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--out FILE]. The last line is JSON: trials, identical, lost, repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, TrainRequest, read_curve, train
+from mgpt.settings.training import TrainingSettings, WorkerSettings
+from mgpt.storage import Manifest, Store
+from mgpt.train.ledger import audit
+
+STEPS = 40
+NODES = 3  # of them two have a worker, so one can die
+NODE_CPUS = 3.0  # a worker and a feeding task
+LIMIT = 420  # seconds that a trial may take
+SETTINGS = TrainingSettings(
+    format="minigpt-v2",
+    mixture={"scenes": 3, "chat": 1},
+    steps=STEPS,
+    global_batch_size=8,
+    micro_batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=5,
+    log_every=1,
+    checkpoint_every=5,
+)
+# Small models compute for milliseconds; what a kill meets is the same as in a long training.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+}
+
+
+def trained(folder: Path, address: str, name: str, workers: int, dropout: float) -> None:
+    """What a driver does: the run `name`, from where it stands to its end."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    bases = {part: str(folder / "bases" / part) for part in ("vision", "language")}
+    out = folder / "out" / name
+    out.mkdir(parents=True, exist_ok=True)
+    group = WorkerSettings(workers=workers, cpus_per_worker=2, cpus_per_feed=0.5, failures=5, ledger=True)
+    fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
+    train(TrainRequest(SETTINGS, group, Manifest.load(folder / "manifest.json"), bases, str(folder / "runs" / name), out, fresh=fresh))
+
+
+class Cluster:
+    """Ray nodes on this machine that can be killed one by one."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as Nodes
+
+        # A node that is gone is noticed in seconds, not in half a minute.
+        noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+        self._options = {"num_cpus": NODE_CPUS, "object_store_memory": 100 << 20}
+        head = {**self._options, "include_dashboard": False, "_system_config": noticed}
+        self._nodes = Nodes(initialize_head=True, head_node_args=head)
+        self._others = [self._nodes.add_node(**self._options) for _ in range(NODES - 1)]
+
+    @property
+    def address(self) -> str:
+        return str(self._nodes.address)
+
+    def kill_node(self) -> bool:
+        """Kills a node that is not the head and has a training worker, with all its processes; starts another in its place."""
+        for node in self._others:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            family = [*raylet.children(recursive=True), raylet]
+            if any(is_worker(process) for process in family):
+                for process in reversed(family):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                self._others.remove(node)
+                self._others.append(self._nodes.add_node(**self._options))
+                return True
+        return False
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers of all nodes."""
+        mine = psutil.Process().children(recursive=True)
+        return [process for process in mine if is_worker(process)]
+
+    def stop(self) -> None:
+        self._nodes.shutdown()
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is a training worker."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    return False
+
+
+class Trials:
+    """One folder of runs on one cluster."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        from tests.fixtures_train import make_bases, make_data
+
+        self.folder, self.cluster = folder, cluster
+        make_bases(folder / "bases")
+        make_data(Store(str(folder / "data"))).save(folder / "manifest.json")
+
+    def driver(self, name: str, workers: int = 2, dropout: float = 0.1) -> subprocess.Popen[bytes]:
+        asked = ["--train", str(self.folder), self.cluster.address, name, str(workers), str(dropout)]
+        command = [sys.executable, "-m", "benchmarks.chaos", *asked]
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
+
+    def step(self, name: str) -> int:
+        """The last step that the run has shown."""
+        curve = self.folder / "runs" / name / CURVE
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
+            return int(read_curve(curve.read_bytes())[-1]["step"])
+        return 0
+
+    def wait(self, name: str, driver: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+        """Returns when `reached`. Raises RuntimeError with the driver's last words when it fails or takes too long."""
+        deadline = time.monotonic() + LIMIT
+        while not reached():
+            if driver.poll() not in (None, 0) or time.monotonic() > deadline:
+                driver.kill()
+                raise RuntimeError(f"{name}: {(self.folder / f'{name}.log').read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def finish(self, name: str, driver: subprocess.Popen[bytes]) -> None:
+        self.wait(name, driver, lambda: driver.poll() == 0)
+
+    def disturbed(self, name: str, kind: str, at: int) -> int:
+        """A run with a kill of this kind at step `at`; returns the step at which it came."""
+        driver = self.driver(name)
+        self.wait(name, driver, lambda: self.step(name) >= at)
+        came = self.step(name)
+        if kind == "worker":
+            assert self.cluster.workers(), "the run was over before the kill"
+            random.Random(at).choice(self.cluster.workers()).kill()
+        elif kind == "node":
+            assert self.cluster.kill_node(), "no node but the head has a worker"
+        else:
+            driver.kill()
+            driver.wait()
+            driver = self.driver(name)
+        self.finish(name, driver)
+        return came
+
+    def resized(self, name: str) -> list[int]:
+        """A run without dropout on 2 workers, then 1, then 2, moved by killing its driver; returns the workers of each step."""
+        for workers, until in ((2, 12), (1, 26)):
+            driver = self.driver(name, workers, dropout=0.0)
+            self.wait(name, driver, lambda until=until: self.step(name) >= until)  # type: ignore[misc]
+            driver.kill()
+            driver.wait()
+        self.finish(name, self.driver(name, 2, dropout=0.0))
+        return [entry["workers"] for entry in self.ledger(name)]
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = json.loads((self.folder / "runs" / name / LEDGER).read_text())
+        return entries
+
+    def audited(self, name: str) -> dict[str, int]:
+        """How many samples the run lost and repeated."""
+        from mgpt.cluster.ingest import Feed, SampleReader
+        from mgpt.cluster.start import Start
+
+        feed = Feed.of(SETTINGS, Manifest.load(self.folder / "manifest.json"), Start({}, None))
+        mixture, reader = feed.mixture(), SampleReader(feed.entries())
+
+        def planned(step: int) -> list[str]:
+            samples = [reader.read(pick.dataset, pick.index) for pick in mixture.batch(step)]
+            return [f"{sample.dataset}:{sample.id}" for sample in samples]
+
+        lost, repeated = audit(self.ledger(name), planned, STEPS)
+        return {"lost": lost, "repeated": repeated}
+
+    def losses(self, name: str) -> list[float]:
+        return [row["loss"] for row in read_curve((self.folder / "runs" / name / CURVE).read_bytes())]
+
+    def outcome(self, name: str) -> tuple[str, list[float]]:
+        finished = json.loads((self.folder / "runs" / name / FINISHED).read_text())
+        return finished["sha256"], self.losses(name)
+
+
+def run(trials: Trials, count: int, seed: int, report: Callable[[dict[str, Any]], None]) -> None:
+    """All trials; `report` gets each one's result when it is done."""
+    rng = random.Random(seed)
+    trials.finish("calm", trials.driver("calm"))
+    calm = trials.outcome("calm")
+    for number in range(count):
+        name, kind, at = f"trial-{number:02d}", ("worker", "driver", "node")[number % 3], rng.randrange(1, STEPS - 1)
+        began = time.monotonic()
+        result: dict[str, Any] = {"trial": number, "killed": kind, "planned": at}
+        try:
+            result["step"] = trials.disturbed(name, kind, at)
+            result |= {"identical": trials.outcome(name) == calm, **trials.audited(name)}
+        except (RuntimeError, AssertionError) as error:
+            result |= {"identical": False, "error": str(error)}
+        report({**result, "seconds": round(time.monotonic() - began, 1)})
+    trials.finish("calm-whole", trials.driver("calm-whole", dropout=0.0))
+    workers = trials.resized("resized")
+    pairs = zip(trials.losses("resized"), trials.losses("calm-whole"), strict=True)
+    difference = max(abs(one - other) / other for one, other in pairs)
+    report({"resized": [workers.count(2), workers.count(1)], "loss_difference": difference, **trials.audited("resized")})
+
+
+def main() -> None:
+    """Runs the trials, writes the result after each, prints the last line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
+    parser.add_argument("--train", nargs=5, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT"))
+    asked = parser.parse_args()
+    if asked.train:
+        folder, address, name, workers, dropout = asked.train
+        trained(Path(folder), address, name, int(workers), float(dropout))
+        return
+    os.environ.update({"PYTHONPATH": str(Path(__file__).parents[1]), **ENVIRONMENT})
+    results: list[dict[str, Any]] = []
+
+    def report(result: dict[str, Any]) -> None:
+        results.append(result)
+        print(json.dumps(result), flush=True)
+        asked.out.write_text(json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster()
+        try:
+            run(Trials(Path(folder), cluster), asked.trials, asked.seed, report)
+        finally:
+            cluster.stop()
+    print(json.dumps(summary(results)))
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many trials there were and held, and all samples lost and repeated, of those that ended."""
+    trials = [result for result in results if "trial" in result]
+    return {
+        "trials": len(trials),
+        "identical": sum(result["identical"] for result in trials),
+        "lost": sum(result.get("lost", 0) for result in results),
+        "repeated": sum(result.get("repeated", 0) for result in results),
+        "loss_difference_2_1_2": next((result["loss_difference"] for result in results if "resized" in result), None),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import ray
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__}
+    return {**versions, "cpus": os.cpu_count(), "date": date.today().isoformat(), "steps": STEPS, "workers": 2}
+
+
+if __name__ == "__main__":
+    main()

@@ -39,17 +39,26 @@ def summarise(project: Path, declared: list[Declaration]) -> dict[str, Any]:
     """
     timings = {one.name: _read(project / one.folder / "timing.json") for one in declared}
     scores = {one.system: _scores(project / one.folder / "metrics.json") for one in declared if one.stage == "evaluate" and one.system}
-    champions = {
-        one.system: _read(project / one.folder / "decision.json")["champion"] for one in declared if one.stage == "promote" and one.system
-    }
+    promoted = [one.system for one in declared if one.stage == "promote" and one.system]
     return {
         "systems": {system: _numbers(list(by_checkpoint.values())[-1]) for system, by_checkpoint in scores.items()},
         "checkpoints": {system: {name: _numbers(of) for name, of in by_checkpoint.items()} for system, by_checkpoint in scores.items()},
         "stages": {name: {"seconds": timing["seconds"], "work_seconds": sum(timing["work"].values())} for name, timing in timings.items()},
         "seconds": whole(list(timings.values())),
         "orchestration_share": orchestration_share(list(timings.values())),
-        "champions": champions,
+        "champions": _champions(project, promoted),
     }
+
+
+def _champions(project: Path, systems: list[str]) -> dict[str, int | None]:
+    """Who is champion now, by the registry: a stage's own record tells who was when it decided, and a rollback comes after it."""
+    from mgpt.registry.client import absolute_uri, connect
+    from mgpt.registry.versions import champion
+    from mgpt.settings import load
+
+    client = connect(absolute_uri(load(project / "params.yaml").tracking.uri, project))
+    reigning = {system: champion(client, system) for system in systems}
+    return {system: version.number if version is not None else None for system, version in reigning.items()}
 
 
 def whole(timings: list[dict[str, Any]]) -> float:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.chain.project import Project, make
+from tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,13 +23,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A machine that also does other work starts Ray slowly; its own limits then end the node.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +39,19 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(10)
 
 
+@pytest.fixture(scope="session")
+def s3_variables(s3_endpoint: str) -> dict[str, str]:
+    """The variables that lead to the S3 server."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"AWS_ENDPOINT_URL": s3_endpoint, **keys}
+
+
 @pytest.fixture
-def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def s3_environment(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The variables that lead to the S3 server, set for the test."""
-    variables = {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in variables.items():
+    for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
-    return variables
+    return s3_variables
 
 
 @pytest.fixture
@@ -70,19 +62,6 @@ def bucket(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> st
     name = f"test-{abs(hash(request.node.nodeid)) % 10**12}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
-
-
-def wait_for(url: str, seconds: float = 60) -> None:
-    """Returns when the address answers."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} did not answer within {seconds} s"
-            time.sleep(0.1)
-        else:
-            return
 
 
 @pytest.fixture(scope="session")

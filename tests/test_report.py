@@ -15,8 +15,17 @@ SCORE = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1, "n": 400, "missin
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+def project(tmp_path: Path, mlflow_uri: str) -> Path:
+    """A finished chain whose registry made version 2 champion of minigpt4 by a rollback, after the last decision named version 3."""
+    from mlflow import MlflowClient
+
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    client = MlflowClient(mlflow_uri)
+    client.create_registered_model("minigpt4")
+    for _ in range(3):
+        client.create_model_version("minigpt4", source="file:///nowhere")
+    client.set_registered_model_alias("minigpt4", "champion", "2")
     clock = 1000.0
     for one in declarations(ROOT):
         folder = tmp_path / one.folder
@@ -40,11 +49,12 @@ def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
     assert found["systems"]["minigpt-v2"]["refer_accuracy"] == {"value": 0.8, "low": 0.4, "high": 0.6, "chance": 0.1, "n": 400}
     assert list(found["checkpoints"]["minigpt-v2"]) == sorted(["untrained", "pretrain", "multitask", "instruct"])
     assert found["stages"]["pretrain@minigpt4"] == {"seconds": 10.0, "work_seconds": 8.0}
-    assert found["champions"] == {"minigpt4": 3, "minigpt-v2": None}
+    assert found["champions"] == {"minigpt4": 2, "minigpt-v2": None}
     count = len(declarations(ROOT))
     assert found["seconds"] == pytest.approx(count * 10 + (count - 1) * 2)
     assert found["orchestration_share"] == pytest.approx(1 - count * 8 / found["seconds"])
-    assert "version 3 is champion" in page
+    assert "minigpt4: version 2 is champion" in page
+    assert "minigpt-v2: no champion" in page
     assert "results/evaluate/minigpt-v2/pictures.png" in page
     header = next(line for line in page.splitlines() if "multitask" in line)
     assert header.split()[1:5] == ["untrained", "pretrain", "multitask", "instruct"]

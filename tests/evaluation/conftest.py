@@ -1,6 +1,9 @@
 """Small real inputs: random bases, trained-shaped weights, and held-out samples of the shapes world."""
 
 import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from mgpt.data.boxes import Box
 from mgpt.data.sample import Sample, Turn
 from mgpt.data.scenes import language
 from mgpt.data.scenes.world import Scene, draw, scenes
+from mgpt.settings.evaluation import RepairSettings
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +81,42 @@ def sample(scene, task, user, assistant, boxes=(), extra=None, turns=None):
         source=f"{scene.name}",
         extra=extra or {},
     )
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Speaks the chat completions protocol; refuses a wrong key, fails as often as told."""
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.seen.append((self.path, self.headers.get("Authorization"), body))
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.reply(401, {"error": {"message": "wrong key"}})
+        if server.failures:
+            server.failures -= 1
+            return self.reply(503, {"error": {"message": "busy"}})
+        paragraph = body["messages"][1]["content"]
+        return self.reply(200, server.content or {"choices": [{"message": {"role": "assistant", "content": server.mend(paragraph)}}]})
+
+    def reply(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.seen, server.failures, server.content = [], 0, None
+    server.mend = lambda paragraph: paragraph.replace("sqare", "square")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("REPAIR_KEY", "secret")
+    server.settings = RepairSettings(url=f"http://127.0.0.1:{server.server_port}/v1", model="mender", key_variable="REPAIR_KEY", attempts=2)
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -109,6 +109,16 @@ def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_pa
     assert {row["decision"] for row in rows_of(tmp_path / "again")} == {"", "accept", "reject"}
 
 
+def test_an_endpoint_mends_every_description_before_the_filters(curated, bases, checkpoints, tmp_path, endpoint):
+    endpoint.mend = lambda paragraph: SOUND.replace("red", "blue") if paragraph == TEXTS["short"] else paragraph
+    settings = {"repair": endpoint.settings, "filters": {"maximum_change": 1.0}}
+    result = describe(request(curated, bases, checkpoints, tmp_path / "out", **settings), told)
+    assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.seen) == sorted([*TEXTS.values()] * 2)
+    assert (result.counts["kept"], result.counts["dropped_too_short"]) == (6, 2)
+    mended = [row for row in rows_of(tmp_path / "out") if row["original"] == TEXTS["short"]]
+    assert {(row["text"], row["steps"]) for row in mended} == {(SOUND.replace("red", "blue"), "endpoint")}
+
+
 def test_only_the_accepted_survive_where_unreviewed_rows_do_not_pass(curated, bases, checkpoints, tmp_path):
     describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
     review = tmp_path / "review.csv"

@@ -1,7 +1,3 @@
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,46 +46,6 @@ def test_replies_as_the_authors_read_them():
     assert read_reply("p", "Already correct, no repetition.").rejected == "endpoint_repetition"
     assert read_reply("p", "The input is incomplete.").rejected == "endpoint_incomplete"
     assert read_reply("p", " q ") == Repaired("q", ("endpoint",))
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Speaks the chat completions protocol; refuses a wrong key, fails as often as told."""
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.seen.append((self.path, self.headers.get("Authorization"), body))
-        if self.headers.get("Authorization") != "Bearer secret":
-            return self.reply(401, {"error": {"message": "wrong key"}})
-        if server.failures:
-            server.failures -= 1
-            return self.reply(503, {"error": {"message": "busy"}})
-        paragraph = body["messages"][1]["content"]
-        return self.reply(
-            200, server.content or {"choices": [{"message": {"role": "assistant", "content": paragraph.replace("sqare", "square")}}]}
-        )
-
-    def reply(self, status, content):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    server.seen, server.failures, server.content = [], 0, None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("REPAIR_KEY", "secret")
-    server.settings = RepairSettings(url=f"http://127.0.0.1:{server.server_port}/v1", model="mender", key_variable="REPAIR_KEY", attempts=2)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_the_endpoint_mends_and_the_rules_follow(endpoint):

@@ -1,17 +1,20 @@
 """Promotion with real weights, a real MLflow store and real loading."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import mlflow
 import pandas
 import pytest
 
+from mgpt.cli import main
 from mgpt.registry.client import connect
 from mgpt.registry.journal import Journal
 from mgpt.registry.promotion import promote, rollback
 from mgpt.registry.versions import champion, find, versions
 from mgpt.settings.registry import GateSettings
+from tests.conftest import ROOT
 from tests.fixtures_registry import SYSTEM, write_scores
 
 FLOOR = GateSettings(floors={"refer_accuracy": 0.6})
@@ -116,6 +119,22 @@ def test_a_base_that_is_another_fails_the_smoke_prediction(registry):
     assert [check.name for check in decision.checks if not check.holds] == ["smoke prediction"]
     assert "wrong base" in decision.text()
     assert reigning(registry) is None
+
+
+def test_the_command_rolls_back_in_a_project(registry, monkeypatch, capsys):
+    registry.promote(0, 0.7)
+    registry.promote(1, 0.72)
+    shutil.copyfile(ROOT / "params.yaml", registry.folder / "params.yaml")
+    monkeypatch.chdir(registry.folder)
+    monkeypatch.setenv("MGPT_STORAGE__ROOT", registry.store.root)
+    monkeypatch.setenv("MGPT_TRACKING__URI", registry.uri)
+    assert main(["promote", SYSTEM, "--rollback", "--reason", "draws no boxes"]) == 0
+    told = capsys.readouterr().out
+    assert "version 2 is rolled back; champion: version 1" in told
+    assert "draws no boxes" in told
+    assert reigning(registry) == 1
+    assert main(["promote", SYSTEM, "--rollback"]) == 2
+    assert "no earlier champion" in capsys.readouterr().err
 
 
 def test_an_alias_moved_by_hand_stops_a_rollback(registry):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mgpt.serve.picture import sample_picture
-from tests.conftest import ROOT, free_port, wait_for
+from tests.conftest import ROOT
 from tests.fixtures_registry import BOX_ANSWER, BOX_PROMPT, SYSTEM
+from tests.servers import free_port, wait_for
 
 SCRIPT = """
 import sys, mlflow, pandas

@@ -1,0 +1,18 @@
+"""One browser for all pages; without one on the machine these tests are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.browser.browser import EXECUTABLE, Browser, running
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A running browser."""
+    if EXECUTABLE is None:
+        pytest.skip("no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
+    with running(tmp_path_factory.mktemp("profile")) as one:
+        yield one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,25 +49,19 @@ def accelerator(name: str, price: float | None = None) -> Accelerator:
 
 
 def measured_cpu() -> Accelerator:
-    """One worker of this machine: its memory, and the float32 FLOPs of one thread on a matrix product, the best of three."""
+    """One worker of this machine: its memory, and the float32 FLOPs of one thread on a matrix product, the best of three.
+
+    Seconds are the process's own, over all its threads: neither other work nor the number of threads changes the figure much.
+    """
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((_SIDE, _SIDE), dtype=np.float32) for _ in range(2))
-    fastest = min(_seconds(left, right) for _ in range(3))
-    # numpy's library uses every core that OMP_NUM_THREADS allows; a worker has one thread.
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    flops = 2 * _SIDE**3 / fastest / threads
+    flops = 2 * _SIDE**3 / min(_seconds(lambda: left @ right) for _ in range(3))
+    bandwidth = 2 * left.nbytes / min(_seconds(left.copy) for _ in range(3))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    copied = max(1e-9, _copy_seconds(left))
-    return Accelerator("cpu", memory, dict.fromkeys(("fp32", "bf16", "fp16"), flops), 2 * left.nbytes / copied, 0.0, 0, 0.0)
+    return Accelerator("cpu", memory, dict.fromkeys(("fp32", "bf16", "fp16"), flops), bandwidth, 0.0, 0, 0.0)
 
 
-def _seconds(left: np.ndarray, right: np.ndarray) -> float:
-    begun = time.perf_counter()
-    left @ right
-    return time.perf_counter() - begun
-
-
-def _copy_seconds(array: np.ndarray) -> float:
-    begun = time.perf_counter()
-    array.copy()
-    return time.perf_counter() - begun
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.process_time()
+    work()
+    return max(1e-9, time.process_time() - begun)

@@ -12,8 +12,8 @@ from mgpt.settings import Settings, load
 
 RECIPES = Path("recipes")
 # MFU where none is given. a100: fitted to the published runs (docs/recipes.md), not measured. h100: a guess, never run. cpu: measured on
-# the shapes world (docs/recipes.md), whose matrices are too small for the peak.
-UTILISATION = {"a100-80": 0.40, "a100-40": 0.40, "h100": 0.35, "cpu": 0.30}
+# the shapes world (benchmarks/results/plan.json).
+UTILISATION = {"a100-80": 0.40, "a100-40": 0.40, "h100": 0.35, "cpu": 0.40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgpt.cli import main
 from mgpt.data.mixture import Mixture
 from mgpt.data.sources import READERS
 from mgpt.identity import declarations
@@ -72,3 +73,13 @@ def test_every_value_of_training_says_where_it_is_from(path: Path) -> None:
     values = [line for line in lines[first:last] if ": " in line and not line.strip().startswith("#")]
     assert len(values) > 100
     assert [line for line in values if " #" not in line] == []
+
+
+def test_the_tables_of_the_docs_are_what_the_command_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    written = (ROOT / "docs" / "recipes.md").read_text()
+    assert main(["plan", "--recipe", "a100", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() == written.partition("--markdown -->\n")[2].partition("\n<!-- end")[0].strip()
+    assert main(["plan", "--recipe", "a100"]) == 0
+    printed = capsys.readouterr().out.strip().split("\n\n")[-1]
+    assert printed in written

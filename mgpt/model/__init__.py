@@ -1,6 +1,7 @@
 """The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its bases and the original checkpoints.
 
-Names are imported on first use: a prompt format or a preset costs no torch import.
+Names are imported on first use: a prompt format or a preset costs no torch import. Any of the classes brings all of them, and with them
+transformers' `Auto*` classes know folders of these models: `from mgpt.model import MiniGPTProcessor` is enough.
 """
 
 from __future__ import annotations
@@ -41,4 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] != "formats":
+        for home in ("modeling", "processor"):
+            import_module(f"{__name__}.{home}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -71,6 +71,7 @@ def config_from_bases(
     vision_config = base_folders.vision_config(vision)
     if image_size is not None:
         vision_config.image_size = image_size
+    mean, std = base_folders.pixel_statistics(vision)
     return MiniGPTConfig(
         vision_config,
         base_folders.language_config(language),
@@ -79,6 +80,8 @@ def config_from_bases(
         lora=lora,
         num_query_tokens=32 if qformer is None else base_folders.query_count(qformer),
         prompt_format=prompt_format or ("minigpt-v2" if qformer is None else "minigpt4"),
+        image_mean=mean,
+        image_std=std,
         bases={name: known.get(name) or base_folders.reference(folder) for name, folder in folders.items()},
     )
 
@@ -110,7 +113,7 @@ def save_trainable(model: MiniGPTForConditionalGeneration, folder: str | Path, p
     from safetensors.torch import save_file
 
     state = {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable_parameters().items()}
-    _check_finite(state)
+    base_folders.check_finite(state, "model")
     with written_whole(folder) as staging:
         save_file(state, staging / TRAINABLE_FILE, metadata={"format": "pt"})
         model.config.save_pretrained(staging)
@@ -120,7 +123,7 @@ def save_trainable(model: MiniGPTForConditionalGeneration, folder: str | Path, p
 
 
 def load_trainable(model: MiniGPTForConditionalGeneration, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy trained weights into a model; ValueError lists every name that is missing, unexpected, of another shape or not finite."""
+    """Copy trained weights into a model; ValueError lists every name that is missing, unexpected, of another shape or type, not finite."""
     own = model.trainable_parameters()
     faults = [f"missing: {name}" for name in own if name not in state]
     faults += [f"unexpected: {name}" for name in state if name not in own]
@@ -129,9 +132,12 @@ def load_trainable(model: MiniGPTForConditionalGeneration, state: Mapping[str, t
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    faults += [
+        f"type of {name}: {tensor.dtype}, expected floating point" for name, tensor in state.items() if not tensor.is_floating_point()
+    ]
     if faults:
         raise ValueError("trained weights do not fit this model:\n  " + "\n  ".join(faults))
-    _check_finite(state)
+    base_folders.check_finite(state, "trained weights")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
@@ -155,7 +161,18 @@ def read_whole(from_pretrained: Any, folder: str | Path, *args: Any, **kwargs: A
     ]
     if faults:
         raise ValueError(f"{folder}: the weights do not fit the configuration; " + "; ".join(faults))
+    base_folders.check_finite(model.state_dict(), str(folder))
     return model, info
+
+
+def read_generation(model: Any, folder: str | Path, revision: str | None = None) -> None:
+    """Give a model the generation settings that were saved with it: a language model's end tokens may be in no other file."""
+    from transformers import GenerationConfig
+
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
+    except OSError:  # a folder without: those of the language model's configuration stay
+        return
 
 
 def read_config(folder: str | Path) -> MiniGPTConfig:
@@ -230,9 +247,3 @@ def _build(cls: Any, config: MiniGPTConfig, parts: Parts, seed: int) -> MiniGPTF
         torch.manual_seed(seed)
         model = cls(config, parts)
     return model.eval()
-
-
-def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"weights that are not finite (NaN or infinite): {', '.join(broken)}; use an earlier checkpoint")

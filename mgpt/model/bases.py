@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
 
 from mgpt.model.configuration import BASE_NAMES, BaseReference
+from mgpt.model.image import IMAGE_MEAN, IMAGE_STD
 from mgpt.model.tokenizer import save_tokenizer
 
 _HASHED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
@@ -55,16 +56,18 @@ def save_base(
     query_tokens: torch.Tensor | None = None,
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
+    exact: tuple[str, ...] = (),
 ) -> str:
     """Write one base folder and return its hash.
 
     model: a vision tower, a Blip2QFormerModel (then query_tokens, (1, queries, hidden), is required) or a causal language model (then
-    tokenizer is required). dtype: the stored type, default the model's own. The model itself is left as it is.
+    tokenizer is required). dtype: the stored type, default the model's own; exact: names that keep theirs. The model is left as it is.
     """
     folder = Path(folder)
     if isinstance(model, Blip2QFormerModel) != (query_tokens is not None):
         raise ValueError("query_tokens: belong to a Blip2QFormerModel and to nothing else; give both or neither")
-    state = {name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    cast = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in exact} if dtype else set()
+    state = {name: tensor.to(dtype) if name in cast else tensor for name, tensor in model.state_dict().items()}
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=state)
     if query_tokens is not None:
@@ -131,6 +134,27 @@ def language_config(folder: str | Path) -> Any:
 def qformer_config(folder: str | Path) -> Any:
     """The Q-Former's configuration."""
     return _config(folder)
+
+
+def pixel_statistics(folder: str | Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of a tower's pixels, from its folder's preprocessor_config.json; CLIP's where there is none."""
+    path = Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+        return list(IMAGE_MEAN), list(IMAGE_STD)
+    try:
+        declared = json.loads(path.read_text())
+        return [float(value) for value in declared["image_mean"]], [float(value) for value in declared["image_std"]]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no image_mean and image_std in it ({type(error).__name__}: {error})") from error
+
+
+def check_finite(state: Mapping[str, torch.Tensor], place: str) -> None:
+    """ValueError that names every tensor with a NaN or an infinite value. Tensors on the meta device have none."""
+    floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta}
+    # The extremes carry NaN along, and unlike `isfinite` cost no second copy of the weights.
+    broken = [name for name, tensor in floating.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+    if broken:
+        raise ValueError(f"{place}: weights that are not finite (NaN or infinite): {', '.join(broken)}; use another checkpoint")
 
 
 def query_count(folder: str | Path) -> int:
@@ -226,4 +250,5 @@ def _load(model_class: Any, folder: str | Path, dtype: torch.dtype, **kwargs: An
     listed = [f"{kind}: {', '.join(sorted(map(str, keys)))}" for kind, keys in faults.items() if keys]
     if listed:
         raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: " + "; ".join(listed))
+    check_finite(model.state_dict(), str(folder))
     return model

@@ -7,12 +7,14 @@ language model of transformers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 
 from mgpt.model.formats import PROMPT_FORMATS
+from mgpt.model.image import IMAGE_MEAN, IMAGE_STD
 
 BASE_NAMES = ("vision", "qformer", "language")
 
@@ -64,6 +66,7 @@ class MiniGPTConfig(PreTrainedConfig):
     qformer_config: of the Q-Former, or None for the token merge. num_query_tokens: the Q-Former's learned queries.
     merge: how many consecutive vision tokens make one image token (minigpt_v2.py:83-85); 1 keeps them.
     lora: see `LoraSpec`. prompt_format: the processor's default, a key of `PROMPT_FORMATS`.
+    image_mean, image_std: of the pixels that the tower was trained on, default CLIP's, which the original's tower has.
     image_token_id: the placeholder in input_ids. Its default is the first id outside the embedding table, so that no text can produce it.
     bases: name → `BaseReference` as a dict, the guard of a trained projection.
 
@@ -87,6 +90,8 @@ class MiniGPTConfig(PreTrainedConfig):
         lora: Any = None,
         prompt_format: str = "minigpt-v2",
         image_token_id: int | None = None,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
         bases: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,6 +103,7 @@ class MiniGPTConfig(PreTrainedConfig):
         self.lora = _as_dict(LoraSpec.of(lora))
         self.prompt_format = prompt_format
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.bases = {name: asdict(base) if isinstance(base, BaseReference) else dict(base) for name, base in (bases or {}).items()}
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
         super().__init__(**kwargs)

@@ -6,10 +6,11 @@ Every string here is protocol. Sources: the original configurations and conversa
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 IMAGE_MARK = "<ImageHere>"
 IMAGE_TEXT = f"<Img>{IMAGE_MARK}</Img>"
+LLAMA_EOS = "</s>"
 _ONLY_IMAGES = re.compile(rf"(\s|<Img>|</Img>|{IMAGE_MARK})*")
 
 
@@ -26,6 +27,10 @@ class PromptFormat:
     end: str
     question_space: bool = False
     open_bos: bool = False
+
+    def for_tokenizer(self, eos: str | None) -> PromptFormat:
+        """The format of a language model whose end of text is `eos`: LLaMA's `</s>` is no token, and stops nothing, elsewhere."""
+        return replace(self, end=eos) if eos and self.end == LLAMA_EOS else self
 
     def wrap(self, content: str, training: bool) -> str:
         """The prompt text of one user message. Text that already carries the template is kept as it is.
@@ -53,8 +58,8 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
     for entry in (
         PromptFormat("minigpt4-caption", None, "\n"),
         PromptFormat("minigpt4", "###Human: {} ###Assistant: ", "###"),
-        PromptFormat("minigpt4-llama2", "[INST] {} [/INST] ", "</s>"),
-        PromptFormat("minigpt-v2", "[INST] {} [/INST]", "</s>", question_space=True, open_bos=True),
+        PromptFormat("minigpt4-llama2", "[INST] {} [/INST] ", LLAMA_EOS),
+        PromptFormat("minigpt-v2", "[INST] {} [/INST]", LLAMA_EOS, question_space=True, open_bos=True),
     )
 }
 

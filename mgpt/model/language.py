@@ -70,6 +70,32 @@ def attention_bias(mask: Any, dtype: torch.dtype, implementation: str | None) ->
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
+def mend_generation(settings: Any) -> None:
+    """Settings that only sampling reads, without sampling, as published Vicuna has them, are refused by transformers when a model is
+    saved. Sampling is what they mean; `generate` is greedy all the same unless it is asked otherwise.
+    """
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+
+
+def check_ids(input_ids: torch.Tensor, is_image: torch.Tensor, vocabulary: int) -> None:
+    """ValueError for an id that is neither an image placeholder nor in the embedding table; reads values, so for the CPU."""
+    foreign = input_ids[~is_image & ((input_ids < 0) | (input_ids >= vocabulary))]
+    if foreign.numel():
+        raise ValueError(f"input_ids: {foreign[0].item()} is not in the vocabulary, 0 to {vocabulary - 1}; use this model's tokenizer")
+
+
+def check_shapes(embeds_BLD: torch.Tensor, mask: Any, labels_BL: torch.Tensor | None, cached: bool = False) -> None:
+    """ValueError for a mask or labels of other rows than the input's. cached: the mask then also covers positions that are not in it."""
+    rows = tuple(embeds_BLD.shape[:2])
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not cached and tuple(mask.shape) != rows:
+        raise ValueError(f"attention_mask: shape {tuple(mask.shape)}, expected {rows}, one flag a token")
+    if labels_BL is not None and tuple(labels_BL.shape) != rows:
+        raise ValueError(f"labels: shape {tuple(labels_BL.shape)}, expected {rows}, one label a token")
+
+
 def pad_left(embeds_BLD: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Move every row's padding to its left end, where generation needs it; the attended order is kept."""
     order = mask_BL.long().argsort(dim=1, stable=True)

@@ -24,10 +24,22 @@ def as_conversations(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"conversations: expected a list of message lists, got {value!r}")
     talks = [list(value)] if isinstance(value[0], dict) else list(value)
+    for place, talk in enumerate(talks):
+        if not isinstance(talk, (str, list, tuple)):
+            raise ValueError(f"conversations[{place}]: expected a list of messages or a whole prompt, got {talk!r}")
     return [
-        talk if isinstance(talk, str) else [_message(entry, f"conversations[{place}][{turn}]") for turn, entry in enumerate(talk)]
+        _text(talk, f"conversations[{place}]")
+        if isinstance(talk, str)
+        else [_message(entry, f"conversations[{place}][{turn}]") for turn, entry in enumerate(talk)]
         for place, talk in enumerate(talks)
     ]
+
+
+def images_in(talk: Any) -> list[Any]:
+    """The images that the messages of one conversation carry in transformers' list form, in reading order."""
+    parts = [part for message in talk if isinstance(message.get("content"), list) for part in message["content"]]
+    pictures = [part for part in parts if part.get("type") == "image"]
+    return [part[key] for part in pictures for key in ("image", "url", "path") if key in part]
 
 
 def lay_out(talk: str | list[dict[str, str]], chosen: PromptFormat, training: bool, bos: str, name: str) -> list[Piece]:
@@ -83,9 +95,17 @@ def _message(entry: Any, name: str) -> dict[str, str]:
     content = entry["content"]
     if isinstance(content, list):
         content = "".join(_part(part, name) for part in content)
-    if not isinstance(content, str):
-        raise ValueError(f"{name}.content: expected text, got {type(content).__name__}")
-    return {"role": entry["role"], "content": content}
+    return {"role": entry["role"], "content": _text(content, f"{name}.content")}
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: not valid Unicode ({error.reason} at {error.start}); decode the bytes it came from again") from error
+    return value
 
 
 def _part(part: Any, name: str) -> str:
@@ -93,6 +113,6 @@ def _part(part: Any, name: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "image":
         return f"{IMAGE_TEXT} "
-    if kind == "text":
-        return str(part["text"])
-    raise ValueError(f"{name}.content: expected parts of type 'image' or 'text', got {part!r}")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    raise ValueError(f"{name}.content: expected parts of type 'image' or 'text', each text with its 'text'; got {part!r}")

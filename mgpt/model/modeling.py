@@ -13,14 +13,31 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Blip2QFormerModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Blip2QFormerModel,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from mgpt.model import assembly
 from mgpt.model.bases import vision_class
 from mgpt.model.configuration import LoraSpec, MiniGPTConfig
 from mgpt.model.freezing import FreezeReport, freeze_report
-from mgpt.model.language import add_lora, attention_bias, has_plain_head, pad_left, supervised_rows
+from mgpt.model.language import (
+    add_lora,
+    attention_bias,
+    check_ids,
+    check_shapes,
+    has_plain_head,
+    mend_generation,
+    pad_left,
+    supervised_rows,
+)
 from mgpt.model.vision import fix_norm, merge_tokens
 
 
@@ -74,6 +91,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             self.query_tokens = nn.Parameter(parts.query_tokens)
         self.projection = nn.Linear(config.projection_inputs, config.hidden_size)
         self.language_model = parts.language
+        mend_generation(self.language_model.generation_config)
         self.post_init()
         lora = LoraSpec.of(config.lora)
         if lora is not None:
@@ -115,6 +133,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         loaded: Any = assembly.read_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         model._freeze()
+        assembly.read_generation(model, pretrained_model_name_or_path, kwargs.get("revision"))
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -155,6 +174,21 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
                 module.gradient_checkpointing_enable({"use_reentrant": False})
             else:
                 module.gradient_checkpointing_disable()
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Through the language model; transformers' pipelines ask."""
+        return True
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The language model's."""
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if hasattr(self, "language_model"):  # PreTrainedModel sets one before there is any part
+            self.language_model.generation_config = value
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -198,29 +232,42 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         Raises ValueError when placeholders and images do not match; both counts are named.
         """
         is_image = input_ids == self.config.image_token_id
-        embeds_BLD = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("pixel_values and image_features: the features stand in place of the pixels; give one of them")
         features = self.encode_images(pixel_values) if pixel_values is not None and pixel_values.shape[0] else image_features
-        if features is not None and features.shape[-1] != self.config.projection_inputs:
-            raise ValueError(
-                f"image_features: width {features.shape[-1]}, expected {self.config.projection_inputs}, as encode_images gives"
-            )
-        self._check_counts(is_image, 0 if features is None else features.shape[0])
+        self._check_images(input_ids, is_image, features)
+        embeds_BLD = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if features is None or not features.shape[0]:
             return embeds_BLD
         image_embeds = self._project(features).to(embeds_BLD.dtype)
         return embeds_BLD.masked_scatter(is_image[:, :, None], image_embeds)
 
-    def _check_counts(self, is_image: torch.Tensor, images: int) -> None:
-        expected = images * self.config.num_image_tokens
+    def _check_images(self, input_ids: torch.Tensor, is_image: torch.Tensor, features: torch.Tensor | None) -> None:
+        """The placeholders are those of the images given. What the host knows without asking the device comes first."""
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids: expected integers of shape (batch, length), got {tuple(input_ids.shape)} of {input_ids.dtype}")
+        tokens, width = self.config.num_image_tokens, self.config.projection_inputs
+        if features is not None and features.shape[-1] != width:
+            raise ValueError(f"image_features: width {features.shape[-1]}, expected {width}, as encode_images gives")
+        if features is not None and (features.ndim != 3 or features.shape[1] != tokens):
+            raise ValueError(f"image_features: shape {tuple(features.shape)}, expected (images, {tokens}, {width}), as encode_images gives")
+        images = 0 if features is None else features.shape[0]
+        expected = images * tokens
         if self.training and is_image.device.type != "cpu":
             torch._assert_async(is_image.sum() == expected)  # no read-back from the device while it is busy with training
             return
-        found = int(is_image.sum())
-        if found != expected:
+        found = is_image.sum(1).tolist()
+        if sum(found) != expected:
             raise ValueError(
-                f"input_ids hold {found} image placeholders, but {images} images need {expected} "
-                f"({images} x {self.config.num_image_tokens}); give as many images as there are <ImageHere> marks"
+                f"input_ids hold {sum(found)} image placeholders, but {images} images need {expected} "
+                f"({images} x {tokens}); give as many images as there are <ImageHere> marks"
             )
+        if any(count % tokens for count in found):
+            raise ValueError(
+                f"input_ids hold {found} image placeholders, row by row: not {tokens} for each image; use the processor's rows"
+            )
+        embeddings: Any = self.get_input_embeddings()
+        check_ids(input_ids, is_image, len(embeddings.weight))
 
     # Text
 
@@ -247,6 +294,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             if input_ids is None:
                 raise ValueError("input_ids: give them, or inputs_embeds")
             inputs_embeds = self.embed(input_ids, pixel_values, image_features)
+        check_shapes(inputs_embeds, attention_mask, labels, cached=kwargs.get("past_key_values") is not None)
         mask = attention_bias(attention_mask, inputs_embeds.dtype, self.language_model.config._attn_implementation)
         call: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids, **kwargs}
         if return_logits or labels is None or not has_plain_head(self.config.text_config):
@@ -286,7 +334,10 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         kwargs go to transformers' `generate` of the language model. Raises ValueError for a prompt beyond the model's positions.
         """
         embeds = self.embed(input_ids, pixel_values, image_features)
+        if not embeds.shape[1]:
+            raise ValueError("input_ids: no token to go on from; a prompt holds at least one")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        check_shapes(embeds, mask, None)
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
         if limit is not None and embeds.shape[1] > limit:
             raise ValueError(f"input_ids: {embeds.shape[1]} tokens, more than the language model's {limit} positions; shorten the prompt")
@@ -319,4 +370,5 @@ def _random_parts(config: MiniGPTConfig) -> Parts:
 
 
 AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig)
-AutoModelForImageTextToText.register(MiniGPTConfig, MiniGPTForConditionalGeneration)
+for auto_class in (AutoModel, AutoModelForImageTextToText):
+    auto_class.register(MiniGPTConfig, MiniGPTForConditionalGeneration)

@@ -121,8 +121,12 @@ def blip2_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 def released_state(path: str | Path) -> dict[str, torch.Tensor]:
     """A checkpoint of the original runner: its trained parameters, peft's newer spelling `lora_A.default.weight` included."""
-    state = tensors_of(path)
-    return {name.replace(".default.weight", ".weight"): tensor for name, tensor in state.items() if not name.endswith(DROPPABLE_BUFFERS)}
+    state = {name: tensor for name, tensor in tensors_of(path).items() if not name.endswith(DROPPABLE_BUFFERS)}
+    renamed = {name.replace(".default.weight", ".weight"): tensor for name, tensor in state.items()}
+    if len(renamed) != len(state):
+        twice = [name for name in state if ".default." in name and name.replace(".default.weight", ".weight") in state]
+        raise ValueError(f"{path}: both spellings of one weight: {', '.join(twice)}; keep one")
+    return renamed
 
 
 def tensors_of(path: str | Path) -> dict[str, torch.Tensor]:
@@ -142,12 +146,24 @@ def tensors_of(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # zip, pickle and torch's reader each raise their own for a cut file
         raise ValueError(f"{path}: cannot be read; is the download complete? ({type(error).__name__}: {error})") from error
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"{path}: expected a dict of tensors, or one under the key 'model'; found {type(state).__name__}")
+    if not isinstance(state, dict) or not state or not all(_is_weight(*entry) for entry in state.items()):
+        raise ValueError(f"{path}: expected a dict of tensors, or one under the key 'model'; found {_found(state)}")
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"{path}: values that are not finite (NaN or infinite) in {', '.join(broken)}")
     return state
+
+
+def _is_weight(name: object, tensor: object) -> bool:
+    return isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _found(state: object) -> str:
+    """What stands where tensors are expected, in words."""
+    if not isinstance(state, dict) or not state:
+        return f"{type(state).__name__} of {len(state)}" if isinstance(state, (list, dict)) else type(state).__name__
+    name, value = next(entry for entry in state.items() if not _is_weight(*entry))
+    return f"{name!r}: {f'a {value.layout} tensor on {value.device}' if isinstance(value, torch.Tensor) else type(value).__name__}"
 
 
 def _replace(name: str, rules: Iterable[tuple[str, str]]) -> str:

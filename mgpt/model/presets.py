@@ -33,6 +33,12 @@ SYSTEMS = {
     "minigpt4-llama2": System(224, False, 4, None),
     "minigpt-v2": System(448, False, 4, {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj")}),
 }
+# Part of `sizes` → its whole numbers, and its other entries.
+_PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "vit": (tuple(EVA_VIT_G), ("mlp_ratio",)),
+    "qformer": (tuple(BLIP2_QFORMER), ()),
+    "lora": (("r", "alpha"), ("dropout", "targets")),
+}
 # Language models of the four published models: the fields of LlamaConfig.
 LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_13B = {"vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
@@ -59,8 +65,11 @@ def preset_parts(name: str) -> dict[str, Any]:
 
 def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
     """The configuration of a system with the language model of a folder. sizes: None for the published ones, else a dict with any of
-    `vit` {width, depth, heads, patch}, `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout, targets},
-    `img` (pixels) and `pre_img` (pixels that the tower's file was trained at); `llama` is read from the folder.
+    `vit` {width, depth, heads, patch, mlp_ratio}, `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout,
+    targets}, `img` (pixels) and `pre_img` (pixels that the tower's file was trained at). Other entries are not read: `llama` is the
+    folder's.
+
+    Raises ValueError that lists every size that cannot be.
     """
     from mgpt.model.bases import language_config
 
@@ -68,7 +77,7 @@ def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None =
 
 
 def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
-    """The configuration of a system on a language model; ValueError for an unknown system."""
+    """The configuration of a system on a language model; ValueError for an unknown system, or sizes that cannot be."""
     return _config(system_parts(system, text_config, sizes))
 
 
@@ -79,11 +88,11 @@ def _config(parts: dict[str, Any]) -> MiniGPTConfig:
 
 
 def system_parts(system: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments of `MiniGPTConfig` for a system on a language model; ValueError for an unknown system."""
+    """The arguments of `MiniGPTConfig` for a system on a language model; ValueError for an unknown system, or sizes that cannot be."""
     if system not in SYSTEMS:
         raise ValueError(f"system: {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    sizes = sizes or {}
     chosen = SYSTEMS[system]
+    sizes = _checked(sizes, chosen)
     vit = EVA_VIT_G | sizes.get("vit", {})
     vision = {
         "model_type": "blip_2_vision_model",
@@ -111,7 +120,43 @@ def system_parts(system: str, text_config: Any, sizes: dict[str, Any] | None) ->
 
 def pretrained_image_size(sizes: dict[str, Any] | None) -> int:
     """Pixels that the tower's file was trained at: 224 for the published one."""
-    return int((sizes or {}).get("pre_img", 224))
+    return int((sizes or {}).get("pre_img") or 224)
+
+
+def _checked(sizes: Any, chosen: System) -> dict[str, Any]:
+    """The sizes, without entries that are null; ValueError with every mistake at once."""
+    if not isinstance(sizes or {}, dict):
+        raise ValueError(f"sizes: expected a dict, got {type(sizes).__name__}")
+    sizes = {name: value for name, value in (sizes or {}).items() if value is not None}
+    faults = [fault for part in _PARTS if part in sizes for fault in _part_faults(part, sizes[part])]
+    faults += [
+        f"sizes.{name}: {sizes[name]!r} is no whole number of pixels" for name in ("img", "pre_img") if not _is_count(sizes.get(name, 1))
+    ]
+    if not faults:
+        vit = EVA_VIT_G | sizes.get("vit", {})
+        sides = {"img": sizes.get("img", chosen.image_size), "pre_img": pretrained_image_size(sizes)}
+        faults += [
+            f"sizes.{name}: {side} is no multiple of the patch, {vit['patch']}" for name, side in sides.items() if side % vit["patch"]
+        ]
+        faults += [f"sizes.vit.heads: {vit['heads']} does not divide the width, {vit['width']}"] if vit["width"] % vit["heads"] else []
+    if faults:
+        raise ValueError("; ".join(faults) + "; sizes are only for models that differ from the published ones")
+    return sizes
+
+
+def _part_faults(part: str, given: Any) -> list[str]:
+    if not isinstance(given, dict):
+        return [f"sizes.{part}: expected a dict, got {type(given).__name__}"]
+    needed, other = _PARTS[part]
+    faults = [f"sizes.{part}.{name}: unknown; known are {', '.join(needed + other)}" for name in given if name not in needed + other]
+    faults += [
+        f"sizes.{part}.{name}: {given[name]!r} must be a whole number above 0" for name in needed if not _is_count(given.get(name, 1))
+    ]
+    return faults + [f"sizes.{part}.{name}: missing" for name in needed if part == "lora" and name not in given]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _qformer(sizes: dict[str, int], encoder_width: int) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
 from transformers.image_processing_base import BatchFeature
 
 from mgpt.model.configuration import MiniGPTConfig
 from mgpt.model.formats import PromptFormat, prompt_format
 from mgpt.model.image import MiniGPTImageProcessor
-from mgpt.model.layout import Piece, as_conversations, lay_out
+from mgpt.model.layout import Piece, as_conversations, images_in, lay_out
 from mgpt.model.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer
 
 IGNORE_INDEX = -100
@@ -69,7 +69,7 @@ class MiniGPTProcessor(ProcessorMixin):
     @classmethod
     def _of(cls, config: Any, tokenizer: Any) -> MiniGPTProcessor:
         return cls(
-            MiniGPTImageProcessor(config.image_size),
+            MiniGPTImageProcessor(config.image_size, config.image_mean, config.image_std),
             tokenizer,
             config.image_token_id,
             config.num_image_tokens,
@@ -98,23 +98,32 @@ class MiniGPTProcessor(ProcessorMixin):
         long.
         """
         talks = as_conversations(conversations)
-        chosen = prompt_format(self.format if format is None else format)
+        chosen = self._chosen(format)
         training = _ends_answered(talks) if labels is None else labels
         plans = [lay_out(talk, chosen, training, self._bos, f"conversations[{place}]") for place, talk in enumerate(talks)]
         batch = self._pad(self._rows(plans, chosen), training, padding_side or ("right" if training else "left"))
         if images is not None:
-            flat = _flat(images)
-            self._check_images(plans, len(flat))
+            flat, each = _flat(images)
+            _check_images(plans, len(flat), each)
             batch["pixel_values"] = self.image_processor(flat).pixel_values
         return BatchFeature(batch)
 
+    def apply_chat_template(self, conversation: Any, *_: Any, **__: Any) -> BatchFeature:  # type: ignore[override]
+        """transformers' call for messages that carry their images, `{"type": "image", "image": ...}`, as its pipelines make it: the inputs
+        of `generate`. The template is the prompt format; what transformers would render and tokenise in two steps is one here, since each
+        text segment is tokenised on its own.
+        """
+        talks = conversation if conversation and isinstance(conversation[0], (list, tuple)) else [conversation]
+        images = [images_in(talk) for talk in talks]
+        return self(images if any(images) else None, talks, labels=False)
+
     def answers(self, ids: torch.Tensor, format: str | PromptFormat | None = None) -> list[tuple[str, bool]]:
         """(text, finished) of each generated row: cut at the end symbol, special tokens and outer spaces removed."""
-        end = prompt_format(self.format if format is None else format).end
+        end = self._chosen(format).end
         found = []
         for row in ids.tolist():
             text = self.tokenizer.decode(row, skip_special_tokens=False)
-            eos = self.tokenizer.eos_token
+            eos = self.tokenizer.eos_token or end
             finished = end in text or eos in text
             text = text.split(end)[0].split(eos)[0]
             for special in self.tokenizer.all_special_tokens:
@@ -154,6 +163,9 @@ class MiniGPTProcessor(ProcessorMixin):
         except (OSError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{folder / _FILE}: cannot be read as a processor ({error})") from error
         return cls(MiniGPTImageProcessor(**image), load_tokenizer(folder), **own)
+
+    def _chosen(self, format: str | PromptFormat | None) -> PromptFormat:
+        return prompt_format(self.format if format is None else format).for_tokenizer(self.tokenizer.eos_token)
 
     @property
     def _bos(self) -> str:
@@ -209,22 +221,29 @@ class MiniGPTProcessor(ProcessorMixin):
             batch["labels"] = torch.tensor([padded(labels, IGNORE_INDEX) for _, labels in rows])
         return batch
 
-    def _check_images(self, plans: list[list[Piece]], images: int) -> None:
-        marks = [sum(piece.is_image for piece in plan) for plan in plans]
-        if sum(marks) != images:
-            raise ValueError(f"images: {images} given, but the conversations hold {sum(marks)} <ImageHere> marks (one by one: {marks})")
+
+def _check_images(plans: list[list[Piece]], images: int, each: list[int] | None) -> None:
+    """each: images of each conversation, where they were given so."""
+    marks = [sum(piece.is_image for piece in plan) for plan in plans]
+    if sum(marks) != images or (each is not None and each != marks):
+        given = images if each is None else f"{images} (one by one: {each})"
+        raise ValueError(f"images: {given} given, but the conversations hold {sum(marks)} <ImageHere> marks (one by one: {marks})")
 
 
 def _ends_answered(talks: list[Any]) -> bool:
-    return all(not isinstance(talk, str) and talk[-1]["role"] == "assistant" for talk in talks)
+    return all(not isinstance(talk, str) and bool(talk) and talk[-1]["role"] == "assistant" for talk in talks)
 
 
-def _flat(images: Any) -> list[Any]:
+def _flat(images: Any) -> tuple[list[Any], list[int] | None]:
+    """All images in reading order; and how many each conversation has, where they are given as one list (or None) a conversation."""
     if isinstance(images, torch.Tensor) and images.ndim == 4:
-        return list(images)
+        return list(images), None
     if not isinstance(images, (list, tuple)):
-        return [images]
-    return [image for entry in images if entry is not None for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+        return [images], None
+    grouped = [entry if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in images]
+    nested = any(entry is None or isinstance(entry, (list, tuple)) for entry in images)
+    return [image for group in grouped for image in group], [len(group) for group in grouped] if nested else None
 
 
 AutoProcessor.register(MiniGPTConfig, MiniGPTProcessor)
+AutoImageProcessor.register(MiniGPTConfig, MiniGPTImageProcessor)

@@ -36,22 +36,33 @@ def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a language model folder: the exact one where there is a SentencePiece model or our own tokenizer.json, else its own.
+    """The tokenizer of a language model folder: the exact one for LLaMA's SentencePiece model, our own tokenizer.json, or whatever another
+    language model declares.
 
-    Raises ValueError when the folder has none.
+    Raises ValueError when the folder has none that can be read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(folder)
-    if (folder / "tokenizer.model").is_file():
-        return build_tokenizer(folder)
-    settings = folder / "tokenizer_config.json"
-    declared = json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
-    if not (folder / "tokenizer.json").is_file():
+    has_pieces = (folder / "tokenizer.model").is_file()
+    if not has_pieces and not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json and no tokenizer.model; a language model folder needs one of them")
-    if declared in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    declared = _declared_class(folder / "tokenizer_config.json")
+    if has_pieces and declared in (None, "LlamaTokenizer", "LlamaTokenizerFast"):
+        return build_tokenizer(folder)
+    own = declared in (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+    try:
+        return (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(folder)
+    except Exception as error:  # tokenizers and each tokenizer class raise their own
+        raise ValueError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def _declared_class(settings: Path) -> str | None:
+    """The class that tokenizer_config.json names, if it does."""
+    try:
+        return json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{settings}: not a JSON object ({error})") from error
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:

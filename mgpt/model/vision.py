@@ -20,14 +20,14 @@ def fix_norm(tower: Any) -> None:
 
 def resize_positions(positions: torch.Tensor, patches: int) -> torch.Tensor:
     """Position embeddings (1, 1 + n², width) for a square of `patches` patches: bicubic, without antialias, CLS kept apart
-    (eva_vit.py:373-394). Unchanged when the size is the same.
+    (eva_vit.py:373-394). Unchanged when the size is the same; else float32, as in the original, whose file is half precision.
     """
-    first, grid = positions[:, :1], positions[:, 1:]
-    if grid.shape[1] == patches:
+    if positions.shape[1] == patches + 1:
         return positions
+    first, grid = positions[:, :1].float(), positions[:, 1:].float()
     old, new, width = round(grid.shape[1] ** 0.5), round(patches**0.5), positions.shape[2]
     grid_CHW = grid.reshape(1, old, old, width).permute(0, 3, 1, 2)
-    grid_CHW = functional.interpolate(grid_CHW.float(), size=(new, new), mode="bicubic", align_corners=False).to(positions.dtype)
+    grid_CHW = functional.interpolate(grid_CHW, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([first, grid_CHW.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
@@ -42,7 +42,8 @@ def resize_tower(tower: Any, image_size: int) -> None:
         )
     patches = (image_size // tower.config.patch_size) ** 2
     embeddings = tower.embeddings
-    embeddings.position_embedding = nn.Parameter(resize_positions(embeddings.position_embedding.data, patches))
+    positions = embeddings.position_embedding.data
+    embeddings.position_embedding = nn.Parameter(resize_positions(positions, patches).to(positions.dtype))
     embeddings.image_size, embeddings.num_patches, embeddings.num_positions = image_size, patches, patches + 1
     tower.config.image_size = image_size
 

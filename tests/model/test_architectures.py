@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -19,6 +22,8 @@ from transformers import (
 
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.model.bases import save_base
+from mgpt.model.image import IMAGE_MEAN
+from mgpt.model.tokenizer import load_tokenizer
 from tests.model import golden_cases as golden
 from tests.model import tiny
 
@@ -65,6 +70,69 @@ def test_other_architectures_from_pretrain_on(name, tmp_path):
     whole = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
     with torch.no_grad():
         assert torch.equal(whole(**batch).logits, model(**batch).logits)
+
+
+def byte_level_tokenizer(folder):
+    """A tokenizer as Qwen's: bytes for letters, an end of text of its own, no BOS and no LLaMA special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(["a man is on the street", "two dogs </s> [INST] what is in the image? [/INST]"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
+    """Its own end of text closes an answer, so that generation stops; nothing is read as LLaMA's `<s>` or `</s>`."""
+    from transformers import GenerationConfig
+
+    language = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, "eos_token_id": None, "bos_token_id": None}))
+    language.generation_config = GenerationConfig(eos_token_id=[0])
+    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    save_base(tmp_path / "language", tiny.randomise(language, 2), tokenizer=byte_level_tokenizer(tmp_path / "tokenizer"))
+    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", tmp_path / "language", lora=tiny.LORA)
+    processor = MiniGPTProcessor.from_config(model.config, tmp_path / "language")
+    batch = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    ids = batch["input_ids"][0].tolist()
+    assert ids[-1] == processor.tokenizer.eos_token_id == 0
+    assert processor.tokenizer.decode([token for token in ids if token < 512]) == "[INST] <Img></Img> what?  [/INST]a man<|end|>"
+    model.save_trainable(tmp_path / "trained", processor)
+    again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", {n: tmp_path / n for n in ("vision", "language")})
+    assert again.generation_config.eos_token_id == [0]
+    reader = MiniGPTProcessor.from_pretrained(tmp_path / "trained")
+    talk = golden.talk("<Img><ImageHere></Img> what?", "a man")
+    assert torch.equal(reader([tiny.picture(1)], [talk])["input_ids"], batch["input_ids"])
+    answer = batch["input_ids"][0, batch["labels"][0] != -100]
+    assert reader.answers(answer[None]) == [("a man", True)]
+    assert reader.answers(answer[None, :-1]) == [("a man", False)]
+
+
+def test_a_sentencepiece_model_that_is_not_llamas_is_left_to_its_own_tokenizer(tmp_path):
+    """Gemma's folder holds a tokenizer.model too, whose first pieces are others."""
+    byte_level_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"not LLaMA's")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert load_tokenizer(tmp_path).eos_token == "<|end|>"
+
+
+def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, bases):
+    """SigLIP was trained on pixels of mean and deviation 0.5, and says so in its folder; CLIP's, the original's, are the default."""
+    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    halves = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(halves))
+    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", bases["language"])
+    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model.save_trainable(tmp_path / "trained", processor)
+    white = np.full((9, 9, 3), 255, np.uint8)
+    for read in (processor, MiniGPTProcessor.from_pretrained(tmp_path / "trained")):
+        assert torch.equal(read.image_processor(white).pixel_values, torch.ones(1, 3, 32, 32))
+    usual = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"])
+    assert usual.config.image_mean == list(IMAGE_MEAN)
 
 
 def test_the_tower_sees_the_whole_image(tmp_path):

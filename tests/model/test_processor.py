@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 import random
-import re
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
 from mgpt.model import PROMPT_FORMATS, MiniGPTImageProcessor
 from tests.model import golden_cases as golden
 from tests.model import tiny
+from tests.model.reference import original_ids
 
 SPECIALS = ("<s>", "</s>", "<unk>")
 AWKWARD = [
@@ -56,23 +58,40 @@ AWKWARD = [
 ]
 
 
-def originals_ids(model: SentencePieceProcessor, text: str) -> list[int]:
-    """transformers 4.30's slow LLaMA tokenizer: split at special tokens, each piece of text to SentencePiece."""
-    ids: list[int] = []
-    for part in re.split("(<s>|</s>|<unk>)", text):
-        ids += [model.piece_to_id(part)] if part in SPECIALS else model.encode(part) if part else []
-    return ids
+BLOCKS = ((32, 127), (0x80, 0x250), (0x370, 0x600), (0x2000, 0x2600), (0x3000, 0x3100), (0x4E00, 0x4F00), (0x1F300, 0x1FA00), (0, 33))
 
 
-def test_ids_of_awkward_strings():
-    """Four thousand strings, against the library that the original used."""
+def awkward(draw):
+    return "".join(draw.choice(AWKWARD) for _ in range(draw.randint(0, 9)))
+
+
+def foreign(draw):
+    return "".join(chr(draw.randrange(*draw.choice(BLOCKS))) for _ in range(draw.randint(1, 30)))
+
+
+def spaced(draw):
+    """Words of the tokenizer's own language between runs of spaces and line ends, special tokens among them."""
+    words = ("the", "man", "dogs", "lake", "[INST]", "[/INST]", "<s>", "</s>", "</s>[INST]", "<s>[INST]", "<Img>", "</Img>", "$$", "###")
+    return "".join(draw.choice(words) + draw.choice(("", " ", "  ", "\n", " \n ", "\t")) for _ in range(draw.randint(1, 12)))
+
+
+@pytest.mark.parametrize("kind", [awkward, foreign, spaced])
+def test_ids_of_awkward_strings(kind):
+    """Four thousand strings of each kind, against the library that the original used; in one call and one by one."""
     model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
     tokenizer = golden.processor("v1").tokenizer
     draw = random.Random(4)
-    texts = ["".join(draw.choice(AWKWARD) for _ in range(draw.randint(0, 9))) for _ in range(4000)]
+    texts = [kind(draw) for _ in range(4000)]
     ours = tokenizer(texts, add_special_tokens=False).input_ids
-    wrong = [text for text, ids in zip(texts, ours, strict=True) if ids != originals_ids(model, text)]
-    assert wrong == []
+    assert [text for text, ids in zip(texts, ours, strict=True) if ids != original_ids(model, text)] == []
+    assert [text for text, ids in zip(texts[:200], ours, strict=False) if ids != tokenizer(text, add_special_tokens=False).input_ids] == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_ids_of_any_text(text):
+    model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
+    assert golden.processor("v1").tokenizer(text, add_special_tokens=False).input_ids == original_ids(model, text)
 
 
 def test_recorded_ids():
@@ -83,14 +102,34 @@ def test_recorded_ids():
             assert tokenizer(text, add_special_tokens=with_specials).input_ids == ids, text
 
 
-@pytest.mark.parametrize("size", [(40, 30), (1, 1), (7, 300), (56, 56), (500, 333)])
-def test_pixels_are_resize_totensor_normalize(size):
-    image = tiny.picture(2, *size)
-    resized = np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC), dtype=np.uint8)
+def original_pixels(image, side):
+    """blip_processors.py:96-140 in numpy: Pillow's bicubic resize to a square, ToTensor, Normalize."""
+    resized = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), dtype=np.uint8)
     unit = np.transpose(resized, (2, 0, 1)).astype(np.float32) / np.float32(255)
     mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)[:, None, None]
     std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)[:, None, None]
-    assert torch.equal(golden.processor("v1").image_processor(image).pixel_values[0], torch.from_numpy((unit - mean) / std))
+    return torch.from_numpy((unit - mean) / std)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (1, 1), (7, 300), (56, 56), (500, 333)])
+def test_pixels_are_resize_totensor_normalize(size):
+    image = tiny.picture(2, *size)
+    assert torch.equal(golden.processor("v1").image_processor(image).pixel_values[0], original_pixels(image, 56))
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16")
+
+
+@pytest.mark.parametrize("side", [224, 448])
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_of_every_mode_at_the_published_sizes(mode, side):
+    """Grey, indexed, transparent, print and 16-bit pictures, none of them square: what Pillow's RGB of them gives, as in the original."""
+    for seed, (width, height) in enumerate(((640, 427), (33, 500), (1, 2))):
+        colours = tiny.picture(seed, width, height)
+        deep = np.asarray(colours)[:, :, 0].astype(np.uint16) * 3 if mode == "I;16" else None
+        image = colours.convert(mode) if deep is None else Image.fromarray(deep)
+        assert image.mode == mode
+        assert torch.equal(MiniGPTImageProcessor(side)(image).pixel_values[0], original_pixels(image, side))
 
 
 def test_all_forms_of_an_image_are_one(tmp_path):

@@ -102,6 +102,36 @@ def test_recorded_ids():
             assert tokenizer(text, add_special_tokens=with_specials).input_ids == ids, text
 
 
+def test_readable_ids_give_the_originals_text():
+    model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
+    tokenizer, draw = golden.processor("v1").tokenizer, random.Random(5)
+    for ids in (original_ids(model, foreign(draw)) for _ in range(500)):
+        assert tokenizer.decode(ids) == model.decode(ids)
+
+
+def test_unreadable_bytes_are_marks_all_of_them():
+    """The first byte of an é, and an N: the original keeps the N, tokenizers marks the whole run of bytes."""
+    model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
+    ids = [model.piece_to_id(piece) for piece in ("<0xC3>", "<0x4E>")]
+    assert model.decode(ids) == "\ufffdN"
+    assert golden.processor("v1").tokenizer.decode(ids) == "\ufffd\ufffd"
+
+
+def test_the_originals_joint_is_text():
+    """The original joins turns with `!@#` and splits there again; here it is a part of the answer like any other."""
+    processor = golden.processor("v2")
+    labels = processor(None, [golden.talk("what?", "a !@# man")])["labels"][0]
+    assert labels[labels != -100].tolist() == processor.tokenizer("a !@# man</s>", add_special_tokens=False).input_ids
+
+
+def test_an_open_prompt_of_many_turns_is_laid_out_as_in_training():
+    """Every earlier answer is a segment of its own and closed; each question opens with `<s>`."""
+    processor = golden.processor("v2")
+    ids = processor(None, [golden.talk("what?", "a man", "where?")])["input_ids"][0].tolist()
+    segments = ("<s>[INST] what? [/INST]", "a man</s>", "<s>[INST] where? [/INST]")
+    assert ids == [1, *(one for text in segments for one in processor.tokenizer(text, add_special_tokens=False).input_ids)]
+
+
 def original_pixels(image, side):
     """blip_processors.py:96-140 in numpy: Pillow's bicubic resize to a square, ToTensor, Normalize."""
     resized = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), dtype=np.uint8)

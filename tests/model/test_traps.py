@@ -232,7 +232,11 @@ def test_position_embedding_is_resized_as_the_original_does():
     ours = resize_positions(stored, 64)
     assert torch.equal(ours, golden.model("v2").vision_tower.embeddings.position_embedding)
     grid = stored[:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
-    variants = [{"mode": "bicubic", "align_corners": True}, {"mode": "bilinear", "align_corners": False}]
+    variants = [
+        {"mode": "bicubic", "align_corners": True},
+        {"mode": "bilinear", "align_corners": False},
+        {"mode": "bicubic", "align_corners": False, "antialias": True},
+    ]
     for variant in variants:
         other = functional.interpolate(grid, size=(8, 8), **variant).permute(0, 2, 3, 1).reshape(1, 64, 64)
         assert (other - ours[:, 1:]).abs().max() > 1e-2

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import struct
+import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +23,7 @@ from mgpt.data.curation.plan import Unit
 from mgpt.data.curation.rules import BadSample, check_sample, fit_boxes
 from mgpt.data.sample import SCHEMA, Sample
 from mgpt.data.sources import READERS, Problem
+from mgpt.data.sources.base import DATA_ERRORS
 from mgpt.data.text import normalise_sample
 from mgpt.settings.sources import CurateSettings
 from mgpt.storage import Store
@@ -29,6 +34,20 @@ _JUDGED = [pa.field("image_sha256", pa.string()), pa.field("names", pa.list_(pa.
 ROWS = pa.schema([*SCHEMA, *_JUDGED])
 IMAGES = pa.schema([("sha256", pa.string()), ("thumbnail", pa.binary())])
 LOST = pa.schema([(name, pa.string()) for name in ("dataset", "split", "source", "reason", "detail", "step")])
+# What bad content makes code raise, and a file that is not there. Not among them: a server that is down or a full disk, which are nobody's
+# record's fault. They end the run, and the next goes on from here.
+_BROKEN = (
+    *DATA_ERRORS,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    pickle.PickleError,
+    struct.error,
+    tarfile.TarError,
+    zlib.error,
+)
+_FILE_ERRORS = (*_BROKEN, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _GROUP_BYTES = 16 << 20  # a row group is written when this many image bytes wait
 _GROUP_ROWS = 1_000
 
@@ -120,7 +139,7 @@ class _Judge:
     def _records(self) -> Iterator[Sample | Problem]:
         try:
             yield from self.reader.records([self.unit.part])
-        except Exception as error:  # a reader must not raise for what is in a file; if it does, the rest of the file is accounted for
+        except _FILE_ERRORS as error:  # a reader must not raise for what is in a file; if it does, the rest of the file is accounted for
             yield Problem(
                 self.unit.dataset, self.unit.part.split, self.unit.part.path, "unreadable file", f"{type(error).__name__}: {error}"
             )

@@ -36,7 +36,7 @@ class OkVqaEvaluation(Reader):
     def _answers(self, part: Part) -> dict[str, list[str]]:
         found = [name for name in part.folder.names() if "annotations" in PurePosixPath(name).name and name.endswith(".json")]
         if not found:
-            raise ValueError(f"no *annotations*.json below {part.root}; the questions file holds no answers")
+            raise ValueError(f"no *annotations*.json beside {part.path}; the questions file holds no answers")
         with part.folder.open(sorted(found, key=lambda name: ("clean" not in name, name))[0]) as file:
             return {str(row["question_id"]): [answer["answer"] for answer in row["answers"]] for _, row in json_rows(file, "annotations")}
 

@@ -123,7 +123,7 @@ class Images:
                 return Picture.of(self.folder.read(path), path)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
-        raise Refused("missing image", f"no file {' or '.join(candidates)} below {self.folder.root}")
+        raise Refused("missing image", f"no file {' or '.join(candidates)}")
 
 
 def places(path: str, *folders: str) -> tuple[str, ...]:

@@ -20,5 +20,6 @@ def body(context: StageContext) -> dict[str, object]:
     with context.ray(), context.work("curate"):
         curated = curate(downloaded, context.settings.sources, context.section, context.store, folder)
     curated.save(context.out)
+    context.tracker.log_artifact(context.out / "card.html")
     rows = sum(int(entry.meta["rows"]) for entry in curated.manifest.entries)
     return {"records": curated.report["records"], "kept": rows, "quarantined": curated.report["reasons"]}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from mgpt.data.sources import READERS
+from mgpt.data.scenes.formats import DATASETS
+from mgpt.data.sources import READERS, Card
+
+WIDEST = 37  # characters of a column
 
 
 def sources_text(name: str | None = None) -> str:
@@ -22,14 +25,27 @@ def sources_text(name: str | None = None) -> str:
 
 
 def _table() -> str:
-    rows = [("NAME", "KIND", "TASKS", "SIZE", "LICENCE", "FORMAT")]
+    rows = [("NAME", "KIND", "READER", "LICENCE", "LINKS", "FORMAT")]
     rows += [
-        (card.name, card.kind, ",".join(card.tasks), card.size, card.licence, " ".join(card.formats.split()))
-        for card in (r.card for r in READERS.values())
+        (c.name, c.kind, _tested(c.name), c.licence, _links(c), " ".join(c.formats.split())) for c in (r.card for r in READERS.values())
     ]
-    widths = [min(max(len(str(row[column])) for row in rows), 48) for column in range(5)]
-    lines = ["  ".join([*(f"{str(value)[:width]:<{width}}" for value, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
-    return "\n".join([*lines, "", "Links, mirrors, citation and notes of one: mgpt data sources NAME"])
+    widths = [min(max(len(row[column]) for row in rows), WIDEST) for column in range(5)]
+    lines = ["  ".join([*(f"{_cut(value, width):<{width}}" for value, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
+    return "\n".join([*lines, "", "Size, links, mirrors, citation and notes of one: mgpt data sources NAME"])
+
+
+def _tested(name: str) -> str:
+    """Tests read the files that the shapes world writes in the format of each dataset, and those that the own-data page describes."""
+    return "tested" if name in DATASETS or name == "jsonl" else "untested"
+
+
+def _links(card: Card) -> str:
+    official = "dead" if card.dead else f"{len(card.links)}" if card.links else "none"
+    return f"{official} + {len(card.mirrors)} mirror{'s' * (len(card.mirrors) > 1)}" if card.mirrors else official
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _shown(value: object) -> str:

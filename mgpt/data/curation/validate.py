@@ -20,7 +20,8 @@ from mgpt.settings.sources import CurateSettings, DatasetSettings, DownloadSetti
 from mgpt.storage import Manifest, Store
 
 OFFENDERS = 5
-SHOWN = 3
+SHOWN = 5
+_LOOKED_AT = 64  # rows in memory
 _FATAL = ("missing image",)
 
 
@@ -62,6 +63,8 @@ def validate(path: Path, reader: str = "jsonl", settings: CurateSettings | None 
         raise ValueError(f"reader {reader!r} is not known; use one of {', '.join(sorted(READERS))}")
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a folder, or a JSONL file with its pictures beside it")
+    if path.is_dir() and not any(child.is_file() for child in path.rglob("*")):
+        raise ValueError(f"{path} has no files; put a JSONL file there, with its pictures beside it")
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
         found, problem = _curate(path, reader, settings or CurateSettings(), store)
@@ -96,9 +99,12 @@ def _offenders(quarantine: Manifest, store: Store) -> list[dict[str, str]]:
 
 
 def _shown(manifest: Manifest, store: Store, mark: Marker) -> list[list[tuple[str, bool]]]:
-    samples: list[Sample] = []
+    """The first sample of each task that the first shards hold."""
+    samples: dict[str, Sample] = {}
     for entry in manifest.entries[:SHOWN]:
         with store.open(entry.uri) as file:
-            rows = next(pq.ParquetFile(file).iter_batches(batch_size=SHOWN, columns=SCHEMA.names)).to_pylist()
-        samples += [Sample.from_row(row) for row in rows]
-    return [mark(render(sample, random.Random(sample.id))) for sample in samples[:SHOWN]]
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=_LOOKED_AT, columns=SCHEMA.names):
+                for row, task in enumerate(batch.column("task").to_pylist()):
+                    if task not in samples and len(samples) < SHOWN:
+                        samples[task] = Sample.from_row(batch.slice(row, 1).to_pylist()[0])
+    return [mark(render(sample, random.Random(sample.id))) for sample in samples.values()]

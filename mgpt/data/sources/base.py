@@ -35,6 +35,7 @@ class Card:
         size: records as published.
         licence: as the source states it, or "not stated".
         links, mirrors: official locations first, then copies.
+        dead: the official locations are known to be gone; only mirrors (or what the notes say) are left.
         citation: paper, short.
         normalised_roles: turns that the original passes through its text normalisation (`mgpt.data.text.normalise_sample`).
         notes: what a user must know: dead links, traps.
@@ -49,6 +50,7 @@ class Card:
     licence: str
     links: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
+    dead: bool = False
     citation: str = ""
     normalised_roles: tuple[str, ...] = ()
     notes: str = ""

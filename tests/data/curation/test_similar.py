@@ -111,3 +111,53 @@ def test_nothing_to_compare():
     empty = np.zeros((0, 32, 32, 3), np.uint8)
     assert find_similar(empty, np.arange(0)) == []
     assert find_matches(empty, np.arange(0), np.arange(0)) == []
+
+
+def tiles(side=128):
+    """Pieces of two photographs that share no point: each is another view of a real scene."""
+    for image in load_sample_images().images:
+        for top in range(0, image.shape[0] - side + 1, side):
+            for left in range(0, image.shape[1] - side + 1, side):
+                yield Image.fromarray(image[top : top + side, left : left + side])
+
+
+def textures(count, side=128):
+    """Noise of many scales, waves, and mosaics of random cells: as busy as photographs of foliage, cloth and walls."""
+    rng = np.random.default_rng(8)
+    down, across = np.mgrid[0:side, 0:side] / side
+    for number in range(count):
+        if number % 3 == 0:
+            pixels = np.zeros((side, side, 3))
+            for cells in (3, 6, 12, 24):
+                coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
+                pixels += np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=float) / cells
+            pixels *= 255 / pixels.max()
+        elif number % 3 == 1:
+            angles, lengths, phases = (rng.uniform(*span, (3, 3)) for span in ((0, 3.14), (3, 20), (0, 6.28)))
+            waves = [
+                np.sin(length * (across * np.cos(angle) + down * np.sin(angle)) + phase)
+                for angle, length, phase in zip(angles.flat, lengths.flat, phases.flat, strict=True)
+            ]
+            pixels = np.stack([sum(waves[n::3]) for n in range(3)], axis=-1) * 40 + 128
+        else:
+            centres, colours = rng.random((40, 2)), rng.integers(0, 256, (40, 3))
+            nearest = ((down[..., None] - centres[:, 0]) ** 2 + (across[..., None] - centres[:, 1]) ** 2).argmin(-1)
+            pixels = colours[nearest]
+        yield Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_copies_of_realistic_pictures_are_found_and_nothing_else():
+    distinct = [*tiles(), *textures(90)]
+    rng = np.random.default_rng(6)
+    originals = [thumbnail(encoded(picture)) for picture in distinct]
+    copies = {name: [thumbnail(change(picture, rng)) for picture in distinct] for name, change in CHANGES.items()}
+    everything = np.stack(originals + [copy for changed in copies.values() for copy in changed])
+    count = len(distinct)
+    found = find_matches(everything, np.arange(count, len(everything)), np.arange(count))
+    right = {pair.second for pair in found if pair.first == pair.second % count}
+    recall = {name: sum(place // count == number for place in right) / count for number, name in enumerate(CHANGES, 1)}
+    assert min(recall.values()) >= 0.95, recall
+    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    planted = sum(place >= count for place in dropped)
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} of {count} distinct pictures were taken for copies"
+    assert planted >= 0.95 * len(CHANGES) * count

@@ -1,5 +1,7 @@
 """What people are told about their own data before training."""
 
+import re
+
 import pytest
 
 from mgpt.data.curation.overview import sources_text
@@ -16,6 +18,7 @@ def test_good_data_shows_counts_and_what_is_trained_on(tmp_path):
     assert "»a blurred picture\n" in text
     assert "»{<0><0><50><100>}\n" in text
     assert "[refer]" in text
+    assert text.count("trained on as:") == 2, "one sample of each task"
 
 
 def test_one_file_of_a_folder_may_be_named(tmp_path):
@@ -47,6 +50,9 @@ def test_mistakes_of_the_call_are_named(tmp_path):
         validate(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="reader 'x' is not known; use one of"):
         validate(tmp_path, "x")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="bare has no files; put a JSONL file there"):
+        validate(tmp_path / "bare")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"jsonl: no \*\.jsonl below"):
         validate(tmp_path)
@@ -56,6 +62,8 @@ def test_every_source_is_listed_with_licence_and_format():
     text = sources_text()
     for reader in READERS.values():
         assert any(line.startswith(reader.card.name) and " ".join(reader.card.formats.split()) in line for line in text.splitlines())
+    assert not re.search(r"\buntested\b", text)
+    assert re.search(r"^refcoco .* tested .* dead \+ 2 mirrors", text, re.MULTILINE)
     one = sources_text("refcoco")
     assert "licence" in one
     assert "links" in one

@@ -6,7 +6,7 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from mgpt import storage
-from tests.data.faulty import Faults, FileHandler, ProxyHandler, serve
+from tests.data.download.faulty import Faults, FileHandler, ProxyHandler, serve
 
 
 @pytest.fixture

@@ -147,7 +147,8 @@ def _image(picture: Image.Image, text: str, kind: str = "JPEG") -> str:
 
 
 def _figure(sample: Sample, mark: Marker) -> str:
-    who = f'<div class="who">{html.escape(f"{sample.dataset} / {sample.task}, {sample.width}x{sample.height}, {sample.licence}")}</div>'
+    size = f"{sample.width}x{sample.height}" if sample.image else "no picture"
+    who = f'<div class="who">{html.escape(f"{sample.dataset} / {sample.task}, {size}, {sample.licence}")}</div>'
     picture = _image(_drawn(sample), f"{sample.dataset} sample") if sample.image else ""
     messages = render(sample, random.Random(sample.id))
     pieces = ((html.escape(piece), supervised) for piece, supervised in mark(messages))

@@ -12,7 +12,7 @@ from mgpt.data.download import download
 from mgpt.settings.sources import CurateSettings, DatasetSettings, DownloadSettings, SourceSettings
 from mgpt.storage import Store
 from tests.data.curation.worlds import encoded, photo
-from tests.data.faulty import Faults
+from tests.data.download.faulty import Faults
 
 PICTURES = 30
 

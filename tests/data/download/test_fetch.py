@@ -7,7 +7,7 @@ import pytest
 
 from mgpt.data.download.fetch import FetchError, Mirror, Patience, fetch
 from mgpt.data.download.locations import locate
-from tests.data.faulty import Faults
+from tests.data.download.faulty import Faults
 
 PATIENCE = Patience(attempts=12, timeout_seconds=10, backoff_seconds=0.001)
 

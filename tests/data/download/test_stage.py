@@ -16,7 +16,7 @@ import pytest
 from mgpt.data.download import DownloadError, download, source_folder
 from mgpt.settings.sources import DownloadSettings, SourceSettings
 from mgpt.storage import Store
-from tests.data.faulty import Faults
+from tests.data.download.faulty import Faults
 
 FAST = DownloadSettings(backoff_seconds=0.001, attempts=8)
 

@@ -73,10 +73,11 @@ class ProxyHandler(Handler):
     def forward(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
-        if self.server.left_to_answer == 0:
+        left = getattr(self.server, "left_to_answer", -1)
+        if left == 0:
             self.answer(503, {}, b"busy", "503")
             return
-        self.server.left_to_answer -= 1
+        self.server.left_to_answer = left - 1
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.port_behind)
         upstream.request(self.command, self.path, body, dict(self.headers.items()))
         response = upstream.getresponse()
@@ -84,8 +85,9 @@ class ProxyHandler(Handler):
         headers = {name: value for name, value in response.getheaders() if name.lower() not in ("connection", "transfer-encoding")}
         if self.command != "HEAD":
             headers["Content-Length"] = str(len(data))
+        failing = getattr(self.server, "failing", ("GET",))
         # A write that fails may have been done all the same, as with a real server.
-        self.answer(response.status, headers, data, self.server.faults.draw() if self.command in self.server.failing else "")
+        self.answer(response.status, headers, data, self.server.faults.draw() if self.command in failing else "")
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
 

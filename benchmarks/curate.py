@@ -1,10 +1,11 @@
 """How fast curation is beside the least that could be done, and whether its memory grows with the data.
 
-    python benchmarks/curate.py [--pictures 2000] [--most 20000] [--side 512]
+    python benchmarks/curate.py [--pictures 2000] [--most 20000] [--side 512] [--keep FOLDER] [--out FILE]
 
 Bare work is reading, decoding and hashing the same pictures in one process. Curation's first step, on the same shards in one process, adds
 checks, fingerprints, records and Parquet. Peak memory is of a fresh process for each size. The last line is JSON: `throughput_ratio`
-(curation's pictures a second over bare's; goal 0.8 or more) and `peak_memory_growth` (peak at `--most` over peak at `--pictures`).
+(curation's pictures a second over bare's; goal 0.8 or more: above 1, since curation makes a small picture of a JPEG) and
+`peak_memory_growth` (peak at `--most` over peak at `--pictures`). `--keep` is where pictures stay for another run; `--out` takes the line.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2_000)
     parser.add_argument("--most", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--step", choices=("bare", "curate"), help="used by the benchmark itself")
     parser.add_argument("--folder", type=Path, help="used by the benchmark itself")
     asked = parser.parse_args()
@@ -42,16 +47,28 @@ def main() -> None:
         print(json.dumps(bare(asked.folder) if asked.step == "bare" else curated(asked.folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        small, large = Path(scratch) / "small", Path(scratch) / "large"
-        write_shards(small, asked.pictures, asked.side)
-        write_shards(large, asked.most, asked.side)
+        small, large = (pictures(asked.keep or Path(scratch), count, asked.side) for count in (asked.pictures, asked.most))
         found = {"bare": measure("bare", small), "curate": measure("curate", small), "curate, most": measure("curate", large)}
     for name, row in found.items():
         print(f"{name:>14}: {row['pictures']:>6} pictures, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB")
     ratio = found["curate"]["rate"] / found["bare"]["rate"]
     growth = found["curate, most"]["peak_mb"] / found["curate"]["peak_mb"]
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(), "pillow": Image.__version__}
-    print(json.dumps({"throughput_ratio": round(ratio, 3), "peak_memory_growth": round(growth, 3), **machine}))
+    versions = {name: version(name) for name in ("numpy", "pillow", "pyarrow", "scipy")} | {"python": platform.python_version()}
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "side": asked.side, "steps": found, "versions": versions}
+    line = json.dumps({"throughput_ratio": round(ratio, 3), "peak_memory_growth": round(growth, 3), **machine})
+    if asked.out:
+        asked.out.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+def pictures(folder: Path, count: int, side: int) -> Path:
+    """The folder below `folder` with `count` pictures; a whole one of an earlier run is used again."""
+    found = folder / f"{count}-{side}"
+    if not (found / "whole").exists():
+        shutil.rmtree(found, ignore_errors=True)
+        write_shards(found, count, side)
+        (found / "whole").touch()
+    return found
 
 
 def write_shards(folder: Path, count: int, side: int) -> None:
@@ -100,6 +117,7 @@ def curated(folder: Path) -> dict[str, float]:
     from mgpt.storage import Store
 
     sources = {"pairs": SourceSettings(locations=(str(folder / "source"),), datasets={"laion": DatasetSettings(reader="laion")})}
+    shutil.rmtree(folder / "store", ignore_errors=True)
     store = Store(str(folder / "store"))
     manifest = download(sources, DownloadSettings(parallel=1), store, lambda line: None).manifest
     started = time.process_time()

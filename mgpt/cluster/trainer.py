@@ -203,7 +203,7 @@ def _collect(request: TrainRequest, store: Store, resumed_from: int) -> TrainRes
 
 def read_curve(content: bytes) -> list[dict[str, float]]:
     """The rows of a `curve.csv`."""
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(content.decode()))]
+    return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(io.StringIO(content.decode()))]
 
 
 class _Follower:

@@ -22,10 +22,12 @@ from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
-from mgpt.train.contracts import TOTALS, StepBatches
+from mgpt.train.contracts import TOTALS, Callback, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
 from mgpt.train.files import DamagedError
 from mgpt.train.ledger import Ledger
+from mgpt.train.flops import StepFlops
+from mgpt.train.gauges import Compute, Memory, Profile
 from mgpt.train.loop import Loop
 from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated
@@ -39,7 +41,7 @@ _STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know."""
+    """What a worker needs to know. `profile` is the first step to profile, and how many."""
 
     settings: TrainingSettings
     start: Start
@@ -75,18 +77,21 @@ def make_loop(todo: Work) -> Loop:
     model.train()
     parallel = _parallel(model, todo, device)
     parameters = model.trainable_parameters()
-    curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows))
+    gauges = (Compute(StepFlops.of(model)), Memory())
+    curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows), gauges)
     checkpoint = Checkpoint(
         settings.checkpoint_every,
         Keeper(report, writes=parallel.rank == 0),
         reads=lambda step: device.type == "cpu" or _is_watched(settings, step),
         after_notice=obey,
     )
-    callbacks = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
+    callbacks: list[Callback] = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
     if todo.workers.ledger:
         callbacks.insert(2, Ledger())
     if settings.early_stop_rows is not None:
         callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))
+    if todo.workers.profile is not None:
+        callbacks.append(Profile(*todo.workers.profile, lambda name, trace: _write_trace(todo.run_uri, name, trace)))
     optimiser, attention = make_optimiser(parameters, settings), model.language_model.config._attn_implementation
     loop = Loop(model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention, notice=told)
     kept = ray.train.get_checkpoint()
@@ -118,6 +123,10 @@ def _steps(todo: Work) -> Iterator[StepBatches]:
     if checkpoint is not None and checkpoint.get_metadata()["step"] >= todo.settings.steps:
         return iter(())
     return ahead(lambda: stream(ray.train.get_dataset_shard(NAME)), _STEPS_AHEAD)
+
+
+def _write_trace(run_uri: str, name: str, trace: bytes) -> None:
+    Store(run_uri).write(f"{run_uri}/profile/{name}", trace)
 
 
 def _write_curve(run_uri: str, rows: list[Row]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mgpt.settings.fields import Section, mistake
 
@@ -27,6 +27,9 @@ class WorkerSettings(Section):
     )
     resize_seconds: float = Field(default=60, gt=0, description="how often an elastic group looks for more workers, or fewer")
     ledger: bool = Field(default=False, description="keeps, beside the curve, which samples each step consumed")
+    profile: tuple[NonNegativeInt, PositiveInt] | None = Field(
+        default=None, description="[first step, steps] to run torch's profiler over; the traces come to profile/ of the run"
+    )
     failures: int = Field(default=3, ge=0, description="how often a lost worker group is started again")
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mgpt.train.contracts import TOTALS, Callback
+from mgpt.train.gauges import Gauge
 from mgpt.train.loop import Loop
 
 Row = dict[str, float]
@@ -21,12 +22,13 @@ class Curve(Callback):
     """One row of numbers every `every` steps: the loss over the steps since the last row, speed, and the share of time that waited for
     data.
 
-    Rows are part of the checkpoint, so a resumed run's curve has every step once. `sink` gets all rows so far, on worker 0.
+    Rows are part of the checkpoint, so a resumed run's curve has every step once. `sink` gets all rows so far, on worker 0. `gauges` add
+    columns, of this worker.
     """
 
-    def __init__(self, every: int, sink: Callable[[list[Row]], None] | None = None) -> None:
+    def __init__(self, every: int, sink: Callable[[list[Row]], None] | None = None, gauges: Sequence[Gauge] = ()) -> None:
         self.rows: list[Row] = []
-        self._every, self._sink = every, sink
+        self._every, self._sink, self._gauges = every, sink, gauges
         self._sums: Tensor | None = None
         self._steps, self._waited, self._began = 0, 0.0, time.perf_counter()
 
@@ -40,6 +42,8 @@ class Curve(Callback):
         self._sums += loop.parallel.totals
         self._waited += loop.wait_seconds
         self._steps += 1
+        for gauge in self._gauges:
+            gauge.seen(loop)
         if loop.step % self._every == 0 or loop.step == loop.settings.steps:
             self.rows.append(self._row(loop, self._sums.tolist()))
             if self._sink is not None and loop.parallel.rank == 0:
@@ -51,7 +55,7 @@ class Curve(Callback):
         total = dict(zip(TOTALS, sums, strict=True))
         seconds = time.perf_counter() - self._began
         assert loop.gradient_norm is not None
-        return {
+        row = {
             "step": loop.step,
             "loss": total["loss"] / max(total["supervised"], 1),
             "learning_rate": loop.learning_rate,
@@ -62,6 +66,9 @@ class Curve(Callback):
             "padding": 1 - total["tokens"] / total["positions"],
             "step_seconds": seconds / self._steps,
         }
+        for gauge in self._gauges:
+            row |= gauge.columns(loop, seconds)
+        return row
 
     def state(self) -> dict[str, Any]:
         return {"rows": list(self.rows), "sums": [] if self._sums is None else self._sums.tolist()}
@@ -80,11 +87,12 @@ def progress_line(row: Mapping[str, float], steps: int) -> str:
 
 
 def curve_csv(rows: Sequence[Row]) -> str:
-    """The curve as CSV, for a DVC plot."""
+    """The curve as CSV, for a DVC plot. A column that some rows lack (a run resumed on another device) is empty in them."""
     if not rows:
         raise ValueError("the curve has no rows; log_every must not be above steps")
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

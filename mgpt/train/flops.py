@@ -1,0 +1,88 @@
+"""FLOPs of training steps, as progress needs them, for MFU.
+
+The rule: a multiplication and an addition are two. N weights cost 2N a token forward and 2N for the gradient of their inputs; trained ones
+2N more. So the frozen language model costs 4N a token (gradients pass through it to the projection), not 6N; LoRA costs 6N; the frozen
+tower and Q-Former cost 2N and are not counted where a cache stands in for them; the projection costs 4N an image token (nothing before it
+wants a gradient); the head 4N a supervised token. Attention is counted, causal attention by half. Padding, recomputed activations, norms
+and embeddings are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgpt.train.batch import IGNORE, Batch
+
+# Dense bf16 FLOPs a second, NVIDIA's data sheets, SXM form; by a part of the device's name.
+_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs by what they grow with: a token, a supervised token, an image that is encoded, an image that is projected, and a pair of
+    tokens of one sample."""
+
+    token: float
+    supervised: float
+    encoded: float
+    projected: float
+    pair: float
+
+    @classmethod
+    def of(cls, model: Any) -> StepFlops:
+        """Counts the weights of a `MiniGPTForConditionalGeneration`."""
+        text, vision = model.language_model, model.vision_tower
+        adapters = sum(parameter.numel() for parameter in text.parameters() if parameter.requires_grad)
+        head = model.get_output_embeddings().weight.numel()
+        sizes = text.config
+        width = sizes.num_attention_heads * (getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads)
+        tokens = model.config.num_patches + 1
+        tower = 2 * _matrices(vision) * tokens + 4 * tokens**2 * vision.config.hidden_size * vision.config.num_hidden_layers
+        queries = 0 if model.qformer is None else 2 * _matrices(model.qformer) * model.config.num_image_tokens
+        return cls(
+            token=4 * (_matrices(text.get_decoder()) - adapters) + 6 * adapters,
+            supervised=4 * head,
+            encoded=tower + queries,
+            projected=4 * model.projection.weight.numel() * model.config.num_image_tokens,
+            # Forward 4 a pair and width, halved by causality; the gradient twice that.
+            pair=6 * width * sizes.num_hidden_layers,
+        )
+
+    def __call__(self, batches: Iterable[Batch]) -> float:
+        """FLOPs of these batches. Reads tensors, so give batches that lie on the CPU."""
+        return sum(self._of_batch(batch) for batch in batches if batch.ids)  # one without samples only keeps workers in step
+
+    def _of_batch(self, batch: Batch) -> float:
+        lengths = list(sample_lengths(batch))
+        supervised = int((batch.tensors["labels"][:, 1:] != IGNORE).sum())
+        encoded, cached = (len(batch.tensors.get(name, ())) for name in ("pixel_values", "image_features"))
+        language = self.token * sum(lengths) + self.pair * sum(length**2 for length in lengths) + self.supervised * supervised
+        return language + self.encoded * encoded + self.projected * (encoded + cached)
+
+
+def sample_lengths(batch: Batch) -> Iterator[int]:
+    """Tokens of each sample, padding left out."""
+    if "segment_ids" not in batch.tensors:
+        yield from batch.tensors["attention_mask"].sum(1).tolist()
+        return
+    for row in batch.tensors["segment_ids"]:
+        yield from torch.bincount(row)[1:].tolist()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """bf16 FLOPs a second that a device is sold with; None for a CPU and for a GPU that is not known here."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+
+
+def _matrices(module: nn.Module) -> int:
+    """Weights that multiply tokens: linear layers', embeddings and norms left out. Quantised weights count as what they stand for."""
+    linear: Sequence[Any] = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    return sum(part.in_features * part.out_features for part in linear)

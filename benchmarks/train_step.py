@@ -1,0 +1,259 @@
+"""Training steps of a small MiniGPT-v2 beside a straightforward transformers port of the same model: what each technique gives, alone
+and together, in time, peak memory and loss.
+
+The port tokenises one conversation at a time, pads to the longest, runs the tower in every step, computes logits at every position, uses
+torch's plain AdamW and reads the loss after each step. Every technique alone is the port with that one thing changed. `ours` is all of
+them in float32, `ours_bf16` all of them with bf16 frozen weights under bf16 autocast; `*_uncached` leave the feature cache out. Each has
+its own copy of the same weights and sees the same batches, tokenising included; the steps alternate in one process, the order turning
+with each, so that a busy machine slows all alike.
+
+The feature cache is not free: an image is encoded once and shown `shows` times, so a cached step is charged the encoding of its images
+divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((180 + 600 + 200) steps of 32 samples of 1,600
+pictures), which is what the headline charges; `shows` in the result holds other numbers, once included.
+
+Run: python benchmarks/train_step.py [--steps 20] [--threads 2] [--out FILE]. The last line is JSON; ratios are port / ours, medians over
+steps, of wall time. `cpu_ratio` is the same of the process's CPU time, which a busy machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from model_step import DATA, build, peak_bytes
+from torch import Tensor
+from torch.nn import functional
+
+from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.train.batch import IGNORE, cut_packed
+
+PACK_TOKENS = 700  # about four of the samples: two rows a step, one after the other
+SHOWS, HEADLINE_SHOWS = (1, 2, 4, 19, 50), 19
+MEMORY_STEPS = 2
+Raw = tuple[list[list[dict[str, str]]], Tensor]  # conversations and pixels of one step
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are made; all false is the port."""
+
+    packed: bool = False
+    supervised_only: bool = False
+    cached: bool = False
+    batched_tokenising: bool = False
+    fused: bool = False
+    no_reads: bool = False
+    bf16: bool = False
+
+
+TECHNIQUES = tuple(asdict(Way()))
+ALL = Way(packed=True, supervised_only=True, cached=True, batched_tokenising=True, fused=True, no_reads=True)
+WAYS = {
+    "port": Way(),
+    **{name: Way(**{name: True}) for name in TECHNIQUES},
+    "ours": ALL,
+    "ours_uncached": replace(ALL, cached=False),
+    "ours_bf16": replace(ALL, bf16=True),
+    "ours_bf16_uncached": replace(ALL, cached=False, bf16=True),
+}
+
+
+def raw_steps(config: dict[str, Any]) -> list[Raw]:
+    """The texts as conversations, and an image of noise for each, in batches."""
+    texts, size = json.loads((DATA / "texts.json").read_text()), config["batch_size"]
+    generator = torch.Generator().manual_seed(config["seed"])
+    made = []
+    for start in range(0, config["n_batches"] * size, size):
+        chosen = [texts[number % len(texts)] for number in range(start, start + size)]
+        talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in chosen]
+        made.append((talks, torch.randn(size, 3, config["img"], config["img"], generator=generator)))
+    return made
+
+
+class Runner:
+    """Steps of one way, on a model of its own."""
+
+    def __init__(self, way: Way, model: MiniGPTForConditionalGeneration, processor: MiniGPTProcessor, wanted: dict[str, Any]) -> None:
+        self.way, self.model, self.processor = way, copy.deepcopy(model), processor
+        trained = list(self.model.trainable_parameters().values())
+        if way.bf16:
+            for parameter in self.model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+        if way.packed:
+            self.model.language_model.set_attn_implementation("varlen")
+        betas = tuple(wanted["betas"])
+        self.optimiser = torch.optim.AdamW(trained, lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=betas, fused=way.fused)
+        self.losses: list[Tensor | float] = []
+
+    def step(self, raw: Raw) -> None:
+        """One optimiser step. The images are pixels, or features where the way has a cache."""
+        talks, images = raw
+        self.optimiser.zero_grad()
+        tensors = self._tokens(talks)
+        supervised = (tensors["labels"][:, 1:] != IGNORE).sum()
+        total = torch.zeros(())
+        for inputs in self._cut(tensors, images):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.way.bf16):
+                loss = self._loss(inputs, supervised)
+            loss.backward()
+            total += loss.detach()
+        self.optimiser.step()
+        self.losses.append(total if self.way.no_reads else total.item())
+
+    def _tokens(self, talks: list[list[dict[str, str]]]) -> dict[str, Tensor]:
+        if self.way.batched_tokenising:
+            return dict(self.processor(None, talks, format="minigpt-v2"))
+        singles = [self.processor(None, [talk], format="minigpt-v2") for talk in talks]
+        longest = max(single["input_ids"].shape[1] for single in singles)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
+        return {
+            name: torch.cat([functional.pad(single[name], (0, longest - single[name].shape[1]), value=value) for single in singles])
+            for name, value in fill.items()
+        }
+
+    def _cut(self, tensors: dict[str, Tensor], images: Tensor) -> list[dict[str, Any]]:
+        name = "image_features" if self.way.cached else "pixel_values"
+        if not self.way.packed:
+            return [tensors | {name: images}]
+        ids, ones = [str(row) for row in range(len(images))], [1] * len(images)
+        batches = cut_packed(tensors | {"pixel_values": images}, ids, ones, 1, PACK_TOKENS)
+        inputs = [batch.inputs("varlen") for batch in batches]
+        return [{name if key == "pixel_values" else key: value for key, value in some.items()} for some in inputs]
+
+    def _loss(self, inputs: dict[str, Any], supervised: Tensor) -> Tensor:
+        if self.way.supervised_only:
+            return self.model.loss_sum(inputs)[0] / supervised
+        rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "pixel_values", "image_features")}
+        embeds = self.model.embed(inputs["input_ids"], inputs.get("pixel_values"), inputs.get("image_features"))
+        loss: Tensor = self.model.language_model(inputs_embeds=embeds, use_cache=False, num_items_in_batch=supervised, **rest).loss
+        return loss
+
+
+class Encoder:
+    """The cost of filling a feature cache: the frozen part, in the precision of the cached way."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._model, self._dtype = runner.model, next(runner.model.vision_tower.parameters()).dtype
+
+    @torch.no_grad()
+    def step(self, raw: Raw) -> None:
+        """Encodes a step's images."""
+        _, images = raw
+        self._model.encode_images(images.to(self._dtype))
+
+
+@dataclass
+class Times:
+    """Seconds of each measured step."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def measure(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """All ways on all steps, alternating."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model, processor = build(config, Path(scratch))
+    runners = {name: Runner(way, model, processor, config["optimizer"]) for name, way in WAYS.items()}
+    everyone: dict[str, Any] = runners | {"encode": Encoder(runners["ours"]), "encode_bf16": Encoder(runners["ours_bf16"])}
+    work = raw_steps(config)
+    with torch.no_grad():
+        features = [model.encode_images(pixels) for _, pixels in work]
+
+    def seen(name: str, number: int) -> Raw:
+        talks, pixels = work[number % len(work)]
+        return talks, features[number % len(work)] if name in WAYS and WAYS[name].cached else pixels
+
+    times = {name: Times([], []) for name in everyone}
+    for number in range(config["warmup"] + steps):
+        for name in sorted(everyone, reverse=bool(number % 2)):
+            raw = seen(name, number)
+            wall, cpu = time.perf_counter(), time.process_time()
+            everyone[name].step(raw)
+            if number >= config["warmup"]:
+                times[name].wall.append(time.perf_counter() - wall)
+                times[name].cpu.append(time.process_time() - cpu)
+    losses = {name: [float(loss) for loss in runner.losses] for name, runner in runners.items()}
+    peaks = {name: [peak_bytes(runner.step, seen(name, number)) for number in range(MEMORY_STEPS)] for name, runner in runners.items()}
+    return summary(times, losses, {name: statistics.median(values) for name, values in peaks.items()})
+
+
+def summary(times: dict[str, Times], losses: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Any]:
+    """The figures that the losses, times and peaks come to."""
+
+    def ratio(name: str, shows: int, clock: str = "wall") -> float:
+        own, port = getattr(times[name], clock), getattr(times["port"], clock)
+        encoding = getattr(times["encode_bf16" if WAYS[name].bf16 else "encode"], clock)
+        charged = [cost / shows if WAYS[name].cached else 0.0 for cost in encoding]
+        return statistics.median(a / (b + c) for a, b, c in zip(port, own, charged, strict=True))
+
+    def difference(name: str) -> float:
+        return max(abs(a - b) / b for a, b in zip(losses[name], losses["port"], strict=True))
+
+    exact = [name for name, way in WAYS.items() if not way.bf16]
+    return {
+        "seconds": {name: statistics.median(some.wall) for name, some in times.items()},
+        "cpu_seconds": {name: statistics.median(some.cpu) for name, some in times.items()},
+        "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()},
+        "shows": {name: {str(shows): ratio(name, shows) for shows in SHOWS} for name in ("ours", "ours_bf16")},
+        "uncached": {name: ratio(f"{name}_uncached", 1) for name in ("ours", "ours_bf16")},
+        "cpu_ratio": {name: ratio(name, HEADLINE_SHOWS, "cpu") for name in ("ours", "ours_bf16", "ours_uncached", "ours_bf16_uncached")},
+        "bf16_loss_difference": difference("ours_bf16"),
+        "alone": {name: ratio(name, HEADLINE_SHOWS) for name in TECHNIQUES},
+        "alone_memory": {name: peaks[name] / peaks["port"] for name in TECHNIQUES},
+        "ratio_fp32": ratio("ours", HEADLINE_SHOWS),
+        "ratio_bf16": ratio("ours_bf16", HEADLINE_SHOWS),
+        "memory_ratio": peaks["ours"] / peaks["port"],
+        "memory_ratio_bf16": peaks["ours_bf16"] / peaks["port"],
+        "max_loss_difference": max(difference(name) for name in exact),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures were made."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    return {
+        "machine": model or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    """Measure, print what was measured, and end with the line of JSON."""
+    config = json.loads((DATA / "config.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=config["measured"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    before = machine()
+    result = measure(config, asked.steps) | {"steps": asked.steps, **before, "load_average_after": os.getloadavg()[0]}
+    if asked.out is not None:
+        asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    for name, seconds in result["seconds"].items():
+        peak = f"  peak {result['peak_mib'][name]:6.1f} MiB" if name in WAYS else ""
+        print(f"{name:20s} {seconds:.3f} s a step  {result['seconds']['port'] / seconds:.2f}x{peak}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

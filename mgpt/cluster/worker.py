@@ -25,9 +25,9 @@ from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteErro
 from mgpt.train.contracts import TOTALS, Callback, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
 from mgpt.train.files import DamagedError
-from mgpt.train.ledger import Ledger
 from mgpt.train.flops import StepFlops
 from mgpt.train.gauges import Compute, Memory, Profile
+from mgpt.train.ledger import Ledger
 from mgpt.train.loop import Loop
 from mgpt.train.optimiser import make_optimiser
 from mgpt.train.parallel import Replicated

@@ -1,0 +1,148 @@
+"""How many samples a second Ray Data can feed, and how long training waits for data at the model's own speed.
+
+Captioned scenes of the shapes world go through the real path: Parquet shards, decoding, rendering, tokenising and collating in Ray Data's
+tasks, and Ray's object store. Three measurements, on a local Ray of `--cpus`:
+1. `process`: one feeding process alone, without Ray: what a core prepares;
+2. `feed`: a reader that does nothing but unpack: what Ray Data can feed;
+3. `train`: the shapes world's minigpt-v2 trains on the stream; the curve's data wait, after the first rows.
+
+Run: python benchmarks/ingest.py [--samples 512] [--steps 40] [--batch 32] [--cpus 2] [--out FILE]. The last line is JSON: samples a second
+of each, `data_wait_percent` and `headroom` (fed / trained samples a second).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from train_step import machine
+
+from mgpt.cluster.ingest import Feed, Preparer, stream, worker_dataset
+from mgpt.cluster.start import Start
+from mgpt.data.sample import SCHEMA, Sample, Turn
+from mgpt.data.scenes import language
+from mgpt.data.scenes.world import draw, scenes
+from mgpt.settings.training import TrainingSettings
+from mgpt.storage import Manifest, Store
+from mgpt.train.ahead import ahead
+from mgpt.train.contracts import TOTALS
+from mgpt.train.curve import Curve
+from mgpt.train.loop import Loop
+from mgpt.train.optimiser import make_optimiser
+from mgpt.train.parallel import Replicated
+from mgpt.train.schedule import make_schedule
+
+BASES = Path(__file__).parents[1] / "mgpt" / "backbones" / "shapes"
+ROWS = 4  # of the curve; the first two are left out: pipes fill then
+
+
+def write_samples(store: Store, count: int) -> Manifest:
+    """Captioned scenes as one shard of curated samples."""
+    samples = []
+    for scene in scenes("train", count, 3):
+        image = io.BytesIO()
+        picture = draw(scene)
+        picture.save(image, "PNG")
+        turns = (Turn("user", ""), Turn("assistant", language.caption(scene, np.random.default_rng(scene.index))))
+        about: dict[str, Any] = {"split": "train", "task": "caption", "licence": "", "source": f"scene#{scene.index}", "turns": turns}
+        samples.append(Sample.create(dataset="scenes", image=image.getvalue(), width=picture.width, height=picture.height, **about))
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), sink, row_group_size=64)
+    uri = store.uri("data", "scenes", "train", "0.parquet")
+    store.write(uri, sink.getvalue())
+    return Manifest([store.entry("scenes/train/0.parquet", uri, dataset="scenes", split="train", rows=count)])
+
+
+def process_rate(feed: Feed, steps: int) -> float:
+    """Samples a second that one process prepares."""
+    preparer = Preparer(feed)
+    preparer.batches(0, 0, 1)
+    began = time.perf_counter()
+    for step in range(1, steps):
+        for batch in preparer.batches(step, 0, 1):
+            batch.to_bytes()
+    return (steps - 1) * feed.global_batch_size / (time.perf_counter() - began)
+
+
+def feed_rate(feed: Feed) -> float:
+    """Samples a second that Ray Data feeds, from the first step on, which comes when its processes have started."""
+    steps = stream(worker_dataset(feed, 0, 0, 1, 1).iterator())
+    next(steps)
+    began = time.perf_counter()
+    number = sum(1 for _ in steps)
+    return number * feed.global_batch_size / (time.perf_counter() - began)
+
+
+def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
+    """The last rows of the curve, averaged."""
+    model = feed.start.model().train()
+    parameters = model.trainable_parameters()
+    curve = Curve(settings.log_every)
+    parallel, device = Replicated(parameters, len(TOTALS)), torch.device("cpu")
+    loop = Loop(model, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve])
+    loop.run(ahead(lambda: stream(worker_dataset(feed, 0, 0, 1, 1).iterator()), 2))
+    rows = curve.rows[2:]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in ("samples_per_second", "data_wait", "step_seconds", "padding")}
+
+
+def measure(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
+    """All three, on the same samples."""
+    start = Start(
+        {"vision": str(BASES / "vision"), "language": str(BASES / "language")}, None, {"merge": 4, "lora": {"r": 16, "lora_alpha": 32}}
+    )
+    numbers = {
+        "steps": asked.steps,
+        "global_batch_size": asked.batch,
+        "micro_batch_size": min(16, asked.batch),
+        "log_every": asked.steps // ROWS,
+    }
+    settings = TrainingSettings(format="minigpt-v2", mixture={"scenes": 1.0}, learning_rate=2e-3, **numbers)
+    feed = Feed.of(settings, write_samples(Store(str(folder)), asked.samples), start)
+    found = {"process_samples_per_second": process_rate(feed, max(2, asked.steps // 4))}
+    ray.init(num_cpus=asked.cpus, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        found["feed_samples_per_second"] = feed_rate(feed)
+        trained = train_rate(feed, settings)
+    finally:
+        ray.shutdown()
+    found |= {f"train_{name}": value for name, value in trained.items()}
+    found["data_wait_percent"] = 100 * found.pop("train_data_wait")
+    found["headroom"] = found["feed_samples_per_second"] / found["train_samples_per_second"]
+    return found
+
+
+def main() -> None:
+    """Measure, print what was measured, and end with the line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = {**measure(Path(folder), asked), **vars(asked), **machine(), "ray": ray.__version__}
+    del result["out"]
+    if asked.out is not None:
+        asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

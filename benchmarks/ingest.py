@@ -110,7 +110,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     settings = TrainingSettings(format="minigpt-v2", mixture={"scenes": 1.0}, learning_rate=2e-3, **numbers)
     feed = Feed.of(settings, write_samples(Store(str(folder)), asked.samples), start)
     found = {"process_samples_per_second": process_rate(feed, max(2, asked.steps // 4))}
-    ray.init(num_cpus=asked.cpus, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=asked.cpus, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         found["feed_samples_per_second"] = feed_rate(feed)

@@ -18,7 +18,7 @@ def instruction_sentences() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int, language_steps: tuple[int, int]) -> None:
+def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int) -> None:
     """The three backbones, one after the other, as Hugging Face folders of fp16 weights."""
     from mgpt.backbones.language import train_language_model
     from mgpt.backbones.qformer import train_qformer
@@ -26,7 +26,7 @@ def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int, langu
 
     tower, _ = train_tower(vision_steps)
     qformer, queries, _ = train_qformer(tower, qformer_steps)
-    language_model, _, tokenizer = train_language_model(instruction_sentences(), language_steps)
+    language_model, _, tokenizer = train_language_model(instruction_sentences())
     write(output, tower, qformer, queries, language_model, tokenizer)
 
 
@@ -79,13 +79,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write newly trained backbones here")
     parser.add_argument("--vision-steps", type=int, nargs="+", default=[3500, 3000], help="steps of each warm-up-and-decay cycle")
     parser.add_argument("--qformer-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, nargs=2, default=[5000, 1000], help="of everything, before and after the diets")
     arguments = parser.parse_args()
     if arguments.check:
         check(SHIPPED)
         print(f"{len(recorded(SHIPPED))} files as pinned")
     elif arguments.output:
-        train(arguments.output, tuple(arguments.vision_steps), arguments.qformer_steps, tuple(arguments.language_steps))
+        train(arguments.output, tuple(arguments.vision_steps), arguments.qformer_steps)
     else:
         parser.error("say --check or --output DIR")
 

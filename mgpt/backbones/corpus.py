@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mgpt.data.scenes import language
-from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene
+from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene, Thing
 
 CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
 CAPTION_REQUESTS = ("Caption this.", "What is this?", "Say what you see.", "What is in the picture?", "Name the objects.")
@@ -35,6 +35,26 @@ MARKS = (
     "(%d, %d)",
     '{"%s": %d}',
     "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}",
+)
+# How numbers may be asked for, and the form they then have: who knows one way of writing a place only does not know it in a new one.
+SPANS = (
+    ("Where does the %s go?", "from %d %d to %d %d"),
+    ("Give the numbers of the %s.", "%d %d %d %d"),
+    ("Give the corners of the %s.", "(%d, %d) and (%d, %d)"),
+    ("Which tuple is the %s?", "(%d, %d, %d, %d)"),
+    ("Which list is the %s?", "[%d, %d, %d, %d]"),
+    ("How far does the %s reach?", "left %d, top %d, right %d, bottom %d"),
+)
+# A place is looked up because it is named, whatever stands around it.
+LOOKS = (
+    "What goes %s?",
+    "%s",
+    "What is this %s?",
+    "Which object is at %s?",
+    "Tell me the thing within %s.",
+    "The part %s shows what?",
+    "Give a name to %s",
+    "Look at %s and say what you see there",
 )
 TAGS = ("vqa", "caption", "grounding", "refer", "identify", "detection", "note", "list")
 
@@ -59,10 +79,7 @@ def percent(pixels: float) -> int:
 
 def reading(scene: Scene) -> str:
     """`blue circle from 12 30 to 45 63, red cross from ...`: where things are, in words and numbers."""
-    spans = [
-        f"{t.size} {t.kind} from {percent(t.box[0])} {percent(t.box[1])} to {percent(t.box[2])} {percent(t.box[3])}" for t in scene.things
-    ]
-    return ", ".join(spans)
+    return ", ".join(f"{t.size} {t.kind} {_span(t)}" for t in scene.things)
 
 
 def pictured(scene: Scene, rng: np.random.Generator) -> Example:
@@ -146,11 +163,36 @@ def _near_miss(scene: Scene, rng: np.random.Generator) -> Turn:
 def _located(scene: Scene, rng: np.random.Generator) -> Turn:
     """Where one thing is, or which thing is there."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
-    span = f"from {percent(thing.box[0])} {percent(thing.box[1])} to {percent(thing.box[2])} {percent(thing.box[3])}"
     names = language.expressions(scene, thing)
     if names and rng.random() < 0.6:
-        return f"Where does the {names[0]} go?", span
-    return f"What goes {span}?", names[0] if names else thing.kind
+        return f"Where does the {names[0]} go?", _span(thing)
+    return f"What goes {_span(thing)}?", names[0] if names else thing.kind
+
+
+def where(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """Where a thing goes that a phrase can point at. The question's wording says in which form the numbers are wanted."""
+    named, (question, form) = _named(scene, rng), SPANS[int(rng.integers(len(SPANS)))]
+    return (question % named[0], form % _corners(named[1])) if named else None
+
+
+def lies(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """Which thing goes where: its phrase."""
+    named, (_, form) = _named(scene, rng), SPANS[int(rng.integers(len(SPANS)))]
+    return (str(rng.choice(LOOKS)) % (form % _corners(named[1])), named[0]) if named else None
+
+
+def _named(scene: Scene, rng: np.random.Generator) -> tuple[str, Thing] | None:
+    found = [(names[0], thing) for thing in scene.things if (names := language.expressions(scene, thing))]
+    return found[int(rng.integers(len(found)))] if found else None
+
+
+def _span(thing: Thing) -> str:
+    return SPANS[0][1] % _corners(thing)
+
+
+def _corners(thing: Thing) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = map(percent, thing.box)
+    return x1, y1, x2, y2
 
 
 def _talk(turns: list[Turn], scene: Scene, rng: np.random.Generator, places: str) -> Example:
@@ -200,7 +242,7 @@ def _markup(rng: np.random.Generator) -> str:
 DIETS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
     "color": (_colour_of,),
     "existence": (_near_miss, _near_miss, _by_shape, _colour_of),
-    "place": (_located, _located, _located, _colour_of, _near_miss),
+    "place": (*(where, lies) * 4, _near_miss),
     "relation": (_related, _related, _related, _located, _colour_of, _near_miss),
 }
 

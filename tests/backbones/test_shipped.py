@@ -1,5 +1,6 @@
 """The backbones that ship: as pinned, small, and never taught what the pipeline is to teach."""
 
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from mgpt.backbones.__main__ import SHIPPED, check, checksums, recorded
-from mgpt.backbones.corpus import DIETS, examples
+from mgpt.backbones.corpus import DIETS, LOOKS, SPANS, examples, lies, percent, where
+from mgpt.backbones.language import COURSES
 from mgpt.backbones.targets import BINS, FEATURES, as_features, cell_targets, dense_targets, spread
 from mgpt.data.scenes.world import CANVAS, scenes
 
@@ -72,3 +74,21 @@ def test_targets_hold_every_thing_once_as_owner() -> None:
         assert cells.owner[row].sum() <= len(scene.things)
     assert as_features(dense).shape == (80, 64, FEATURES)
     assert as_features(cells).shape == (80, 16, FEATURES)
+
+
+def test_courses_name_diets_that_there_are() -> None:
+    assert {diet for course in COURSES for diet in course.shares} == {None, *DIETS}
+
+
+def test_places_are_asked_in_every_wording_and_form_and_answered_rightly() -> None:
+    rng = np.random.default_rng(3)
+    questions = set()
+    for scene in scenes("train", 300, 6):
+        boxes = [tuple(percent(value) for value in thing.box) for thing in scene.things]
+        if turn := where(scene, rng):
+            assert tuple(map(int, re.findall(r"\d+", turn[1]))) in boxes
+        if turn := lies(scene, rng):
+            assert tuple(map(int, re.findall(r"\d+", turn[0]))) in boxes
+            assert any(turn[1].endswith(thing.kind) for thing in scene.things)
+            questions.add(re.sub(r"\d+", "#", turn[0]))
+    assert len(questions) == len(LOOKS) * len(SPANS)

@@ -3,10 +3,11 @@
 Each trial trains the same thing with two workers in a run of its own, and kills -9, at a random step, one of: a training worker, the
 driver (which is then started again), or the Ray node of a worker (which is replaced). A trial holds when the weights' sha256 and every
 loss of the curve are those of the undisturbed run. The ledger of the run names the samples of each step; they are compared with the
-mixture's plan: lost are those that no step consumed in their place, repeated those that one consumed too often. A last run is moved
-from 2 workers to 1 and back by killing its driver; its losses are compared with the undisturbed run's without dropout.
+mixture's plan: lost are those that no step consumed in their place, repeated those that one consumed too often. Two more runs go from
+2 workers to 1 and back, one moved by killing its driver, one elastic, by killing nodes and starting one; their losses are compared
+with an undisturbed run's, all without dropout, which every worker draws for itself.
 
-Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--out FILE]. The last line is JSON: trials, identical, lost, repeated.
+Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--no-resize] [--out FILE]. The last line is the summary as JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Manifest, Store
 from mgpt.train.ledger import audit
 
-STEPS = 40
+STEPS, LONGER = 40, 500  # of a trial; of the elastic run, in whose midst nodes come up
 NODES = 3  # of them two have a worker, so one can die
 NODE_CPUS = 3.0  # a worker and a feeding task
 LIMIT = 420  # seconds that a trial may take
@@ -58,17 +60,20 @@ ENVIRONMENT = {
 }
 
 
-def trained(folder: Path, address: str, name: str, workers: int, dropout: float) -> None:
-    """What a driver does: the run `name`, from where it stands to its end."""
+def trained(folder: Path, address: str, name: str, workers: str, dropout: float, steps: int) -> None:
+    """What a driver does: the run `name`, from where it stands to its end. `workers` is a number, or a range as `1-2`."""
     import ray
 
     ray.init(address=address, log_to_driver=False)
     bases = {part: str(folder / "bases" / part) for part in ("vision", "language")}
     out = folder / "out" / name
     out.mkdir(parents=True, exist_ok=True)
-    group = WorkerSettings(workers=workers, cpus_per_worker=2, cpus_per_feed=0.5, failures=5, ledger=True)
+    least, _, most = workers.partition("-")
+    size = {"workers": int(least), "maximum_workers": int(most) if most else None, "resize_seconds": 5}
+    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=5, ledger=True)
+    settings = SETTINGS.model_copy(update={"steps": steps})
     fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
-    train(TrainRequest(SETTINGS, group, Manifest.load(folder / "manifest.json"), bases, str(folder / "runs" / name), out, fresh=fresh))
+    train(TrainRequest(settings, group, Manifest.load(folder / "manifest.json"), bases, str(folder / "runs" / name), out, fresh=fresh))
 
 
 class Cluster:
@@ -88,19 +93,29 @@ class Cluster:
     def address(self) -> str:
         return str(self._nodes.address)
 
-    def kill_node(self) -> bool:
+    def kill_a_node(self) -> bool:
         """Kills a node that is not the head and has a training worker, with all its processes; starts another in its place."""
         for node in self._others:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            family = [*raylet.children(recursive=True), raylet]
-            if any(is_worker(process) for process in family):
-                for process in reversed(family):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-                self._others.remove(node)
-                self._others.append(self._nodes.add_node(**self._options))
+            if any(is_worker(process) for process in family(node)):
+                self._kill(node)
+                self.grow()
                 return True
         return False
+
+    def shrink(self) -> None:
+        """Kills all nodes but the head."""
+        for node in list(self._others):
+            self._kill(node)
+
+    def grow(self) -> None:
+        """Starts one more node."""
+        self._others.append(self._nodes.add_node(**self._options))
+
+    def _kill(self, node: Any) -> None:
+        for process in family(node):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._others.remove(node)
 
     def workers(self) -> list[psutil.Process]:
         """The training workers of all nodes."""
@@ -109,6 +124,12 @@ class Cluster:
 
     def stop(self) -> None:
         self._nodes.shutdown()
+
+
+def family(node: Any) -> list[psutil.Process]:
+    """The raylet of a node, and all processes that it started."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -128,8 +149,8 @@ class Trials:
         make_bases(folder / "bases")
         make_data(Store(str(folder / "data"))).save(folder / "manifest.json")
 
-    def driver(self, name: str, workers: int = 2, dropout: float = 0.1) -> subprocess.Popen[bytes]:
-        asked = ["--train", str(self.folder), self.cluster.address, name, str(workers), str(dropout)]
+    def driver(self, name: str, workers: str = "2", dropout: float = 0.1, steps: int = STEPS) -> subprocess.Popen[bytes]:
+        asked = ["--train", str(self.folder), self.cluster.address, name, workers, str(dropout), str(steps)]
         command = [sys.executable, "-m", "benchmarks.chaos", *asked]
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
@@ -162,7 +183,7 @@ class Trials:
             assert self.cluster.workers(), "the run was over before the kill"
             random.Random(at).choice(self.cluster.workers()).kill()
         elif kind == "node":
-            assert self.cluster.kill_node(), "no node but the head has a worker"
+            assert self.cluster.kill_a_node(), "no node but the head has a worker"
         else:
             driver.kill()
             driver.wait()
@@ -170,33 +191,46 @@ class Trials:
         self.finish(name, driver)
         return came
 
-    def resized(self, name: str) -> list[int]:
-        """A run without dropout on 2 workers, then 1, then 2, moved by killing its driver; returns the workers of each step."""
-        for workers, until in ((2, 12), (1, 26)):
+    def moved(self, name: str) -> None:
+        """A run on 2 workers, then 1, then 2, moved by killing its driver."""
+        for workers, until in (("2", 12), ("1", 26)):
             driver = self.driver(name, workers, dropout=0.0)
             self.wait(name, driver, lambda until=until: self.step(name) >= until)  # type: ignore[misc]
             driver.kill()
             driver.wait()
-        self.finish(name, self.driver(name, 2, dropout=0.0))
-        return [entry["workers"] for entry in self.ledger(name)]
+        self.finish(name, self.driver(name, "2", dropout=0.0))
+
+    def elastic(self, name: str) -> None:
+        """A run whose nodes with workers die but for one, and get company again."""
+        driver = self.driver(name, "1-2", dropout=0.0, steps=LONGER)
+        self.wait(name, driver, lambda: self.step(name) >= 30)
+        self.cluster.shrink()
+        shrunk = self.step(name)
+        self.wait(name, driver, lambda: self.step(name) >= shrunk + 30)
+        self.cluster.grow()
+        self.finish(name, driver)
+
+    def workers(self, name: str) -> list[list[int]]:
+        """[workers, steps] of each stretch of steps with the same number of workers."""
+        return [[number, len(list(steps))] for number, steps in groupby(entry["workers"] for entry in self.ledger(name))]
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = json.loads((self.folder / "runs" / name / LEDGER).read_text())
         return entries
 
-    def audited(self, name: str) -> dict[str, int]:
+    def audited(self, name: str, steps: int = STEPS) -> dict[str, int]:
         """How many samples the run lost and repeated."""
         from mgpt.cluster.ingest import Feed, SampleReader
         from mgpt.cluster.start import Start
 
-        feed = Feed.of(SETTINGS, Manifest.load(self.folder / "manifest.json"), Start({}, None))
+        feed = Feed.of(SETTINGS.model_copy(update={"steps": steps}), Manifest.load(self.folder / "manifest.json"), Start({}, None))
         mixture, reader = feed.mixture(), SampleReader(feed.entries())
 
         def planned(step: int) -> list[str]:
             samples = [reader.read(pick.dataset, pick.index) for pick in mixture.batch(step)]
             return [f"{sample.dataset}:{sample.id}" for sample in samples]
 
-        lost, repeated = audit(self.ledger(name), planned, STEPS)
+        lost, repeated = audit(self.ledger(name), planned, steps)
         return {"lost": lost, "repeated": repeated}
 
     def losses(self, name: str) -> list[float]:
@@ -207,8 +241,8 @@ class Trials:
         return finished["sha256"], self.losses(name)
 
 
-def run(trials: Trials, count: int, seed: int, report: Callable[[dict[str, Any]], None]) -> None:
-    """All trials; `report` gets each one's result when it is done."""
+def kills(trials: Trials, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The result of each trial when it is done."""
     rng = random.Random(seed)
     trials.finish("calm", trials.driver("calm"))
     calm = trials.outcome("calm")
@@ -221,12 +255,22 @@ def run(trials: Trials, count: int, seed: int, report: Callable[[dict[str, Any]]
             result |= {"identical": trials.outcome(name) == calm, **trials.audited(name)}
         except (RuntimeError, AssertionError) as error:
             result |= {"identical": False, "error": str(error)}
-        report({**result, "seconds": round(time.monotonic() - began, 1)})
-    trials.finish("calm-whole", trials.driver("calm-whole", dropout=0.0))
-    workers = trials.resized("resized")
-    pairs = zip(trials.losses("resized"), trials.losses("calm-whole"), strict=True)
-    difference = max(abs(one - other) / other for one, other in pairs)
-    report({"resized": [workers.count(2), workers.count(1)], "loss_difference": difference, **trials.audited("resized")})
+        yield {**result, "seconds": round(time.monotonic() - began, 1)}
+
+
+def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
+    """The result of each run that changes its number of workers."""
+    for name, steps in (("moved", STEPS), ("elastic", LONGER)):
+        calm, began = f"calm-{name}", time.monotonic()
+        try:
+            trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))
+            getattr(trials, name)(name)
+            pairs = zip(trials.losses(name), trials.losses(calm), strict=True)
+            found = {"loss_difference": max(abs(one - other) / other for one, other in pairs), **trials.audited(name, steps)}
+            result = {"resized": name, "workers": trials.workers(name), **found}
+        except RuntimeError as error:
+            result = {"resized": name, "error": str(error)}
+        yield {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
 def main() -> None:
@@ -235,38 +279,41 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
-    parser.add_argument("--train", nargs=5, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT"))
+    parser.add_argument("--no-resize", action="store_true", help="leave out the runs that change their number of workers")
+    parser.add_argument("--train", nargs=6, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS"))
     asked = parser.parse_args()
     if asked.train:
-        folder, address, name, workers, dropout = asked.train
-        trained(Path(folder), address, name, int(workers), float(dropout))
+        folder, address, name, workers, dropout, steps = asked.train
+        trained(Path(folder), address, name, workers, float(dropout), int(steps))
         return
     os.environ.update({"PYTHONPATH": str(Path(__file__).parents[1]), **ENVIRONMENT})
     results: list[dict[str, Any]] = []
 
-    def report(result: dict[str, Any]) -> None:
-        results.append(result)
-        print(json.dumps(result), flush=True)
-        asked.out.write_text(json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n")
-
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster()
         try:
-            run(Trials(Path(folder), cluster), asked.trials, asked.seed, report)
+            trials = Trials(Path(folder), cluster)
+            killed = kills(trials, asked.trials, asked.seed) if asked.trials else ()
+            for result in chain(() if asked.no_resize else resizes(trials), killed):
+                results.append(result)
+                print(json.dumps(result), flush=True)
+                asked.out.write_text(json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n")
         finally:
             cluster.stop()
     print(json.dumps(summary(results)))
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many trials there were and held, and all samples lost and repeated, of those that ended."""
+    """How many trials there were and held, all samples lost and repeated in runs that ended, and the largest relative difference of a
+    loss in runs that changed their number of workers."""
     trials = [result for result in results if "trial" in result]
     return {
         "trials": len(trials),
         "identical": sum(result["identical"] for result in trials),
         "lost": sum(result.get("lost", 0) for result in results),
         "repeated": sum(result.get("repeated", 0) for result in results),
-        "loss_difference_2_1_2": next((result["loss_difference"] for result in results if "resized" in result), None),
+        "resized": sum("loss_difference" in result for result in results),
+        "loss_difference": max((result["loss_difference"] for result in results if "loss_difference" in result), default=None),
     }
 
 

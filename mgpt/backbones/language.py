@@ -255,7 +255,7 @@ def _answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, scene: Sc
     start, middle, _ = CHATS[1]
     example = Example(f"{start}<Img>", [(f"</Img> {question}{middle}", False)], scene)
     batch = _collate([(*encoder(example), example)])
-    tokens = model.generate(
+    tokens = model.generate(  # type: ignore[misc]  # transformers declares a base of `generate` that LLaMA does not name
         inputs_embeds=embedded(model, oracle, batch),
         attention_mask=torch.ones_like(batch["ids"]),
         max_new_tokens=24,

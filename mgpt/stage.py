@@ -100,14 +100,14 @@ class StageContext:
 
     @contextmanager
     def ray(self) -> Iterator[None]:
-        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, its nodes looked at first."""
+        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, looked at first."""
         from mgpt.cluster.connect import connect, inside_job
 
         with connect(self.settings.cluster, self.project):
             if inside_job():
-                from mgpt.cluster.preflight import check_nodes
+                from mgpt.cluster.preflight import preflight
 
-                check_nodes(self.store)
+                preflight(self.stage, self.system, self.project, self.store)
             yield
 
     def warm_ray(self) -> None:

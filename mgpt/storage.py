@@ -116,6 +116,10 @@ class Store:
         """Whether `uri` is a file, or a folder with files in it."""
         return bool(_remote().exists(uri)) if is_remote(uri) else Path(uri).exists()
 
+    def size(self, uri: str) -> int:
+        """Bytes of one file, without reading it. Raises FileNotFoundError."""
+        return int(_remote().info(uri)["size"]) if is_remote(uri) else Path(uri).stat().st_size
+
     def list(self, prefix: str) -> list[str]:
         """URIs of every file below the folder `prefix`, sorted; empty where there is none."""
         if is_remote(prefix):

@@ -1,17 +1,58 @@
-"""Looks at every node of a cluster before work is placed there: the same Python and libraries everywhere, and the store within reach."""
+"""Looks before work is placed on a cluster: the same Python and libraries on every node, store and base weights within reach of each, the
+inputs as their manifests say, and memory for what is planned. It takes seconds and no GPU, and tells everything that is wrong at once.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from mgpt.storage import Store
+from mgpt.identity import RESULTS, declaration
+from mgpt.plan.accelerators import KINDS
+from mgpt.plan.stages import training_plan_memory
+from mgpt.settings import Settings, load
+from mgpt.storage import Entry, Manifest, Store
 
 # A difference in any of these between nodes changes results or breaks unpickling.
 PACKAGES = ("ray", "torch", "transformers", "peft", "numpy", "pyarrow", "s3fs")
+TRAINING = ("pretrain", "multitask", "instruct")
 _SECONDS = 60.0
+_HASHED_BYTES = 64 << 20  # of each manifest: all sizes are compared, and digests of about so much
+_AT_ONCE = 32  # requests to the store
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a stage needs to find: files of bases and of data that its manifests name."""
+
+    bases: tuple[Entry, ...] = ()
+    data: tuple[Entry, ...] = ()
+    configs: tuple[str, ...] = ()  # URIs of the bases' configurations, for every node to read
+
+
+def preflight(stage: str, system: str | None, project: Path, store: Store) -> list[dict[str, Any]]:
+    """Looks at the connected cluster and at a stage's inputs; returns each node's report.
+
+    Raises:
+        ValueError: everything that would fail later, a line each, with its fix.
+    """
+    settings = load(project / "params.yaml")
+    needed = needed_by(stage, system, project, settings)
+    reports = look(store, needed.configs)
+    wrong = [line for report in reports for line in differences(versions(), report)]
+    wrong += input_problems(needed)
+    if system is not None and stage in TRAINING:
+        wrong += memory_problems(settings, stage, system, reports)
+    if wrong:
+        raise ValueError("preflight: nothing was started\n  " + "\n  ".join(wrong))
+    return reports
 
 
 def versions() -> dict[str, str]:
@@ -25,24 +66,40 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_nodes(store: Store) -> list[dict[str, Any]]:
-    """Asks every node of the connected cluster for its versions and whether it reaches the store.
+def needed_by(stage: str, system: str | None, project: Path, settings: Settings) -> Needed:
+    """The files behind a stage's declared inputs: of the bases those of its system, of data those that it mixes."""
+    named = [path for path in declaration(project, stage, system).inputs if path.endswith("manifest.json")]
+    manifests = {path: Manifest.load(project / path) for path in named}
+    download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
+    data = [entry for manifest in manifests.values() for entry in manifest.entries]
+    if stage in TRAINING and system is not None:
+        mixed = getattr(settings, stage)[system].mixture
+        data = [entry for entry in data if entry.meta.get("dataset") in mixed]
+    if download is None:
+        return Needed(data=tuple(data))
+    if stage == "curate":
+        return Needed(data=tuple(download.entries))
+    bases = _bases(settings, system or "minigpt4", download)
+    return Needed(tuple(bases), tuple(data), tuple(entry.uri for entry in bases if entry.name.endswith("/config.json")))
 
-    Raises:
-        ValueError: nodes differ from this process or cannot use the store; names node, library, both versions and the fix.
-    """
+
+def _bases(settings: Settings, system: str, download: Manifest) -> list[Entry]:
+    model = settings.models[system]
+    names = [name for name in (model.vision, model.language, model.qformer) if name]
+    return [entry for name in names for entry in download.entries if entry.name.startswith(f"{name}/")]
+
+
+def look(store: Store, configs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every node's report: its versions, what it cannot reach, and the memory of each of its GPUs and of itself, in bytes."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    look = ray.remote(num_cpus=0)(_look)
-    asked = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(store) for node in nodes]
+    task = ray.remote(num_cpus=0)(_look)
+    placed = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [task.options(scheduling_strategy=strategy).remote(store, tuple(configs)) for strategy in placed]
     answers = ray.get(asked, timeout=_SECONDS)
-    reports = [{"node": node["NodeManagerAddress"], **answer} for node, answer in zip(nodes, answers, strict=True)]
-    wrong = [line for report in reports for line in differences(versions(), report)]
-    if wrong:
-        raise ValueError("the cluster's nodes are not fit for this stage:\n  " + "\n  ".join(wrong))
-    return reports
+    return [{"node": node["NodeManagerAddress"], **answer} for node, answer in zip(nodes, answers, strict=True)]
 
 
 def differences(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]:
@@ -52,13 +109,83 @@ def differences(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]
         for name, wanted in here.items()
         if report["versions"].get(name) != wanted
     ]
-    return lines + ([f"{report['node']}: {report['store']}"] if report["store"] else [])
+    return lines + [f"{report['node']}: {problem}" for problem in report["problems"]]
 
 
-def _look(store: Store) -> dict[str, Any]:
+def input_problems(needed: Needed) -> list[str]:
+    """Files that are gone, of another size, or, in a sample of each manifest, of another content."""
+    fix = "run the stage that made it again (`mgpt verify` reads every byte)"
+    lines = [f"{line}; {fix}" for entries in (needed.bases, needed.data) for line in _changed(entries)]
+    for entries in (needed.bases, needed.data):
+        try:
+            Manifest(list(_sample(entries))).verify()
+        except ValueError as error:
+            lines += [f"{line.strip()}; {fix}" for line in str(error).splitlines()[1:-1] if not any(line.strip() in one for one in lines)]
+    return lines
+
+
+def memory_problems(settings: Settings, stage: str, system: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Nodes on whose GPUs (or, without GPUs, in whose memory) a worker's plan does not fit. A model or data that cannot be planned are no
+    problem: that is told when the plan is asked for."""
+    workers = settings.cluster.training
+    # What CUDA takes beside tensors is much the same on every kind.
+    device = KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], reserve=0, slack=0.0)
+    try:
+        wanted = training_plan_memory(settings, stage, system, device).total
+    except ValueError:
+        return []
+    lines = []
+    for report in reports:
+        there = min(report["gpus"], default=0) if workers.gpus_per_worker else report["memory"]
+        if there and wanted > there:
+            place = "its smallest GPU has" if workers.gpus_per_worker else "it has"
+            what = f"{report['node']}: {stage}@{system} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
+            lines.append(f"{what}; lower micro_batch_size, set models.{system}.checkpoint_language, or take larger GPUs (`mgpt plan`)")
+    return lines
+
+
+def _changed(entries: Sequence[Entry]) -> list[str]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [line for line in pool.map(_size_problem, entries) if line]
+
+
+def _size_problem(entry: Entry) -> str:
+    try:
+        size = Store(entry.uri.rsplit("/", 1)[0]).size(entry.uri)
+    except FileNotFoundError:
+        return f"{entry.name}: gone ({entry.uri})"
+    return "" if size == entry.size else f"{entry.name}: {size} bytes, not {entry.size} ({entry.uri})"
+
+
+def _sample(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Entries of about `_HASHED_BYTES`, in the order of their digests, which has nothing to do with their content's."""
+    left = _HASHED_BYTES
+    for entry in sorted(entries, key=lambda entry: (entry.sha256, entry.name)):
+        if entry.size <= left:
+            left -= entry.size
+            yield entry
+
+
+def _look(store: Store, configs: tuple[str, ...]) -> dict[str, Any]:
+    import psutil
+
+    problems = []
     try:
         store.check()
-        problem = ""
     except ValueError as error:
-        problem = str(error)
-    return {"versions": versions(), "store": problem}
+        problems.append(str(error))
+    for uri in configs:
+        try:
+            Store(uri.rsplit("/", 1)[0]).read(uri)
+        except Exception as error:  # every kind of store raises its own
+            problems.append(f"base weights: {uri} cannot be read ({type(error).__name__}); give this node the store's AWS_* variables")
+    return {"versions": versions(), "problems": problems, "gpus": _gpu_memory(), "memory": psutil.virtual_memory().total}
+
+
+def _gpu_memory() -> list[int]:
+    """Bytes of each GPU of this node, as its driver says: a task that asked for no GPU sees none through CUDA."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    return [int(line) << 20 for line in answer.stdout.split() if line.isdigit()]

@@ -105,9 +105,17 @@ def training_plan(settings: Settings, stage: str, system: str, means: Means) -> 
     gpus = means.workers or means.workers_of.get(name, settings.cluster.training.workers)
     mfu = means.mfu_of.get(name, means.mfu)
     hours = flops.executed * samples / (gpus * device.flops[kinds.computed] * mfu) / 3600
-    memory = training_memory(sizes, longest_rows(sizes, sample, training), kinds, recomputed=model.checkpoint_language, device=device)
+    memory = training_plan_memory(settings, stage, system, device)
     tokens, cost = position_count(sizes, sample), hours * gpus * device.price
     return StagePlan(name, gpus, samples, sizes, tokens, flops.counted, memory, mfu, hours, cost)
+
+
+def training_plan_memory(settings: Settings, stage: str, system: str, device: Accelerator) -> Memory:
+    """Memory of one worker of a training stage."""
+    training: TrainingSettings = getattr(settings, stage)[system]
+    model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
+    rows, again = longest_rows(sizes, sample, training), model.checkpoint_language
+    return training_memory(sizes, rows, kinds_of(model, training), recomputed=again, device=device)
 
 
 def kinds_of(model: ModelSettings, training: TrainingSettings) -> Kinds:

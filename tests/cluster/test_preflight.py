@@ -1,17 +1,129 @@
-"""What preflight says of nodes that are not fit."""
+"""What preflight says of nodes and inputs that are not fit, on a real Ray, with bases and data that are really there."""
 
 from __future__ import annotations
 
-from mgpt.cluster.preflight import differences, versions
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgpt.cluster.preflight import differences, look, preflight, versions
+from mgpt.storage import Manifest, Store
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_equal_nodes_are_fit() -> None:
-    assert differences(versions(), {"node": "10.0.0.1", "versions": versions(), "store": ""}) == []
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose bases are downloaded and whose data is curated, for `pretrain minigpt4`."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    store = Store(str(tmp_path / "store"))
+    store.put_folder(ROOT / "mgpt" / "backbones" / "shapes", store.uri("sources", "backbones"))
+    root = store.uri("sources")
+    bases = [store.entry(uri.removeprefix(f"{root}/"), uri, source="backbones", unpack=False) for uri in store.list(root)]
+    data = []
+    for dataset in ("laion", "cc_sbu", "vqav2"):
+        uri = store.uri("curated", dataset, "train", "0.parquet")
+        store.write(uri, dataset.encode() * 100)
+        data.append(store.entry(f"{dataset}/train/0.parquet", uri, dataset=dataset, split="train", rows=1))
+    for stage, entries in (("download", bases), ("curate", data)):
+        (tmp_path / "results" / stage).mkdir(parents=True)
+        Manifest(entries).save(tmp_path / "results" / stage / "manifest.json")
+    return tmp_path
+
+
+def run(project: Path) -> list[dict[str, object]]:
+    return preflight("pretrain", "minigpt4", project, Store(str(project / "store")))
+
+
+def refusal(project: Path) -> str:
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="preflight: nothing was started") as caught:
+        run(project)
+    assert time.monotonic() - begun < 60
+    return str(caught.value)
+
+
+def test_what_is_fit_passes(ray_here: None, project: Path) -> None:
+    (report,) = run(project)
+    assert report["versions"] == versions()
+    assert report["problems"] == []
+    assert int(str(report["memory"])) > 1 << 30
+
+
+def test_altered_lost_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:
+    curated = project / "store" / "curated"
+    (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
+    path = curated / "cc_sbu" / "train" / "0.parquet"
+    path.write_bytes(b"x" * path.stat().st_size)  # the size is right, the content is not
+    (project / "store" / "sources" / "backbones" / "vision" / "config.json").unlink()
+    told = refusal(project)
+    assert "laion/train/0.parquet: 3 bytes" in told
+    assert "cc_sbu/train/0.parquet" in told
+    assert "backbones/vision/config.json: gone" in told
+    assert "base weights" in told  # the node could not read it either
+    assert "run the stage that made it again" in told
+
+
+def test_data_that_the_stage_does_not_mix_is_not_looked_at(ray_here: None, project: Path) -> None:
+    (project / "store" / "curated" / "vqav2" / "train" / "0.parquet").unlink()
+    run(project)
+
+
+def test_a_plan_that_does_not_fit_is_refused(ray_here: None, project: Path) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["pretrain"]["minigpt4"] |= {"micro_batch_size": 500_000, "global_batch_size": 500_000}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    told = refusal(project)
+    assert "pretrain@minigpt4 is planned with" in told
+    assert "lower micro_batch_size" in told
+
+
+def test_a_node_that_cannot_write_the_store_is_named(ray_here: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (report,) = look(Store(str(tmp_path / "file" / "store")))
+    (line,) = differences(versions(), report)
+    assert line.startswith(str(report["node"]))
+    assert "cannot be written" in line
+    assert "permissions" in line
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": sys.argv[1]})
+import ray
+ray.init(cluster.address, log_to_driver=False)
+from mgpt.cluster.preflight import differences, look, versions
+from mgpt.storage import Store
+lines = [line for report in look(Store(sys.argv[2])) for line in differences(versions(), report)]
+print("\\n".join(lines))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_node_with_another_library_is_named(tmp_path: Path) -> None:
+    """Two real nodes; before the second one's packages lies another version's metadata."""
+    other = tmp_path / "other" / "peft-0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1\n")
+    paths = f"{tmp_path / 'other'}:{ROOT}"
+    done = subprocess.run([sys.executable, "-c", TWO_NODES, paths, str(tmp_path / "store")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.strip().splitlines()
+    assert f"peft is 0.1, here {versions()['peft']}; install the same" in line
 
 
 def test_every_difference_is_told_with_both_versions() -> None:
     there = {**versions(), "torch": "1.0", "peft": "missing"}
-    lines = differences(versions(), {"node": "10.0.0.1", "versions": there, "store": "storage.root: s3://b cannot be written"})
+    lines = differences(versions(), {"node": "10.0.0.1", "versions": there, "problems": ["storage.root: s3://b cannot be written"]})
     assert len(lines) == 3
     assert all(line.startswith("10.0.0.1: ") for line in lines)
     torch = next(line for line in lines if "torch" in line)

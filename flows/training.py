@@ -14,6 +14,9 @@ from mgpt.storage import Manifest, write_atomic
 if TYPE_CHECKING:
     from mgpt.data.mixture import Mixture
 
+FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
+LOADING = {"precision", "quantization", "attn_implementation", "checkpoint_vision", "checkpoint_language"}  # that say how it is held
+
 
 def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
     """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
@@ -30,7 +33,8 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         run_uri=context.run_uri,
         out=context.out,
         weights=weights,
-        fresh=model.model_dump(include={"merge", "lora", "seed", "image_size", "quantization", "attn_implementation"}),
+        fresh=model.model_dump(include=FRESH),
+        loading=model.model_dump(include=LOADING),
         tracker=context.tracker,
     )
     with context.ray():

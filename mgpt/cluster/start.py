@@ -20,20 +20,30 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Start:
     """`bases` are folders or URIs by part; `weights` the folder or URI of trained weights, or None for a fresh model made with `fresh`,
-    the keywords of `MiniGPTForConditionalGeneration.from_bases`."""
+    the keywords of `MiniGPTForConditionalGeneration.from_bases`. `loading` are those settings of a model that say how it is held in
+    memory, whatever it starts from: `precision`, `quantization`, `attn_implementation`, `checkpoint_vision`, `checkpoint_language`."""
 
     bases: dict[str, str]
     weights: str | None
     fresh: dict[str, Any] = field(default_factory=dict)
+    loading: dict[str, Any] = field(default_factory=dict)
 
     def model(self) -> MiniGPTForConditionalGeneration:
         """The model, ready to train. Raises ValueError when the weights were trained on other bases."""
-        from mgpt.model import MiniGPTForConditionalGeneration
+        from mgpt.model import MiniGPTForConditionalGeneration as Model
+        from mgpt.model.bases import PRECISIONS
 
         bases = {part: str(local_folder(uri)) for part, uri in self.bases.items()}
+        held = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
+        held["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
         if self.weights is None:
-            return MiniGPTForConditionalGeneration.from_bases(**bases, **self.fresh)
-        return MiniGPTForConditionalGeneration.from_trainable(local_folder(self.weights), bases=bases)
+            model = Model.from_bases(**bases, **self.fresh, **held)
+        else:
+            model = Model.from_trainable(local_folder(self.weights), bases=bases, **held)
+        wanted = {part: bool(self.loading.get(f"checkpoint_{part}")) for part in ("vision", "language")}
+        if any(wanted.values()):
+            model.set_activation_checkpointing(**wanted)
+        return model
 
     def processor(self) -> MiniGPTProcessor:
         """The processor, without loading the model."""

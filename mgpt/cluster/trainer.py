@@ -40,8 +40,9 @@ class TrainRequest:
     """One stage of training.
 
     `bases` are folders or URIs of the bases by part (`vision`, `language`, `qformer`); `weights` is the folder of the stage before, or
-    None for a fresh model made with `fresh` (keywords of `MiniGPTForConditionalGeneration.from_bases`). `run_uri` ends in the stage's
-    identity. `out` is an existing local folder that gets `weights/` and `curve.csv`.
+    None for a fresh model made with `fresh` (keywords of `MiniGPTForConditionalGeneration.from_bases`); `loading` says how either is held
+    in memory, as in `Start`. `run_uri` ends in the stage's identity. `out` is an existing local folder that gets `weights/` and
+    `curve.csv`.
     """
 
     settings: TrainingSettings
@@ -52,6 +53,7 @@ class TrainRequest:
     out: Path
     weights: Path | None = None
     fresh: dict[str, Any] = field(default_factory=dict)
+    loading: dict[str, Any] = field(default_factory=dict)
     tracker: Tracker | None = None
     task_files: tuple[str, ...] = ()
 
@@ -103,8 +105,8 @@ def _fit(request: TrainRequest, store: Store) -> str | None:
     from mgpt.cluster.notice import ListeningTorch
     from mgpt.cluster.worker import Work, work
 
-    if request.workers.parallelism == "fsdp" and request.fresh.get("quantization"):
-        what = f"fsdp, with a language model of quantization {request.fresh['quantization']}, whose weights cannot be split"
+    if request.workers.parallelism == "fsdp" and request.loading.get("quantization"):
+        what = f"fsdp, with a language model of quantization {request.loading['quantization']}, whose weights cannot be split"
         raise ValueError(f"cluster.training.parallelism: {what}; set it to replicated, or the model's quantization to null")
     _set_up_ray_train(request.workers)
     start = _start(request, store)
@@ -184,7 +186,7 @@ def _start(request: TrainRequest, store: Store) -> Start:
     weights = None if request.weights is None else f"{request.run_uri}/{START}"
     if weights is not None and request.weights is not None:
         store.put_folder(request.weights, weights)
-    return Start(request.bases, weights, request.fresh)
+    return Start(request.bases, weights, request.fresh, request.loading)
 
 
 def _collect(request: TrainRequest, store: Store, resumed_from: int) -> TrainResult:

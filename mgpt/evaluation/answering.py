@@ -12,13 +12,12 @@ import torch
 from mgpt.evaluation.generation import Answer, FeatureCache, Request, answer, choice_losses
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.model.assembly import TRAINABLE_FILE, read_config, read_tensors
-from mgpt.model.bases import check_bases
+from mgpt.model.bases import PRECISIONS, check_bases
 from mgpt.settings.evaluation import GenerationSettings
 from mgpt.storage import Store, is_remote
 
 UNTRAINED = "untrained"
 CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper, construction of the second stage's data
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

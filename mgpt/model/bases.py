@@ -21,6 +21,7 @@ from mgpt.model.configuration import BASE_NAMES, BaseReference
 from mgpt.model.image import IMAGE_MEAN, IMAGE_STD
 from mgpt.model.tokenizer import save_tokenizer
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # as settings name them
 _HASHED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
 _QUERY_FILE = "query_tokens.safetensors"
 _DROPPABLE = ("rotary_emb.inv_freq", "embeddings.position_ids")

@@ -84,7 +84,9 @@ def training_memory(
     moments = (_encode(sizes.tower, rows, kinds), _head(sizes, rows, kinds, recomputed), _layer(sizes, rows, kinds, recomputed))
     fullest = max(moments, key=lambda moment: moment.total)
     trained = float(sizes.trainable * _TRAINED)
-    frozen = _weights(sizes, kinds) / shards
+    # Of split weights one layer is whole while it works, and the next one on its way.
+    whole_layers = 2 * (sizes.language.linear / sizes.language.layers) * BYTES[kinds.bases] if shards > 1 else 0.0
+    frozen = _weights(sizes, kinds) / shards + whole_layers
     whole = Memory(frozen + trained, trained, 2 * trained, fullest.activations, fullest.logits, fullest.buffers)
     return whole if device is None else replace(whole, reserve=device.reserve + device.slack * whole.total)
 

@@ -114,8 +114,10 @@ def training_plan_memory(settings: Settings, stage: str, system: str, device: Ac
     """Memory of one worker of a training stage."""
     training: TrainingSettings = getattr(settings, stage)[system]
     model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
+    workers = settings.cluster.training
+    shards = workers.workers if workers.parallelism == "fsdp" else 1
     rows, again = longest_rows(sizes, sample, training), model.checkpoint_language
-    return training_memory(sizes, rows, kinds_of(model, training), recomputed=again, device=device)
+    return training_memory(sizes, rows, kinds_of(model, training), recomputed=again, shards=shards, device=device)
 
 
 def kinds_of(model: ModelSettings, training: TrainingSettings) -> Kinds:

@@ -177,7 +177,7 @@ def test_split_frozen_weights_train_as_whole_ones(reference, training, folder):
 
 def test_split_quantised_weights_are_refused(training, folder):
     with pytest.raises(ValueError, match=r"cluster\.training\.parallelism: fsdp, with a language model of quantization 8bit"):
-        train(request(training, folder, "refused-split", parallelism="fsdp", fresh={**FRESH, "quantization": "8bit"}))
+        train(request(training, folder, "refused-split", parallelism="fsdp", loading={"quantization": "8bit"}))
 
 
 def wait_for_step(run_uri, after):

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from flows.training import held_up, mixture_shares, mixture_table, step_seconds
+from flows.training import FRESH, LOADING, held_up, mixture_shares, mixture_table, step_seconds
 from mgpt.data.mixture import Mixture
+from mgpt.settings.models import ModelSettings
 
 
 def test_only_this_runs_steps_count_and_not_their_waiting() -> None:
@@ -34,3 +35,9 @@ def test_the_realised_mixture_is_what_the_steps_saw() -> None:
 def test_the_summary_says_how_long_checkpoints_held_up_training() -> None:
     assert held_up([0.010, 0.020]) == "2, each held up training for 15 ms (longest 20 ms)"
     assert held_up([]) == "none"
+
+
+def test_training_heeds_every_setting_of_a_model() -> None:
+    """A new one must be named where a stage starts, or it would silently do nothing; `preset` is for plans alone."""
+    assert FRESH.isdisjoint(LOADING)
+    assert {*ModelSettings.model_fields} == FRESH | LOADING | {"vision", "language", "qformer", "preset"}

@@ -114,14 +114,16 @@ def differences(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]
 
 def input_problems(needed: Needed) -> list[str]:
     """Files that are gone, of another size, or, in a sample of each manifest, of another content."""
-    fix = "run the stage that made it again (`mgpt verify` reads every byte)"
-    lines = [f"{line}; {fix}" for entries in (needed.bases, needed.data) for line in _changed(entries)]
+    lines: list[str] = []
     for entries in (needed.bases, needed.data):
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = list(zip(entries, pool.map(_size_problem, entries), strict=True))
+        lines += [line for _, line in found if line]
         try:
-            Manifest(list(_sample(entries))).verify()
+            Manifest(list(_sample([entry for entry, line in found if not line]))).verify()
         except ValueError as error:
-            lines += [f"{line.strip()}; {fix}" for line in str(error).splitlines()[1:-1] if not any(line.strip() in one for one in lines)]
-    return lines
+            lines += [line.strip() for line in str(error).splitlines()[1:-1]]
+    return [f"{line}; run the stage that made it again (`mgpt verify` reads every byte)" for line in lines]
 
 
 def memory_problems(settings: Settings, stage: str, system: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -142,11 +144,6 @@ def memory_problems(settings: Settings, stage: str, system: str, reports: Sequen
             what = f"{report['node']}: {stage}@{system} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
             lines.append(f"{what}; lower micro_batch_size, set models.{system}.checkpoint_language, or take larger GPUs (`mgpt plan`)")
     return lines
-
-
-def _changed(entries: Sequence[Entry]) -> list[str]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return [line for line in pool.map(_size_problem, entries) if line]
 
 
 def _size_problem(entry: Entry) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -93,32 +91,17 @@ def test_a_node_that_cannot_write_the_store_is_named(ray_here: None, tmp_path: P
     assert "permissions" in line
 
 
-TWO_NODES = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": sys.argv[1]})
-import ray
-ray.init(cluster.address, log_to_driver=False)
-from mgpt.cluster.preflight import differences, look, versions
-from mgpt.storage import Store
-lines = [line for report in look(Store(sys.argv[2])) for line in differences(versions(), report)]
-print("\\n".join(lines))
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_a_node_with_another_library_is_named(tmp_path: Path) -> None:
-    """Two real nodes; before the second one's packages lies another version's metadata."""
+def test_a_node_with_another_library_is_named(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before this process's packages, and not before the node's, lies another version's metadata."""
     other = tmp_path / "other" / "peft-0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1\n")
-    paths = f"{tmp_path / 'other'}:{ROOT}"
-    done = subprocess.run([sys.executable, "-c", TWO_NODES, paths, str(tmp_path / "store")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = done.stdout.strip().splitlines()
-    assert f"peft is 0.1, here {versions()['peft']}; install the same" in line
+    there = versions()["peft"]
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    assert versions()["peft"] == "0.1"
+    (report,) = look(Store(str(tmp_path / "store")))
+    (line,) = differences(versions(), report)
+    assert line == f"{report['node']}: peft is {there}, here 0.1; install the same, as constraints.txt has it"
 
 
 def test_every_difference_is_told_with_both_versions() -> None:

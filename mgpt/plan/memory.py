@@ -13,6 +13,8 @@ from mgpt.plan.accelerators import Accelerator
 from mgpt.plan.sizes import Sizes, Tower
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 0.56}  # 4bit: with the scales of its blocks
+# Linear modules that read one tensor: the norm before attention, and the one before the feed-forward.
+_READ = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "feed-forward", "up_proj": "feed-forward"}
 _TRAINED = 4  # trained weights, their gradients and moments are float32
 
 
@@ -144,13 +146,16 @@ def _kept_by_layer(sizes: Sizes, rows: Rows, kinds: Kinds) -> float:
 
 
 def _kept_by_lora(sizes: Sizes, kinds: Kinds) -> float:
-    """Bytes a position and layer: the input, shared by all modules in float32 and cast for each in half; the low rank; dropout's mask."""
+    """Bytes a position and layer: the inputs, cast for each module in half precision, else shared by those that read the same tensor;
+    the low rank; dropout's masks."""
     if sizes.lora is None:
         return 0.0
-    inputs = [sizes.language.outputs(module)[0] for module in sizes.lora.target_modules]
+    modules = sizes.lora.target_modules
+    inputs = {module: sizes.language.outputs(module)[0] for module in modules}
     dropout = sizes.lora.lora_dropout > 0
-    shared = max(inputs) if kinds.width == 4 and not dropout else sum(inputs)
-    return shared * kinds.width + (sum(inputs) if dropout else 0) + len(inputs) * sizes.lora.r * kinds.width
+    tensors = inputs if kinds.width != 4 or dropout else {_READ.get(module, module): inputs[module] for module in modules}
+    masks = sum(inputs.values()) if dropout else 0
+    return sum(tensors.values()) * kinds.width + masks + len(modules) * sizes.lora.r * kinds.width
 
 
 def _converted(sizes: Sizes, kinds: Kinds) -> float:

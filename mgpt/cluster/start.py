@@ -34,7 +34,7 @@ class Start:
         from mgpt.model.bases import PRECISIONS
 
         bases = {part: str(local_folder(uri)) for part, uri in self.bases.items()}
-        held = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
+        held: dict[str, Any] = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
         held["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
         if self.weights is None:
             model = Model.from_bases(**bases, **self.fresh, **held)

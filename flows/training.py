@@ -12,6 +12,7 @@ from mgpt.stage import StageContext
 from mgpt.storage import Manifest, write_atomic
 
 if TYPE_CHECKING:
+    from mgpt.cluster.trainer import TrainRequest
     from mgpt.data.mixture import Mixture
 
 FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
@@ -20,8 +21,6 @@ LOADING = {"precision", "quantization", "attn_implementation", "checkpoint_visio
 
 def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
     """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
-    from mgpt.cluster.ingest import Feed
-    from mgpt.cluster.start import Start
     from mgpt.cluster.trainer import TrainRequest, train
 
     model = model_settings(context, system)
@@ -40,7 +39,7 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
     with context.ray():
         result = train(request)
     context.worked("train", step_seconds(result.curve, result.resumed_from))
-    mix = mixture_shares(Feed.of(request.settings, request.manifest, Start(request.bases, None)).mixture(), result.steps)
+    mix = mixture_shares(planned(request), result.steps)
     metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps, "mixture": mix}
     write_atomic(context.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     return {
@@ -51,6 +50,14 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         "mixture": mixture_table(mix),
         "checkpoints": held_up(result.stalls),
     }
+
+
+def planned(request: TrainRequest) -> Mixture:
+    """The plan that the workers followed. Call it after `context.ray()`: its modules import Ray, which must first be told its token."""
+    from mgpt.cluster.ingest import Feed
+    from mgpt.cluster.start import Start
+
+    return Feed.of(request.settings, request.manifest, Start(request.bases, None)).mixture()
 
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:

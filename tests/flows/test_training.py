@@ -1,6 +1,9 @@
 """What counts as training time, and the realised mixture beside the declared one."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,35 @@ def test_training_heeds_every_setting_of_a_model() -> None:
     """A new one must be named where a stage starts, or it would silently do nothing; `preset` is for plans alone."""
     assert FRESH.isdisjoint(LOADING)
     assert {*ModelSettings.model_fields} == FRESH | LOADING | {"vision", "language", "qformer", "preset"}
+
+
+CONNECTS = """
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+from pathlib import Path
+import flows.training
+from mgpt.settings import load
+from mgpt.storage import Manifest
+
+@contextmanager
+def ray():
+    print("RAY", "ray" in sys.modules)
+    raise SystemExit
+    yield
+
+settings = load("params.yaml", {})
+Manifest([]).save(Path(sys.argv[1]))
+flows.training.bases = lambda context, system: {}
+store = SimpleNamespace(uri=lambda *parts: "/".join(parts))
+places = {"run_uri": "x", "out": Path("x"), "tracker": None, "store": store, "ray": ray}
+context = SimpleNamespace(settings=settings, section=settings.pretrain["minigpt4"], **places)
+flows.training.train_stage(context, "minigpt4", Path(sys.argv[1]), None)
+"""
+
+
+def test_ray_is_not_imported_before_the_stage_connects(tmp_path: Path) -> None:
+    # Ray reads the token's place when it is imported: earlier, and the stage's own local Ray refuses it.
+    command = [sys.executable, "-c", CONNECTS, str(tmp_path / "manifest.json")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.stdout == "RAY False\n", done.stdout + done.stderr

@@ -12,7 +12,7 @@ from mgpt.stage import StageContext
 from mgpt.storage import Manifest, write_atomic
 
 if TYPE_CHECKING:
-    from mgpt.cluster.trainer import TrainRequest
+    from mgpt.cluster.trainer import TrainRequest, TrainResult
     from mgpt.data.mixture import Mixture
 
 FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
@@ -35,9 +35,12 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         fresh=model.model_dump(include=FRESH),
         loading=model.model_dump(include=LOADING),
         tracker=context.tracker,
+        features=context.store.uri("features"),
     )
     with context.ray():
         result = train(request)
+    if result.cached is not None:
+        context.worked("features", result.cached.work_seconds)
     context.worked("train", step_seconds(result.curve, result.resumed_from))
     mix = mixture_shares(planned(request), result.steps)
     metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps, "mixture": mix}
@@ -46,6 +49,7 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
         "steps": result.steps,
         "began at step": result.resumed_from,
         "weights sha256": result.sha256,
+        **speed(result),
         "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}",
         "mixture": mixture_table(mix),
         "checkpoints": held_up(result.stalls),
@@ -84,6 +88,17 @@ def held_up(stalls: Sequence[float]) -> str:
         return "none"
     mean, longest = sum(stalls) / len(stalls) * 1e3, max(stalls) * 1e3
     return f"{len(stalls)}, each held up training for {mean:.0f} ms (longest {longest:.0f} ms)"
+
+
+def speed(result: TrainResult) -> dict[str, object]:
+    """Rows of the summary: time of a step, waiting for data, and what the feature cache gave."""
+    shown = [row for row in result.curve if row["step"] > result.resumed_from]
+    if not shown:
+        return {}
+    each = step_seconds(result.curve, result.resumed_from) / (shown[-1]["step"] - result.resumed_from)
+    waits = sum(row["data_wait"] * row["step_seconds"] for row in shown) / sum(row["step_seconds"] for row in shown)
+    rows: dict[str, object] = {"step": f"{each:.3f} s", "data wait": f"{waits:.1%} of step time"}
+    return rows if result.cached is None else rows | {"feature cache": result.cached.effect(each, result.steps)}
 
 
 def step_seconds(curve: Sequence[Mapping[str, float]], resumed_from: int) -> float:

@@ -93,6 +93,15 @@ class Store:
         """All bytes of one file. Raises FileNotFoundError."""
         return _remote().cat_file(uri) if is_remote(uri) else Path(uri).read_bytes()
 
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of one file, fewer where it ends before. Raises FileNotFoundError."""
+        if is_remote(uri):
+            part: bytes = _remote().cat_file(uri, start=start, end=stop)
+            return part
+        with open(uri, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def write(self, uri: str, data: bytes) -> None:
         """Writes one file whole, replacing what was there."""
         if is_remote(uri):

@@ -32,6 +32,7 @@ from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Entry, Manifest, Store, sha256_bytes
 
 if TYPE_CHECKING:
+    from mgpt.data.features import FeatureReader
     from mgpt.train.batch import Batch
     from mgpt.train.contracts import StepBatches
 
@@ -79,7 +80,8 @@ class SampleReader:
 
 @dataclass(frozen=True)
 class Feed:
-    """Everything that decides what a worker sees at a step. `tasks` renames a dataset's task."""
+    """Everything that decides what a worker sees at a step. `tasks` renames a dataset's task; `features` is the folder of the cached
+    features that stand in place of pictures, or None."""
 
     manifest: Manifest
     start: Start
@@ -93,6 +95,7 @@ class Feed:
     split: str = "train"
     tasks: dict[str, str] = field(default_factory=dict)
     task_files: tuple[str, ...] = ()
+    features: str | None = None
 
     @classmethod
     def of(cls, settings: TrainingSettings, manifest: Manifest, start: Start, task_files: tuple[str, ...] = ()) -> Feed:
@@ -137,26 +140,34 @@ class Preparer:
         self.reader = SampleReader(feed.entries())
         self.tasks = load_tasks(*feed.task_files)
         self.processor = feed.start.processor()
+        self.features = None if feed.features is None else _feature_reader(feed.features)
 
     def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
         """Worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of like length."""
-        from PIL import Image
-
+        from mgpt.data.features import image_digest
         from mgpt.train.batch import cut_by_length, cut_packed
 
         picks = self.mixture.batch(step)[rank::world_size]
         samples = [self.reader.read(pick.dataset, pick.index) for pick in picks]
         messages = [self._render(pick, sample) for pick, sample in zip(picks, samples, strict=True)]
-        images = [[Image.open(io.BytesIO(sample.image)).convert("RGB")] if sample.image else [] for sample in samples]
-        pixels = images if any(images) else None
+        images = [sample.image for sample in samples if sample.image]
+        pixels = images if images and self.features is None else None
         tensors = self.processor(images=pixels, conversations=messages, format=self.feed.format, labels=True, padding_side="right")
+        if images and self.features is not None:
+            tensors["image_features"] = self.features.read([image_digest(image) for image in images])
         ids = [f"{sample.dataset}:{sample.id}" for sample in samples]
-        cut = (tensors, ids, [len(some) for some in images], self.feed.micro_batch_size)
+        cut = (tensors, ids, [int(bool(sample.image)) for sample in samples], self.feed.micro_batch_size)
         return cut_by_length(*cut) if self.feed.pack_tokens is None else cut_packed(*cut, self.feed.pack_tokens)
 
     def _render(self, pick: Pick, sample: Sample) -> list[dict[str, str]]:
         rng: random.Random = pick_rng(self.feed.seed, pick.position)
         return render(sample, rng, task=self.feed.tasks.get(pick.dataset), tasks=self.tasks)
+
+
+def _feature_reader(folder: str) -> FeatureReader:
+    from mgpt.data.features import FeatureReader
+
+    return FeatureReader(folder)
 
 
 _PREPARERS: dict[str, Preparer] = {}  # of this process, by the feed's digest; Ray reuses a process for many tasks

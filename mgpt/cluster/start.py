@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
-    from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.model.encoder import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,31 @@ class Start:
             model.set_activation_checkpointing(**wanted)
         return model
 
+    def encoder(self) -> EncoderSpec:
+        """The frozen part, without loading it."""
+        from mgpt.model.assembly import read_config
+        from mgpt.model.encoder import EncoderSpec
+
+        bases = {part: local_folder(uri) for part, uri in self.bases.items()}
+        config = self._fresh_config(bases) if self.weights is None else read_config(local_folder(self.weights))
+        return EncoderSpec.of(config, bases, self.loading.get("precision", "fp32"))
+
+    def _fresh_config(self, bases: dict[str, Path]) -> MiniGPTConfig:
+        from mgpt.model import BaseReference
+        from mgpt.model.assembly import config_from_bases
+
+        options: dict[str, Any] = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
+        unread = {part: BaseReference("", "", "") for part in bases}  # hashes would read every weight
+        return config_from_bases(**{**bases, **options}, references=unread)
+
     def processor(self) -> MiniGPTProcessor:
         """The processor, without loading the model."""
-        from mgpt.model import BaseReference, MiniGPTProcessor
-        from mgpt.model.assembly import config_from_bases
+        from mgpt.model import MiniGPTProcessor
 
         if self.weights is not None:
             return MiniGPTProcessor.from_pretrained(local_folder(self.weights))
         bases = {part: local_folder(uri) for part, uri in self.bases.items()}
-        options: dict[str, Any] = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
-        unread = {part: BaseReference("", "", "") for part in bases}  # a processor needs no hashes, which would read every weight
-        return MiniGPTProcessor.from_config(config_from_bases(**{**bases, **options}, references=unread), bases["language"])
+        return MiniGPTProcessor.from_config(self._fresh_config(bases), bases["language"])
 
 
 def local_folder(uri: str) -> Path:

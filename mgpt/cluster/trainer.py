@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Manifest, Store, sha256_file
 
 if TYPE_CHECKING:
+    from mgpt.cluster.features import Cached
     from mgpt.cluster.ingest import Feed
 
 CURVE, LEDGER, WEIGHTS, FINISHED, START = "curve.csv", "ledger.json", "weights", "finished.json", "start"
@@ -42,7 +43,7 @@ class TrainRequest:
     `bases` are folders or URIs of the bases by part (`vision`, `language`, `qformer`); `weights` is the folder of the stage before, or
     None for a fresh model made with `fresh` (keywords of `MiniGPTForConditionalGeneration.from_bases`); `loading` says how either is held
     in memory, as in `Start`. `run_uri` ends in the stage's identity. `out` is an existing local folder that gets `weights/` and
-    `curve.csv`.
+    `curve.csv`. `features` is where the store keeps the feature cache; None for none, whatever the settings say.
     """
 
     settings: TrainingSettings
@@ -56,13 +57,15 @@ class TrainRequest:
     loading: dict[str, Any] = field(default_factory=dict)
     tracker: Tracker | None = None
     task_files: tuple[str, ...] = ()
+    features: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """`weights` is the folder below `out`; `curve` its rows; `steps` are all steps of the run, `resumed_from` is the step this call
     started at (equal to `steps` where nothing was left to do); `sha256` is that of `trainable.safetensors`; `stalls` are the seconds for
-    which each checkpoint since the last start of the workers held up training."""
+    which each checkpoint since the last start of the workers held up training; `cached` is what the feature cache meant, or None where it
+    was not asked."""
 
     weights: Path
     curve: list[dict[str, float]]
@@ -70,6 +73,7 @@ class TrainResult:
     resumed_from: int
     sha256: str
     stalls: tuple[float, ...] = ()
+    cached: Cached | None = None
 
 
 def train(request: TrainRequest) -> TrainResult:
@@ -87,21 +91,42 @@ def train(request: TrainRequest) -> TrainResult:
 
     mend(request.run_uri)
     resumed_from = committed_step(request.run_uri)
+    feed = _feed(request, store)
+    cached = _cached(request, feed)
     with _Follower(request, store):
-        while (damaged := _fit(request, store)) is not None:
+        fed = feed if cached is None else replace(feed, features=cached.folder)
+        while (damaged := _fit(request, fed)) is not None:
             if not mend(request.run_uri):
                 raise RuntimeError(f"a worker read what the driver does not: {damaged}; look at the network and the disks between them")
     tidy(request.run_uri)
-    return _collect(request, store, resumed_from)
+    return replace(_collect(request, store, resumed_from), cached=cached)
 
 
-def _fit(request: TrainRequest, store: Store) -> str | None:
+def _feed(request: TrainRequest, store: Store) -> Feed:
+    from mgpt.cluster.ingest import Feed
+
+    feed = Feed.of(request.settings, request.manifest, _start(request, store), request.task_files)
+    feed.mixture()  # a mixture that cannot be made is refused here, before any worker starts
+    return feed
+
+
+def _cached(request: TrainRequest, feed: Feed) -> Cached | None:
+    if request.features is None:
+        return None
+    from mgpt.cluster.features import prepare
+
+    cached = prepare(feed, request.settings, request.workers, request.features)
+    print(f"features: {cached.estimate()}", flush=True)
+    return cached
+
+
+def _fit(request: TrainRequest, feed: Feed) -> str | None:
     """Trains to the end. Returns what is wrong when the checkpoint that workers should go on from is damaged."""
     import ray.data
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from mgpt.cluster.ingest import NAME, Feed, PlannedData
+    from mgpt.cluster.ingest import NAME, PlannedData
     from mgpt.cluster.notice import ListeningTorch
     from mgpt.cluster.worker import Work, work
 
@@ -109,9 +134,6 @@ def _fit(request: TrainRequest, store: Store) -> str | None:
         what = f"fsdp, with a language model of quantization {request.loading['quantization']}, whose weights cannot be split"
         raise ValueError(f"cluster.training.parallelism: {what}; set it to replicated, or the model's quantization to null")
     _set_up_ray_train(request.workers)
-    start = _start(request, store)
-    feed = Feed.of(request.settings, request.manifest, start, request.task_files)
-    feed.mixture()  # a mixture that cannot be made is refused here, before any worker starts
     # Warms a feeding process while Ray Train's own processes start: importing the model's code takes seconds.
     ray.remote(num_cpus=0)(_warm).remote(feed)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -124,7 +146,7 @@ def _fit(request: TrainRequest, store: Store) -> str | None:
     scaling["elastic_resize_monitor_interval_s"] = workers.resize_seconds
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # Ray annotates the older trainer's forms
-        train_loop_config={"work": Work(settings, start, request.run_uri, workers)},
+        train_loop_config={"work": Work(settings, feed.start, request.run_uri, workers)},
         datasets={NAME: _no_dataset},
         dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
         # Gloo beside NCCL: what workers agree on about a step passes the device by.

@@ -126,6 +126,17 @@ class Mixture:
         partial = np.bincount(_arranged(self.seed, self._quota, blocks)[0][:rest], minlength=len(self.datasets))
         return {name: blocks * self._quota[number] + int(partial[number]) for number, name in enumerate(self.datasets)}
 
+    def shown(self, steps: int) -> dict[str, np.ndarray]:
+        """How often the first `steps` steps pick each row: dataset -> (rows,) int32."""
+        return {name: self._times(name, count) for name, count in self.counts(steps).items()}
+
+    def _times(self, name: str, count: int) -> np.ndarray:
+        epochs, rest = divmod(count, self.sizes[name])
+        times = np.full(self.sizes[name], epochs, np.int32)
+        order = _permuted(self.sizes[name], self.seed, name, epochs)
+        times[[order[place] for place in range(rest)]] += 1
+        return times
+
     def realised(self, steps: int) -> dict[str, float]:
         """Share of each dataset in the first `steps` steps, to be set beside `shares`, the declared ones."""
         counts = self.counts(steps)

@@ -54,9 +54,10 @@ def plan_packs(lengths: Sequence[int], images: Sequence[int], token_budget: int,
 
 
 def pack_rows(tensors: Mapping[str, Tensor], images: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Right-padded rows `input_ids`, `attention_mask`, `labels` (batch, length) and `pixel_values` (images, ...) as packed rows.
+    """Right-padded rows `input_ids`, `attention_mask`, `labels` (batch, length) and `pixel_values` or `image_features` (images, ...) as
+    packed rows.
 
-    Returns `input_ids`, `labels`, `segment_ids`, `position_ids` (P, L) and `pixel_values` in the new reading order, if there are any.
+    Returns `input_ids`, `labels`, `segment_ids`, `position_ids` (P, L) and the images' tensor in the new reading order, if there are any.
     """
     lengths = tensors["attention_mask"].sum(1).tolist()
     rows = [_one_row(tensors, lengths, pack) for pack in packs]
@@ -68,7 +69,12 @@ def pack_rows(tensors: Mapping[str, Tensor], images: Sequence[int], packs: Seque
     }
     starts = [sum(images[:row]) for row in range(len(images))]
     order = [index for pack in packs for row in pack for index in range(starts[row], starts[row] + images[row])]
-    return packed | ({"pixel_values": tensors["pixel_values"][order]} if order else {})
+    return packed | ({image_tensor(tensors): tensors[image_tensor(tensors)][order]} if order else {})
+
+
+def image_tensor(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the images' tensor: their pixels, or features from a cache."""
+    return "image_features" if "image_features" in tensors else "pixel_values"
 
 
 def _one_row(tensors: Mapping[str, Tensor], lengths: Sequence[int], pack: Sequence[int]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from mgpt.model.language import (
     pad_left,
     supervised_rows,
 )
-from mgpt.model.vision import fix_norm, merge_tokens
+from mgpt.model.vision import encode_frozen, fix_norm
 
 
 @dataclass
@@ -209,13 +209,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             raise ValueError(
                 f"pixel_values: expected (images, 3, {side}, {side}), got {tuple(pixel_values.shape)}; use the processor's images"
             )
-        frozen = not any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            hidden_BLD = self.vision_tower(pixel_values.to(self.vision_tower.dtype)).last_hidden_state
-        if self.qformer is None:
-            return merge_tokens(hidden_BLD, self.config.num_patches, self.config.merge)
-        queries_BLD = self.query_tokens.expand(hidden_BLD.shape[0], -1, -1)
-        return self.qformer(query_embeds=queries_BLD, encoder_hidden_states=hidden_BLD).last_hidden_state
+        queries = None if self.qformer is None else self.query_tokens
+        return encode_frozen(self.vision_tower, pixel_values, self.config.num_patches, self.config.merge, self.qformer, queries)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(images, 3, side, side) → (images, image tokens, language model width): what takes the placeholders' places."""

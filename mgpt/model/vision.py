@@ -48,6 +48,22 @@ def resize_tower(tower: Any, image_size: int) -> None:
     tower.config.image_size = image_size
 
 
+def encode_frozen(
+    tower: Any, pixel_values: torch.Tensor, patches: int, merge: int, qformer: Any = None, query_tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The frozen part of a model: (images, 3, side, side) → (images, image tokens, projection inputs), by the Q-Former where there is one,
+    else by the token merge.
+    """
+    frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        hidden_BLD = tower(pixel_values.to(tower.dtype)).last_hidden_state
+    if qformer is None or query_tokens is None:
+        return merge_tokens(hidden_BLD, patches, merge)
+    queries_BLD = query_tokens.expand(hidden_BLD.shape[0], -1, -1)
+    features: torch.Tensor = qformer(query_embeds=queries_BLD, encoder_hidden_states=hidden_BLD).last_hidden_state
+    return features
+
+
 def merge_tokens(hidden_BLD: torch.Tensor, patches: int, merge: int) -> torch.Tensor:
     """Drop what is no patch (CLS, registers: always in front) and concatenate each `merge` tokens that follow one another in raster order.
 

@@ -59,6 +59,14 @@ class TrainingSettings(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for none, as in the original code")
     precision: Literal["fp32", "bf16"] = "fp32"
+    features: bool | Literal["auto"] = Field(
+        default="auto", description="whether the frozen tower's output is computed once a picture and kept: on, off or auto"
+    )
+    features_above: float = Field(default=1.5, ge=1, description="auto keeps features when a picture is shown more often than so")
+    features_gigabytes: float = Field(
+        default=50, gt=0, description="auto keeps no features of a training that would fill more than so much"
+    )
+    features_dtype: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="type in which features are kept")
     seed: int = Field(default=42, ge=0)
     early_stop_rows: int | None = Field(default=None, gt=0, description="ends the run when so many rows of the curve brought no lower loss")
     log_every: int = Field(default=10, gt=0)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mgpt.data.packing import attention_inputs, pack_rows, plan_packs
+from mgpt.data.packing import attention_inputs, image_tensor, pack_rows, plan_packs
 
 IGNORE = -100  # label of a position without supervision
 _STAY = ("labels", "segment_ids")
@@ -21,8 +21,9 @@ _STAY = ("labels", "segment_ids")
 class Batch:
     """What one forward pass sees.
 
-    `tensors` are `input_ids`, `attention_mask` and `labels` (batch, length), and `pixel_values` (images, 3, height, width) if there are
-    images; packed rows have `segment_ids` and `position_ids` in place of the attention mask. `ids` are the samples' ids.
+    `tensors` are `input_ids`, `attention_mask` and `labels` (batch, length), and `pixel_values` (images, 3, height, width), or
+    `image_features` (images, image tokens, width) in their place, if there are images; packed rows have `segment_ids` and `position_ids`
+    in place of the attention mask. `ids` are the samples' ids.
     """
 
     tensors: dict[str, Tensor]
@@ -67,7 +68,8 @@ class Batch:
 def cut_by_length(tensors: Mapping[str, Tensor], ids: list[str], images: list[int], size: int) -> list[Batch]:
     """Cuts right-padded rows into batches of at most `size` rows of like length, each trimmed to its own longest row.
 
-    `images[i]` is the number of images of row i; their pixels lie in `pixel_values` in row order.
+    `images[i]` is the number of images of row i; their pixels lie in `pixel_values`, or their features in `image_features`, in
+    row order.
     """
     lengths = tensors["attention_mask"].sum(1)
     order = torch.sort(lengths, stable=True).indices.tolist()
@@ -78,9 +80,10 @@ def cut_by_length(tensors: Mapping[str, Tensor], ids: list[str], images: list[in
 def _take(tensors: Mapping[str, Tensor], ids: list[str], rows: list[int], lengths: Tensor, starts: list[int], images: list[int]) -> Batch:
     longest = int(lengths[rows].max())
     taken = {name: tensors[name][rows, :longest].contiguous() for name in ("input_ids", "attention_mask", "labels")}
-    pixels = [index for row in rows for index in range(starts[row], starts[row] + images[row])]
-    if pixels:
-        taken["pixel_values"] = tensors["pixel_values"][pixels]
+    chosen = [index for row in rows for index in range(starts[row], starts[row] + images[row])]
+    if chosen:
+        name = image_tensor(tensors)
+        taken[name] = tensors[name][chosen]
     return Batch(taken, tuple(ids[row] for row in rows))
 
 

@@ -143,3 +143,12 @@ def test_balanced_weights_give_each_task_the_same_share():
 def test_a_position_has_one_generator_wherever_it_is_made():
     assert pick_rng(1, 5).random() == pick_rng(1, 5).random()
     assert len({pick_rng(seed, position).random() for seed in range(5) for position in range(50)}) == 250
+
+
+def test_shown_counts_the_picks_of_every_row():
+    mixture = Mixture(seed=3, weights={"a": 3, "b": 1}, sizes={"a": 7, "b": 50}, global_batch_size=4)
+    picks = [pick for step in range(30) for pick in mixture.batch(step)]
+    shown = mixture.shown(30)
+    for name, size in mixture.sizes.items():
+        assert shown[name].tolist() == [sum((pick.dataset, pick.index) == (name, row) for pick in picks) for row in range(size)]
+    assert shown["a"].min() > 1 > shown["b"].min()

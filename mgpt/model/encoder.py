@@ -76,7 +76,7 @@ class ImageEncoder:
             qformer, queries = bases.load_qformer(spec.qformer, bases.PRECISIONS[spec.held])
             self.qformer = cast(Any, qformer).to(self.device).eval()
             self.queries = queries.to(self.device)
-        self.tower.to(self.device).eval()
+        cast(Any, self.tower).to(self.device).eval()
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,24 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-STEPS = {"pretrain": 8, "multitask": 4, "instruct": 4}
+STEPS = {"pretrain": 6, "multitask": 4, "instruct": 4}
+# Long enough to be killed in its middle.
+LONGER = {"steps": 48, "checkpoint_every": 4, "global_batch_size": 16, "micro_batch_size": 8}
+MIXTURES = {
+    "pretrain": {"minigpt4": ("laion", "cc_sbu"), "minigpt-v2": ("laion", "coco_caption", "refcoco", "photographs")},
+    "multitask": {"minigpt-v2": ("coco_caption", "refcoco", "vqav2")},
+    "instruct": {"minigpt4": ("described",), "minigpt-v2": ("coco_caption", "refcoco", "llava_conversation", "unnatural_instructions")},
+}
+EVALUATED = ("coco_caption", "refcoco", "invrefcoco", "vqav2", "flickr_grounded_caption")
+# A user's own pictures, as the documentation has them: two photographs that scikit-learn ships, and nothing but an entry in the params.
+PHOTOGRAPHS = (
+    {"image": "china.jpg", "caption": "A temple behind trees.", "licence": "CC BY 4.0"},
+    {
+        "image": "flower.jpg",
+        "licence": "CC BY 4.0",
+        "conversations": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A dahlia."}],
+    },
+)
 
 
 @dataclass
@@ -86,6 +105,7 @@ def make(folder: Path) -> Project:
         if name and not name.startswith(("tests/", "docs/", "benchmarks/")) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
+    write_photographs(folder / "photographs")
     project = Project(folder)
     (folder / "params.yaml").write_text(yaml.safe_dump(shrink(project.params()), sort_keys=False))
     for command in (("init", "-q"), ("add", "-A"), ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "small")):
@@ -93,20 +113,26 @@ def make(folder: Path) -> Project:
     return project
 
 
+def write_photographs(folder: Path) -> None:
+    """The photographs and their JSON Lines."""
+    folder.mkdir()
+    for record in PHOTOGRAPHS:
+        (folder / str(record["image"])).write_bytes((files("sklearn.datasets") / "images" / str(record["image"])).read_bytes())
+    (folder / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in PHOTOGRAPHS))
+
+
 def shrink(params: dict[str, Any]) -> dict[str, Any]:
-    """The default experiment with few pictures, steps and questions, and a gate that barely trained weights pass."""
-    params["sources"]["world"]["counts"] = {"train": 60, "validation": 4, "test": 12}
-    for stage, steps in STEPS.items():
-        for training in params[stage].values():
-            small = {
-                "steps": steps,
-                "warmup_steps": 1,
-                "global_batch_size": 4,
-                "micro_batch_size": 2,
-                "checkpoint_every": 2,
-                "log_every": 1,
-            }
-            training.update(small)
+    """The default experiment with few pictures, datasets, steps and questions, a user's photographs, and a gate that barely trained weights
+    pass."""
+    world = params["sources"]["world"]
+    world["counts"] = {"train": 60, "validation": 4, "test": 12}
+    used = {*EVALUATED, *(name for systems in MIXTURES.values() for names in systems.values() for name in names)}
+    world["datasets"] = {name: dataset for name, dataset in world["datasets"].items() if name in used}
+    params["sources"]["photographs"] = {"locations": ["photographs"], "datasets": {"photographs": {"reader": "jsonl"}}}
+    for stage, systems in MIXTURES.items():
+        for system, names in systems.items():
+            _shorten(params[stage][system], STEPS[stage], names)
+    params["pretrain"]["minigpt-v2"] |= LONGER
     loose = {"minimum_characters": 0, "minimum_sentences": 0, "maximum_change": 1.0, "maximum_foreign": 1.0}
     params["describe"] |= {"pictures": 6, "max_new_tokens": 8, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
     for judged in params["evaluate"].values():
@@ -116,3 +142,10 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     for gate in params["promote"].values():
         gate["floors"], gate["ceilings"] = {}, {}
     return params
+
+
+def _shorten(training: dict[str, Any], steps: int, names: tuple[str, ...]) -> None:
+    sizes = {"global_batch_size": 4, "micro_batch_size": 2}
+    training |= {"steps": steps, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1, **sizes}
+    training["mixture"] = {name: training["mixture"].get(name, 1) for name in names}
+    training["tasks"] = {name: task for name, task in training.get("tasks", {}).items() if name in names}

@@ -1,10 +1,12 @@
-"""Kills in the middle of training: the same command goes on, to the same weights, with each step in the curve once."""
+"""One training that is killed in every way: the same command goes on each time, to the weights of the training that nobody disturbed."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,47 +16,59 @@ import pytest
 
 from mgpt.cluster.connect import every_local_ray
 from mgpt.storage import sha256_file
-from tests.chain.project import Project
+from tests.chain.project import LONGER, Project
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(1800)]
-STAGE = "pretrain@minigpt-v2"
-LONGER = {"steps": 40, "checkpoint_every": 4, "global_batch_size": 32, "micro_batch_size": 8}
-COMMAND = ("dvc", "repro", "--single-item", "--force", STAGE)
-
-
-@pytest.fixture(scope="module")
-def longer(chain: Project) -> Iterator[Project]:
-    """The chain with a pretraining that is long enough to be killed in its middle."""
-    text = (chain.folder / "params.yaml").read_text()
-    for name, value in LONGER.items():
-        chain.set(f"pretrain.minigpt-v2.{name}", value)
-    yield chain
-    (chain.folder / "params.yaml").write_text(text)
+pytestmark = pytest.mark.timeout(1800)
+STEPS = LONGER["steps"]
+COMMAND = ("dvc", "repro", "--single-item", "--force", "pretrain@minigpt-v2")
 
 
-def somewhere(project: Project, folder: Path, template: Path) -> Project:
-    """The project with a store and an MLflow database of its own, so that no earlier work is found."""
-    folder.mkdir(parents=True)
-    (folder / "mlflow.db").write_bytes(template.read_bytes())
-    return project.elsewhere(MGPT_STORAGE__ROOT=str(folder / "store"), MGPT_TRACKING__URI=f"sqlite:///{folder / 'mlflow.db'}")
+class Training:
+    """The chain's pretraining of MiniGPT-v2, once more: its store and MLflow database are its own, so that no earlier work is found."""
 
+    def __init__(self, chain: Project, folder: Path, template: Path) -> None:
+        (folder / "mlflow.db").write_bytes(template.read_bytes())
+        self.project = chain.elsewhere(MGPT_STORAGE__ROOT=str(folder / "store"), MGPT_TRACKING__URI=f"sqlite:///{folder / 'mlflow.db'}")
+        self.identity = self.project.identity("pretrain", "minigpt-v2")
+        self.curve = folder / "store" / "runs" / self.identity / "curve.csv"
+        self.folder = folder
 
-def weights(project: Project) -> str:
-    return sha256_file(project.folder / "results/pretrain/minigpt-v2/weights/trainable.safetensors")
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        return self.project.start(*COMMAND, log=self.folder / name)
 
+    def said(self, name: str) -> str:
+        return (self.folder / name).read_text()
 
-@pytest.fixture(scope="module")
-def uninterrupted(longer: Project, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights' sha256 of a training that nobody disturbed."""
-    project = somewhere(longer, tmp_path_factory.mktemp("calm") / "x", mlflow_template)
-    project.run(*COMMAND)
-    return weights(project)
+    @property
+    def steps(self) -> int:
+        """How many steps it has shown."""
+        return len(self.curve.read_text().splitlines()) - 1 if self.curve.exists() else 0
 
+    def wait_for_step(self, step: int) -> None:
+        """Returns when the step is there; it must not be the last."""
+        wait(lambda: self.steps >= step, f"step {step} was not seen:\n{self._tail()}")
+        assert self.steps < STEPS, "too late: the training is over"
 
-def curve_steps(project: Project, identity: str) -> int:
-    """How many steps the running training has shown."""
-    curve = Path(project.variables["MGPT_STORAGE__ROOT"]) / "runs" / identity / "curve.csv"
-    return len(curve.read_text().splitlines()) - 1 if curve.exists() else 0
+    def _tail(self) -> str:
+        return "\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.log")))
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers of the project's local Ray."""
+        states = [state for shared in every_local_ray(self.project.folder) if (state := shared.read())]
+        children = [child for state in states for child in psutil.Process(state["pid"]).children(recursive=True)]
+        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+    def weights(self) -> str:
+        return sha256_file(self.project.folder / "results/pretrain/minigpt-v2/weights/trainable.safetensors")
+
+    def logged_steps(self) -> list[int]:
+        """Steps of the loss curve in MLflow, as they were logged."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.project.variables["MGPT_TRACKING__URI"])
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        (run,) = client.search_runs(experiments, filter_string=f"tags.`mgpt.identity` = '{self.identity}'")
+        return [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
 
 
 def wait(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
@@ -64,67 +78,43 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 600) -> None
         time.sleep(0.02)
 
 
-def logged_steps(project: Project, identity: str) -> list[int]:
-    """Steps of the loss curve in MLflow, as they were logged."""
-    from mlflow import MlflowClient
+@pytest.fixture
+def training(chain: Project, mlflow_template: Path, tmp_path: Path) -> Iterator[Training]:
+    """The training, and afterwards the results of the undisturbed one again."""
+    results, lock = chain.folder / "results/pretrain/minigpt-v2", chain.folder / "dvc.lock"
+    shutil.copytree(results, tmp_path / "kept")
+    shutil.copyfile(lock, tmp_path / "kept.lock")
+    yield Training(chain, tmp_path, mlflow_template)
+    shutil.rmtree(results, ignore_errors=True)
+    shutil.copytree(tmp_path / "kept", results)
+    shutil.copyfile(tmp_path / "kept.lock", lock)
 
-    client = MlflowClient(project.variables["MGPT_TRACKING__URI"])
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    runs = client.search_runs(experiments, filter_string=f"tags.`mgpt.identity` = '{identity}'")
-    assert len(runs) == 1
-    return [point.step for point in client.get_metric_history(runs[0].info.run_id, "loss")]
 
+def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_training(chain: Project, training: Training) -> None:
+    undisturbed = training.weights()
 
-def test_killed_with_its_whole_group_it_goes_on_to_the_same_weights(
-    longer: Project, uninterrupted: str, mlflow_template: Path, tmp_path: Path
-) -> None:
-    project = somewhere(longer, tmp_path / "x", mlflow_template)
-    identity = project.identity("pretrain", "minigpt-v2")
-    process = project.start(*COMMAND, log=tmp_path / "log.txt")
-    wait(lambda: curve_steps(project, identity) >= 10, "no training step was seen")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert curve_steps(project, identity) < LONGER["steps"]
-    output = project.run(*COMMAND).stdout
-    began = re.search(r"began at step +(\d+)", output)
+    # The whole process group, as a terminal that is closed or a machine's own killer would do.
+    first = training.start("first.log")
+    training.wait_for_step(10)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+
+    # The same command goes on from the last checkpoint. Now dvc alone is killed, which leaves its stage at work ...
+    second = training.start("second.log")
+    wait(lambda: training.identity in training.said("second.log"), "the second start does not begin")
+    second.kill()
+    second.wait()
+
+    # ... beside which another start does not work, but waits. A worker that is killed is replaced, without anybody's help.
+    third = training.start("third.log")
+    wait(lambda: "under way in another process; waiting for it" in training.said("third.log"), "the third start does not wait")
+    training.wait_for_step(26)
+    training.workers()[0].kill()
+    assert third.wait(900) == 0, training.said("third.log")[-4000:]
+
+    began = re.search(r"began at step +(\d+)", training.said("third.log"))
     assert began is not None
-    assert 0 < int(began.group(1)) < LONGER["steps"]
-    assert weights(project) == uninterrupted
-    steps = logged_steps(project, identity)
-    assert steps == sorted(set(steps))
-
-
-def test_a_killed_worker_is_replaced_without_anybodys_help(
-    longer: Project, uninterrupted: str, mlflow_template: Path, tmp_path: Path
-) -> None:
-    project = somewhere(longer, tmp_path / "x", mlflow_template)
-    identity = project.identity("pretrain", "minigpt-v2")
-    process = project.start(*COMMAND, log=tmp_path / "log.txt")
-    wait(lambda: curve_steps(project, identity) >= 10, "no training step was seen")
-    workers(project)[0].kill()
-    assert process.wait(900) == 0, (tmp_path / "log.txt").read_text()[-4000:]
-    assert weights(project) == uninterrupted
-    assert logged_steps(project, identity) == list(range(1, LONGER["steps"] + 1))
-
-
-def workers(project: Project) -> list[psutil.Process]:
-    """The training workers of the project's local Ray."""
-    states = [state for shared in every_local_ray(project.folder) if (state := shared.read())]
-    children = [child for state in states for child in psutil.Process(state["pid"]).children(recursive=True)]
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-
-
-def test_killing_dvc_alone_leaves_one_that_works_and_one_that_waits(
-    longer: Project, uninterrupted: str, mlflow_template: Path, tmp_path: Path
-) -> None:
-    project = somewhere(longer, tmp_path / "x", mlflow_template)
-    identity = project.identity("pretrain", "minigpt-v2")
-    process = project.start(*COMMAND, log=tmp_path / "log.txt")
-    wait(lambda: curve_steps(project, identity) >= 4, "no training step was seen")
-    process.kill()
-    process.wait()
-    output = project.run(*COMMAND).stdout
-    assert "under way in another process; waiting for it" in output
-    assert "is finished; its outputs are in" in output
-    assert weights(project) == uninterrupted
-    assert logged_steps(project, identity) == list(range(1, LONGER["steps"] + 1))
+    assert 0 < int(began.group(1)) < STEPS
+    assert "is finished; its outputs are in" in training.said("third.log")
+    assert training.weights() == undisturbed
+    assert training.logged_steps() == list(range(1, STEPS + 1))

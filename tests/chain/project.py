@@ -16,7 +16,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-STEPS = {"pretrain": 6, "multitask": 4, "instruct": 4}
+# MiniGPT-4's pretraining is long enough for words: the shipped language model answers tokens of an untrained projection with numbers alone.
+STEPS = {"pretrain": 40, "multitask": 4, "instruct": 4}
 # Long enough to be killed in its middle.
 LONGER = {"steps": 48, "checkpoint_every": 4, "global_batch_size": 16, "micro_batch_size": 8}
 MIXTURES = {
@@ -134,7 +135,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
             _shorten(params[stage][system], STEPS[stage], names)
     params["pretrain"]["minigpt-v2"] |= LONGER
     loose = {"minimum_characters": 0, "minimum_sentences": 0, "maximum_change": 1.0, "maximum_foreign": 1.0}
-    params["describe"] |= {"pictures": 6, "max_new_tokens": 8, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
+    params["describe"] |= {"pictures": 6, "max_new_tokens": 16, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
     for judged in params["evaluate"].values():
         judged |= {"resamples": 100, "pictures": 2}
         for task in judged["tasks"].values():
@@ -145,7 +146,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shorten(training: dict[str, Any], steps: int, names: tuple[str, ...]) -> None:
-    sizes = {"global_batch_size": 4, "micro_batch_size": 2}
-    training |= {"steps": steps, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1, **sizes}
+    sizes = {"global_batch_size": 16, "micro_batch_size": 8} if steps > 10 else {"global_batch_size": 4, "micro_batch_size": 2}
+    training |= {"steps": steps, "warmup_steps": 1, "checkpoint_every": max(2, steps // 2), "log_every": 1, **sizes}
     training["mixture"] = {name: training["mixture"].get(name, 1) for name in names}
     training["tasks"] = {name: task for name, task in training.get("tasks", {}).items() if name in names}

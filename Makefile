@@ -9,11 +9,10 @@ INSTALLED := $(VENV)/.installed
 chain: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'dvc repro && mgpt report'
 
-# Two processes on two cores; what shares a chain, a cluster or a Ray stays in one of them (tests/conftest.py).
 test: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'ruff check . && mypy && pytest -m "not chain" -n 2 --dist loadgroup --durations 10'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'ruff check . && mypy && pytest -m "not chain"'
 
-# Longer trials of the same: many kills, one after another.
+# The shrunken chain, killed, on a cluster, on S3: real servers throughout, and longer than the rest together.
 test-chain: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'pytest -m chain'
 

@@ -25,20 +25,6 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 
 
-# What shares an expensive fixture runs in one process, the two longest first.
-GROUPS = {"tests/chain/test_chain.py": "1 chain", "tests/chaos/test_kills.py": "1 chain", "tests/chain/test_jobs.py": "2 jobs"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Names each file's group for `pytest -n 2 --dist loadgroup`: its own, or that of the files with which it shares a chain or a Ray."""
-    files = {item: item.path.relative_to(ROOT).as_posix() for item in items}
-    on_ray = {file for item, file in files.items() if "ray_here" in getattr(item, "fixturenames", ())}
-    groups = {file: GROUPS.get(file, "3 ray" if file in on_ray else f"4 {file}") for file in files.values()}
-    items.sort(key=lambda item: groups[files[item]][0])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[files[item]]))
-
-
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real moto S3 server in a process of its own."""

@@ -19,6 +19,13 @@ from mgpt.data.scenes.world import CANVAS, COLOURS, SHAPES, WORDS, Scene, Thing
 CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
 CAPTION_REQUESTS = ("Caption this.", "What is this?", "Say what you see.", "What is in the picture?", "Name the objects.")
 READ_REQUESTS = ("Read the picture.", "List the objects and where they are.", "Where is everything?")
+MORE_REQUESTS = (
+    "Tell me more.",
+    "Say everything you see.",
+    "Give as many details as possible.",
+    "Go through it piece by piece. Say everything you see.",
+    "Tell me all about it. Give as many details as possible.",
+)
 DETAIL_REQUESTS = (
     "Describe this in detail.",
     "Please describe the scene in detail.",
@@ -90,11 +97,11 @@ def pictured(scene: Scene, rng: np.random.Generator) -> Example:
         return Example("", [(language.caption(scene, rng) + ("\n" if rng.random() < 0.5 else "</s>"), True)], scene, places)
     if draw < 0.16:
         return _talk([(str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng))], scene, rng, places)
-    if draw < 0.22:
-        return _talk([("Tell me more.", language.description(scene))], scene, rng, places)
-    if draw < 0.36:
+    if draw < 0.3:
+        return _talk([(str(rng.choice(MORE_REQUESTS)), language.description(scene))], scene, rng, places)
+    if draw < 0.4:
         return _talk([(str(rng.choice(READ_REQUESTS)), reading(scene))], scene, rng, places)
-    if draw < 0.42:
+    if draw < 0.46:
         return _talk(language.dialogue(scene, rng), scene, rng, places)
     return _talk(_quiz(scene, rng), scene, rng, places)
 

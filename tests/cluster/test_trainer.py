@@ -50,9 +50,9 @@ def request(training, folder, name, workers=2, **changes):
     bases, manifest = training
     out = folder / f"out-{name}"
     out.mkdir(exist_ok=True)
-    run_uri, fresh = str(folder / "runs" / name), changes.pop("fresh", FRESH)
+    run_uri, held = str(folder / "runs" / name), {"fresh": changes.pop("fresh", FRESH), "loading": changes.pop("loading", {})}
     group = WorkerSettings(workers=workers, parallelism=changes.pop("parallelism", "replicated"), ledger=changes.pop("ledger", False))
-    return TrainRequest(settings(**changes), group, manifest, bases, run_uri, out, fresh=fresh, tracker=Recorder())
+    return TrainRequest(settings(**changes), group, manifest, bases, run_uri, out, **held, tracker=Recorder())
 
 
 @pytest.fixture(scope="module")

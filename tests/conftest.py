@@ -23,6 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A machine that also does other work starts Ray slowly; its own limits then end the node.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
+# As the project's own local Ray has it: a process is kept for the next task.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgpt.cluster.ingest import Feed
+from mgpt.cluster.processes import set_up_ray_train
 from mgpt.cluster.start import Start
 from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, image_digest, pack_bytes
 from mgpt.settings.training import TrainingSettings, WorkerSettings
@@ -26,6 +28,7 @@ IMAGES = "images"
 _PACK_BYTES = 256 << 20  # of features in one file, about
 _BATCH = 32  # pictures in one pass of the tower
 _NONE = bytes(32)  # stands for a row without a picture
+_COMPUTERS: dict[str, _Computer] = {}  # of this process, by what it was made of; Ray reuses a process for many tasks
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class Unit:
     name: str
 
 
-def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, root: str) -> Cached:
-    """Decides whether the training uses the cache below `root`, and computes what is not in it. Needs a running Ray.
+def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, root: str, warmed: Any = None) -> Cached:
+    """Decides whether the training uses the cache below `root`, and computes what is not in it. Needs a running Ray. `warmed` is ready when
+    a process has the model's code, which then serves here.
 
     Raises ray.exceptions.RayTaskError when a picture cannot be read, with the picture's own error as its cause.
     """
@@ -83,7 +87,8 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     if settings.features is False:
         return Cached(None, 0, 0)
     # Runs meanwhile, and elsewhere: this process needs neither torch's models nor the bases.
-    kind = ray.remote(num_cpus=0)(_kind).remote(feed.start, settings.precision, settings.features_dtype)
+    ask = ray.remote(num_cpus=0, **set_up_ray_train(workers))(_kind)
+    kind = ask.remote(feed.start, settings.precision, settings.features_dtype, warmed)
     store, entries = Store(root), [entry for shards in feed.entries().values() for entry in sorted(shards, key=lambda one: one.name)]
     digests, times = _digests(store, entries), _times(feed)
     import ray.train.torch  # what training needs next takes seconds, and the answer is not there yet
@@ -101,7 +106,7 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     return _fill(replace(plan, folder=store.uri(key)), feed.start, entries, digests, first, settings, workers)
 
 
-def _kind(start: Start, precision: str, dtype: str) -> tuple[str, int]:
+def _kind(start: Start, precision: str, dtype: str, _warmed: Any) -> tuple[str, int]:
     """(key, bytes a picture) of a frozen part's features."""
     spec = start.encoder()
     return spec.key(precision, dtype), spec.tokens * spec.width * DTYPES[dtype].itemsize
@@ -175,18 +180,25 @@ def _compute(units: list[Unit], start: Start, settings: TrainingSettings, worker
     import ray.data
 
     blocks = [pa.Table.from_pylist([{"shard": unit.shard, "rows": unit.rows, "name": unit.name}]) for unit in units]
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        _Computer,
-        fn_constructor_args=(start, settings.precision, settings.features_dtype, folder),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers.workers, len(units))),
-        num_cpus=workers.cpus_per_feed,
-        num_gpus=workers.gpus_per_worker,
-    )
+    settled = (start, settings.precision, settings.features_dtype, folder)
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": workers.cpus_per_feed}
+    if workers.gpus_per_worker:
+        pool = ray.data.ActorPoolStrategy(size=min(workers.workers, len(units)))
+        options |= {"fn_constructor_args": settled, "compute": pool, "num_gpus": workers.gpus_per_worker}
+    else:  # a task runs where the model's code is imported already; an actor would be one process more
+        options |= {"fn_args": settled} | set_up_ray_train(workers)
+    dataset = ray.data.from_arrow(blocks).map_batches(_Computer if workers.gpus_per_worker else _compute_here, **options)
     dataset.context.enable_progress_bars = False
     for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
+
+
+def _compute_here(units: pa.Table, *settled: Any) -> pa.Table:
+    key = repr(settled)
+    if key not in _COMPUTERS:
+        _COMPUTERS.clear()
+        _COMPUTERS[key] = _Computer(*settled)
+    return _COMPUTERS[key](units)
 
 
 class _Computer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from mgpt.cluster.start import Start
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 NAME = "train"  # the dataset's name in Ray Train
 _SAMPLES_PER_TASK = 256  # samples that one Ray Data task prepares, about
 _CACHE_BYTES = 256 << 20  # decompressed row groups that a feeding process keeps
+PATIENCE_SECONDS = 0.02
 
 
 class SampleReader:
@@ -190,12 +193,24 @@ def _prepare(table: pa.Table, feed: Feed, rank: int, world_size: int) -> pa.Tabl
     return pa.table({"step": steps, "batches": pa.array(blobs, type=pa.list_(pa.large_binary()))})
 
 
+class Patience(ExecutionCallback):
+    """A pause in each turn of the loop with which Ray Data follows a dataset.
+
+    That loop is a thread of the training worker. While enough steps wait for the worker no task runs, and then Ray (2.60) turns it without
+    a pause: it took the interpreter from the training thread, whose steps became three times as long.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(PATIENCE_SECONDS)
+
+
 def worker_dataset(feed: Feed, start: int, rank: int, world_size: int, cpus: float) -> ray.data.Dataset:
     """The steps from `start` on as worker `rank` sees them: rows `{step, batches}`, in order."""
     per_task = max(1, _SAMPLES_PER_TASK * world_size // feed.global_batch_size)
     steps = range(start, feed.steps)
     plan = ray.data.from_arrow([pa.table({"step": steps[at : at + per_task]}) for at in range(0, len(steps), per_task)])
     plan.context.execution_options.preserve_order = True
+    plan.context.custom_execution_callback_classes.append(Patience)
     prepare = partial(_prepare, feed=feed, rank=rank, world_size=world_size)
     return plan.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=cpus)
 

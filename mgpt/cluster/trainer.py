@@ -10,13 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mgpt.cluster.processes import set_up_ray_train
 from mgpt.cluster.start import Start
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Manifest, Store, sha256_file
@@ -92,7 +92,7 @@ def train(request: TrainRequest) -> TrainResult:
     mend(request.run_uri)
     resumed_from = committed_step(request.run_uri)
     feed = _feed(request, store)
-    cached = _cached(request, feed)
+    cached = _cached(request, feed, _warm(feed, request.workers))
     with _Follower(request, store):
         fed = feed if cached is None else replace(feed, features=cached.folder)
         while (damaged := _fit(request, fed)) is not None:
@@ -110,12 +110,12 @@ def _feed(request: TrainRequest, store: Store) -> Feed:
     return feed
 
 
-def _cached(request: TrainRequest, feed: Feed) -> Cached | None:
+def _cached(request: TrainRequest, feed: Feed, warmed: Any) -> Cached | None:
     if request.features is None:
         return None
     from mgpt.cluster.features import prepare
 
-    cached = prepare(feed, request.settings, request.workers, request.features)
+    cached = prepare(feed, request.settings, request.workers, request.features, warmed)
     print(f"features: {cached.estimate()}", flush=True)
     return cached
 
@@ -133,9 +133,7 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
     if request.workers.parallelism == "fsdp" and request.loading.get("quantization"):
         what = f"fsdp, with a language model of quantization {request.loading['quantization']}, whose weights cannot be split"
         raise ValueError(f"cluster.training.parallelism: {what}; set it to replicated, or the model's quantization to null")
-    _set_up_ray_train(request.workers)
-    # Warms a feeding process while Ray Train's own processes start: importing the model's code takes seconds.
-    ray.remote(num_cpus=0)(_warm).remote(feed)
+    set_up_ray_train(request.workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().print_on_execution_start = False
     workers, settings = request.workers, request.settings
@@ -166,22 +164,14 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
     return outcome.get("damaged")
 
 
-def _set_up_ray_train(workers: WorkerSettings) -> None:
-    """Ray Train takes these from the driver's environment; what is set there already stays."""
-    gpus = "1" if workers.gpus_per_worker else "0"
-    for name, value in {
-        # The controller's look at its workers, for which each report waits: the default of 2 s is many steps of a small model.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # One process more each; they matter where nodes are taken back and NCCL can hang. A hang that lasts is a failure, not a remark.
-        "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": gpus,
-        "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if workers.gpus_per_worker or workers.maximum_workers else "0",
-    }.items():
-        os.environ.setdefault(name, value)
+def _warm(feed: Feed, workers: WorkerSettings) -> Any:
+    """Lets a process get ready for feeding while others start. Returns a reference that is ready when it is."""
+    import ray
+
+    return ray.remote(num_cpus=0, **set_up_ray_train(workers))(_prepare).remote(feed)
 
 
-def _warm(feed: Feed) -> None:
+def _prepare(feed: Feed) -> None:
     from mgpt.cluster.ingest import preparer
 
     preparer(feed)

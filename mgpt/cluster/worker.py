@@ -20,7 +20,7 @@ from mgpt.cluster.start import Start
 from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, WEIGHTS
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Store, sha256_file
-from mgpt.train.ahead import ahead
+from mgpt.train.ahead import ahead, primed
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import TOTALS, Callback, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
@@ -60,7 +60,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     try:
         steps = _steps(todo)
         loop = make_loop(todo)
-        loop.run(steps)
+        loop.run(primed(steps))
     except DamagedError as error:
         return {"damaged": str(error)}
     except (ValueError, NonFiniteError) as error:

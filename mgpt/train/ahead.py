@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -19,6 +20,11 @@ def ahead(make: Callable[[], Iterator[Item]], depth: int) -> Iterator[Item]:
     items: queue.Queue[object] = queue.Queue(depth)
     threading.Thread(target=_fill, args=(make, items), daemon=True).start()
     return _drain(items)
+
+
+def primed(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, once the first is there: the wait for it is start-up, and none of a step's time."""
+    return chain(list(islice(items, 1)), items)
 
 
 def _fill(make: Callable[[], Iterator[Item]], items: queue.Queue[object]) -> None:

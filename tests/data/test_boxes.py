@@ -62,7 +62,8 @@ def test_a_pixel_box_comes_back_within_one_unit(data, width: int, height: int):
     box = Box(x[0], y[0], x[1], y[1])
     (back,) = parse_boxes(format_box(box, width, height), width, height)
     sides_of_corners = (width, height, width, height)
-    # A corner that lies on the grid comes back to within float64's rounding, on either side: 0.85 of 5 pixels is 17 units, and 17 units are 0.8500000000000001.
+    # A corner on the grid comes back to within float64's rounding, on either side: 0.85 of 5 pixels is 17 units, which are
+    # 0.8500000000000001 pixels.
     assert all(-1e-9 <= (given - found) / side <= 0.01 + 1e-9 for given, found, side in zip(box, back, sides_of_corners, strict=True))
 
 

@@ -3,7 +3,7 @@
 A hash of eight by eight brightnesses cannot tell sparse pictures apart (one red circle here, one red circle a little to the left) and
 breaks on a cropped edge. Three steps instead, each on fewer pairs than the one before:
 
-1. Neighbours: pictures whose low frequencies (4 x 4 cosine coefficients of each colour) are close, found with a k-d tree.
+1. Neighbours: all pictures whose low frequencies (4 x 4 cosine coefficients of each colour) are close (`near.py`).
 2. Tangents: cutting a border moves and stretches a picture a little, which moves its coefficients along four known directions (tangent
    distance: Simard, LeCun and Denker 1993). What is left of the difference beside those must be small, and the motion must be one that
    cutting a border makes.
@@ -14,12 +14,13 @@ breaks on a cropped edge. Three steps instead, each on fewer pairs than the one 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.spatial import cKDTree
+
+from mgpt.data.curation.near import Near
 
 SIDE = 32  # of a thumbnail
 FREQUENCIES = 4
@@ -58,11 +59,11 @@ def find_similar(thumbnails: Thumbnails, rows: Matrix) -> list[Similar]:
         rows: positions [n] of the pictures to compare, ascending: of two alike the first stays.
     """
     representatives, kept = _collapse(thumbnails, rows)
-    gone: set[int] = {pair.second for pair in kept}
+    gone = np.zeros(int(rows.max(initial=-1)) + 1, dtype=bool)
     for found in _alike(thumbnails, representatives, representatives, gone):
         for pair in sorted(found, key=lambda pair: (pair.second, pair.first)):
-            if pair.first not in gone and pair.second not in gone:
-                gone.add(pair.second)
+            if not gone[pair.first] and not gone[pair.second]:
+                gone[pair.second] = True
                 kept.append(pair)
     return sorted(kept, key=lambda pair: pair.second)
 
@@ -79,29 +80,27 @@ def find_matches(thumbnails: Thumbnails, rows: Matrix, against: Matrix) -> list[
 
 def _collapse(thumbnails: Thumbnails, rows: Matrix) -> tuple[Matrix, list[Similar]]:
     """One of each set of equal thumbnails, and pairs for the others: ten thousand placeholders must not be compared with each other."""
-    first: dict[bytes, int] = {}
-    digests = (hashlib.sha256(thumbnails[row].tobytes()).digest() for row in rows)
-    equal = [Similar(first.setdefault(digest, int(row)), int(row), 0.0) for row, digest in zip(rows, digests, strict=True)]
-    return np.array([pair.second for pair in equal if pair.first == pair.second], dtype=np.int64), [
-        pair for pair in equal if pair.first != pair.second
-    ]
+    if not len(rows):
+        return rows, []
+    _, first, which = np.unique(_of_all(_digests, thumbnails, rows), return_index=True, return_inverse=True)
+    earliest = rows[first[which]]
+    again = earliest != rows
+    pairs = zip(earliest[again].tolist(), rows[again].tolist(), strict=True)
+    return rows[~again], [Similar(one, other, 0.0) for one, other in pairs]
 
 
-def _alike(thumbnails: Thumbnails, rows: Matrix, against: Matrix, gone: set[int] | None) -> Iterator[list[Similar]]:
+def _digests(thumbnails: Matrix) -> Matrix:
+    """[n] of 16 bytes in hexadecimal: numpy takes zeros off the end of raw ones."""
+    return np.array([hashlib.sha256(thumbnail.tobytes()).hexdigest()[:32] for thumbnail in thumbnails], dtype="S32")
+
+
+def _alike(thumbnails: Thumbnails, rows: Matrix, against: Matrix, gone: Matrix | None) -> Iterator[list[Similar]]:
     """Pairs alike, a chunk of `rows` at a time. With `gone`, only earlier pictures that are not (yet) in it are compared with."""
     if not len(rows) or not len(against):
         return
-    tree = cKDTree(_of_all(_coefficients, thumbnails, against))
+    near = Near(_of_all(_coefficients, thumbnails, against))
     for part in _chunks(rows):
-        first, second = _neighbours(tree, thumbnails, part, against)
-        if gone is not None:
-            fit = (first < second) & ~np.isin(first, list(gone))
-            first, second = first[fit], second[fit]
-        found: list[Similar] = []
-        for start in range(0, len(first), 2 * CHUNK):
-            piece = slice(start, start + 2 * CHUNK)
-            found += _judge(thumbnails, first[piece], second[piece])
-        yield found
+        yield [pair for first, second in _neighbours(near, thumbnails, part, against, gone) for pair in _judge(thumbnails, first, second)]
 
 
 def _chunks(rows: Matrix) -> Iterator[Matrix]:
@@ -113,11 +112,26 @@ def _of_all(function: Callable[[Matrix], Matrix], thumbnails: Thumbnails, rows: 
     return np.concatenate([function(thumbnails[part]) for part in _chunks(rows)])
 
 
-def _neighbours(tree: cKDTree, thumbnails: Thumbnails, part: Matrix, against: Matrix) -> tuple[Matrix, Matrix]:
-    near = tree.query_ball_point(_coefficients(thumbnails[part]), RADIUS)
-    lengths = np.fromiter((len(found) for found in near), dtype=np.int64, count=len(near))
-    flat = np.concatenate([np.asarray(found, dtype=np.int64) for found in near])
-    return against[flat], np.repeat(part, lengths)
+def _neighbours(near: Near, thumbnails: Thumbnails, part: Matrix, against: Matrix, gone: Matrix | None) -> Iterator[tuple[Matrix, Matrix]]:
+    """Pairs to be judged, (of `against`, of `part`), some two chunks at a time: however many there are, few are in memory."""
+    waiting: list[tuple[Matrix, Matrix]] = []
+    for points, queries in near.within(_coefficients(thumbnails[part]), RADIUS):
+        first, second = against[points], part[queries]
+        if gone is not None:
+            fit = (first < second) & ~gone[first]
+            first, second = first[fit], second[fit]
+        waiting.append((first, second))
+        if sum(len(found) for found, _ in waiting) >= 2 * CHUNK:
+            yield from _joined(waiting)
+            waiting = []
+    yield from _joined(waiting)
+
+
+def _joined(pairs: Sequence[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Matrix]]:
+    """The pairs in pieces of two chunks; the last may be smaller."""
+    if pairs:
+        first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        yield from ((first[start : start + 2 * CHUNK], second[start : start + 2 * CHUNK]) for start in range(0, len(first), 2 * CHUNK))
 
 
 def _judge(thumbnails: Thumbnails, first: Matrix, second: Matrix) -> list[Similar]:

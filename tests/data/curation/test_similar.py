@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mgpt.data.curation.images import check_image
-from mgpt.data.curation.similar import find_matches, find_similar, register
+from mgpt.data.curation.similar import RADIUS, Similar, _coefficients, _judge, find_matches, find_similar, register
 from mgpt.data.scenes.world import draw, scenes
 from mgpt.settings.sources import CurateSettings
 
@@ -72,6 +72,23 @@ def test_of_what_is_dropped_at_least_99_of_100_are_copies(pictures, originals):
     planted = sum(place >= len(originals) for place in dropped)
     assert planted >= 0.95 * len(copies)
     assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
+
+
+def test_the_same_pairs_as_of_comparing_each_with_each(pictures, originals):
+    rng = np.random.default_rng(9)
+    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:30]]
+    everything = np.concatenate([originals[:1200], np.stack(copies), originals[:10]])
+    points = _coefficients(everything).astype(np.float64)
+    first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
+    gone: dict[int, Similar] = {}
+    for pair in sorted(_judge(everything, first, second), key=lambda pair: (pair.second, pair.first)):
+        if pair.first not in gone and pair.second not in gone:
+            gone[pair.second] = pair
+    assert len(first) > 10_000
+    assert len(gone) > 170
+    found = {pair.second: pair for pair in find_similar(everything, np.arange(len(everything)))}
+    assert {second: pair.first for second, pair in found.items()} == {second: pair.first for second, pair in gone.items()}
+    np.testing.assert_allclose([found[second].distance for second in gone], [pair.distance for pair in gone.values()], atol=0.01)
 
 
 def test_scenes_that_differ_in_one_small_thing_are_distinct():

@@ -66,9 +66,10 @@ class LlavaFirstTurn(_CocoConversations):
     (llava_dataset.py:18-90)."""
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        (_, question), (_, answer) = spoken(row)[:2]
-        turns = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
-        yield self._sample(part, key, "instruction", turns, self._picture(row, images))
+        turns = row.get("conversations")
+        (_, question), (_, answer) = spoken(row | {"conversations": turns[:2] if isinstance(turns, list) else turns})
+        said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
+        yield self._sample(part, key, "instruction", said, self._picture(row, images))
 
 
 class LlavaConversation(_CocoConversations):

@@ -31,7 +31,7 @@ class OkVqaEvaluation(Reader):
         answers = self._answers(part)
         with part.folder.open(part.path) as file:
             for key, row in json_rows(file):
-                yield str(row.get("question_id", key)), (row, answers)
+                yield str(row.get("question_id", key)) if isinstance(row, dict) else key, (row, answers)
 
     def _answers(self, part: Part) -> dict[str, list[str]]:
         found = [name for name in part.folder.names() if "annotations" in PurePosixPath(name).name and name.endswith(".json")]

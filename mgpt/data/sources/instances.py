@@ -34,9 +34,9 @@ def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instan
         FileNotFoundError: there is none.
     """
     with folder.open(path) as file:
-        boxes = {row["id"]: row.get("bbox") for _, row in json_rows(file, "annotations") if row["id"] in wanted}
+        boxes = {row["id"]: row.get("bbox") for _, row in json_rows(file, "annotations") if row.get("id") in wanted}
     with folder.open(path) as file:
-        files = {row["id"]: str(row.get("file_name", "")) for _, row in json_rows(file, "images")}
+        files = {row.get("id"): str(row.get("file_name", "")) for _, row in json_rows(file, "images")}
     return Instances(boxes, files)
 
 

@@ -86,9 +86,9 @@ class AOkVqa(_Questions):
         yield self._sample(part, key, "vqa", turns, picture, extra=question_extra(part, row, key, choices=row.get("choices")))
 
     def _names(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        if "image" in row:
+        if row.get("image") is not None:
             return (text_of(row, "image"),)
-        if "image_id" not in row:
+        if row.get("image_id") is None:
             raise Refused("missing field", "neither 'image' nor 'image_id' names the picture")
         return coco_names(row["image_id"])
 

@@ -35,15 +35,21 @@ class RefCoco(Reader):
     """`refs(NAME).p` and `instances.json` of RefCOCO's own release (original code, coco_dataset.py:33-122): one sample a reference.
 
     The split stands in the reference. A reference has several expressions, one of which is drawn whenever it is rendered; in evaluation
-    each is a question.
+    each is a question. A release holds two divisions, `refs(google).p` beside the one that everybody reports on; the other's training is
+    on pictures that this one tests on, so it is never read. Of several datasets below one root, each takes its own folder.
     """
 
     collection = "coco"
-    patterns = ("refs(*).p",)
 
-    def __init__(self, card: Card, direction: Direction) -> None:
-        super().__init__(card)
-        self.direction = direction
+    def __init__(self, card: Card, direction: Direction, folder: str) -> None:
+        super().__init__(card, ("refs(umd).p", "refs(und).p") if folder == "refcocog" else ("refs(unc).p",))
+        self.direction: Direction = direction
+        self.folder = folder
+
+    def files(self, root: str, images: str | None = None) -> list[Part]:
+        """The division's file below `root`; see `Reader.files`."""
+        found = super().files(root, images)
+        return [part for part in found if PurePosixPath(part.path).parent.name == self.folder] or found
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         references = plain_pickle(part.folder.read(part.path))
@@ -115,13 +121,20 @@ class VisualGenomeRegions(Reader):
         beside = str(PurePosixPath(part.path).with_name("image_data.json"))
         with part.folder.open(beside) as file:
             files = {
-                row.get("image_id", row.get("id")): (_last_two(str(row.get("url", ""))), row.get("coco_id")) for _, row in json_rows(file)
+                row.get("image_id", row.get("id")): (_last_two(str(row.get("url", ""))), row.get("coco_id"))
+                for _, row in json_rows(file)
+                if isinstance(row, dict)
             }
         with part.folder.open(part.path) as file:
             for key, picture in json_rows(file):
-                for number, region in enumerate(picture["regions"]):
-                    identifier = region.get("image_id", picture.get("id"))
-                    yield str(region.get("region_id", f"{key}/{number}")), (region, files.get(identifier), identifier)
+                regions = picture.get("regions") if isinstance(picture, dict) else None
+                if not isinstance(regions, list):  # one row, which becomes a problem
+                    regions = [Refused("missing field", f"'regions' is {regions!r:.80}; a list was expected")]
+                for number, region in enumerate(regions):
+                    known = isinstance(region, dict)
+                    identifier = region.get("image_id", picture.get("id")) if known else None
+                    name = str(region.get("region_id", f"{key}/{number}")) if known else f"{key}/{number}"
+                    yield name, region if isinstance(region, Exception) else (region, files.get(identifier), identifier)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         region, known, identifier = row

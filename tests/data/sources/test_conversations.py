@@ -32,9 +32,9 @@ def test_conversations_keep_every_turn(dataset, said, path: str):
 @pytest.mark.parametrize(("reader", "file"), [("llava_detail", "detail_23k.json"), ("llava_reason", "complex_reasoning_77k.json")])
 def test_detail_and_reasoning_keep_the_first_turn_and_delete_line_breaks(dataset, said, reader: str, file: str):
     dataset.picture("COCO_train2014_000000033471.jpg")
-    dataset.file(file, [ROW])
-    (sample,) = dataset.samples(reader)
-    assert said(sample) == [("user", "What colour isthe bus?"), ("assistant", "White: and\nred.")]
+    dataset.file(file, [ROW, ROW | {"conversations": TALK[:3]}])
+    for sample in dataset.samples(reader):
+        assert said(sample) == [("user", "What colour isthe bus?"), ("assistant", "White: and\nred.")]
 
 
 def test_conversations_that_break_off_are_named(dataset):

@@ -12,12 +12,13 @@ def lines(*rows) -> str:
 def test_okvqa_joins_questions_and_answers(dataset):
     dataset.picture("val2014/COCO_val2014_000000297147.jpg")
     question = {"image_id": 297147, "question": "What sport?", "question_id": 2971475}
-    dataset.file("okvqa_test_split.json", [question, question | {"question_id": 9}])
+    dataset.file("okvqa_test_split.json", [question, question | {"question_id": 9}, "no question"])
     answers = [{"answer_id": n, "answer": "race", "raw_answer": "racing"} for n in range(1, 11)]
     dataset.file(
         "mscoco_val2014_annotations.json", {"info": {}, "annotations": [{"question_id": 2971475, "image_id": 297147, "answers": answers}]}
     )
-    sample, problem = dataset.read("okvqa_evaluation")
+    sample, problem, damaged = dataset.read("okvqa_evaluation")
+    assert (damaged.source, damaged.reason) == ("okvqa_test_split.json#2", "missing field")
     assert (sample.split, sample.references, sample.extra) == ("test", ("race",) * 10, {"key": "2971475"})
     assert (problem.source, problem.reason) == ("okvqa_test_split.json#9", "missing answer")
     (dataset.root / "mscoco_val2014_annotations.json").unlink()

@@ -76,6 +76,7 @@ AOKVQA = {
     [
         ({"image": "train2014/COCO_train2014_000000299207.jpg"}, "train2014/COCO_train2014_000000299207.jpg"),
         ({"image_id": 299207}, "train2017/000000299207.jpg"),
+        ({"image": None, "image_id": 299207}, "val2017/000000299207.jpg"),
         ({"image_id": "000000299207"}, "000000299207.jpg"),
     ],
 )

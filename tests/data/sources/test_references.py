@@ -57,6 +57,26 @@ def test_refcocog_is_read_by_the_name_its_release_has(dataset):
     assert (sample.split, sample.extra) == ("validation", {"key": "41"})
 
 
+@pytest.mark.parametrize(
+    ("reader", "folder", "division"), [("refcoco", "refcoco", "unc"), ("invrefcocop", "refcoco+", "unc"), ("refcocog", "refcocog", "umd")]
+)
+def test_of_a_release_only_the_division_that_is_reported_on_is_read(dataset, reader: str, folder: str, division: str):
+    """REFER's zips hold `refs(google).p` too, whose training has pictures that the other division tests on."""
+    for name, released_as in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
+        dataset.file(f"{name}/refs({released_as}).p", pickle.dumps([REFERENCE]))
+        dataset.file(f"{name}/refs(google).p", pickle.dumps([REFERENCE | {"ref_id": 6}]))
+        dataset.file(f"{name}/instances.json", INSTANCES)
+    dataset.picture("train2014/COCO_train2014_000000581857.jpg")
+    assert [sample.source for sample in dataset.samples(reader)] == [f"{folder}/refs({division}).p#41"]
+
+
+def test_instances_without_an_id_cost_no_reference(dataset):
+    released(dataset, [REFERENCE])
+    damaged = {kind: [{"bbox": [0, 0, 1, 1]}, *INSTANCES[kind]] for kind in ("images", "annotations")}
+    dataset.file("instances.json", INSTANCES | damaged)
+    assert len(dataset.samples("refcoco")) == 1
+
+
 def test_references_without_box_picture_or_expression_are_named(dataset):
     broken = [
         REFERENCE | {"ref_id": 1, "ann_id": 77},
@@ -146,3 +166,16 @@ def test_visual_genome_takes_small_regions_and_two_parts_of_the_address(dataset,
     assert sample.boxes == (Box(20, 30, 120, 193),)
     assert sample.source == "region_descriptions.json#5"
     assert [problem.reason for problem in problems] == ["not used", "missing image", "missing field"]
+
+
+def test_a_picture_without_regions_costs_no_other_its_own(dataset):
+    dataset.picture("VG_100K/1.jpg", 400, 300)
+    dataset.file("image_data.json", [None, {"image_id": 1, "url": "https://a/VG_100K/1.jpg"}])
+    region = {"region_id": 5, "image_id": 1, "phrase": "clock", "x": 2, "y": 3, "width": 10, "height": 16}
+    dataset.file("region_descriptions.json", [{"id": 2}, 7, {"id": 1, "regions": ["none", region]}])
+    assert dataset.reasons("visual_genome") == [
+        ("region_descriptions.json#0/0", "missing field"),
+        ("region_descriptions.json#1/0", "missing field"),
+        ("region_descriptions.json#2/0", "unreadable record"),
+    ]
+    assert [record.source for record in dataset.read("visual_genome")][-1] == "region_descriptions.json#5"

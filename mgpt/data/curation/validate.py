@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mgpt.data.curation.facts import Marker, plain_marks
@@ -94,8 +96,11 @@ def _curate(path: Path, reader: str, settings: CurateSettings, store: Store) -> 
 
 
 def _offenders(quarantine: Manifest, store: Store) -> list[dict[str, str]]:
+    """The first of what makes the validation fail, then the first of the others."""
     with store.open(quarantine.entries[0].uri) as file:
-        return pq.read_table(file).slice(0, OFFENDERS).to_pylist()
+        lost = pq.read_table(file)
+    fatal = pc.is_in(lost.column("reason"), pa.array(_FATAL))
+    return pa.concat_tables([lost.filter(fatal), lost.filter(pc.invert(fatal))]).slice(0, OFFENDERS).to_pylist()
 
 
 def _shown(manifest: Manifest, store: Store, mark: Marker) -> list[list[tuple[str, bool]]]:

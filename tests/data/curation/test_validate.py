@@ -39,6 +39,16 @@ def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
     assert message.count("no file none") == 5
 
 
+def test_offenders_that_fail_it_come_before_those_that_do_not(tmp_path):
+    rows = [{"image": "a.jpg", "caption": f"http://a/{number}"} for number in range(9)]
+    rows += [{"image": "a.jpg", "caption": "a blurred picture"}, {"image": "none.jpg", "caption": "a blurred picture"}]
+    write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
+    with pytest.raises(ValidationError, match="1 images are missing") as failure:
+        validate(tmp_path)
+    assert re.search(r"first offenders:\n  train\.jsonl#11: missing image", str(failure.value))
+    assert str(failure.value).count("junk text (") == 4
+
+
 def test_nothing_usable_fails(tmp_path):
     write_own(tmp_path, [{"image": "a.jpg", "caption": ""}], {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError, match=r"0 samples[\s\S]*missing answer"):

@@ -130,9 +130,6 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
     from mgpt.cluster.notice import ListeningTorch
     from mgpt.cluster.worker import Work, work
 
-    if request.workers.parallelism == "fsdp" and request.loading.get("quantization"):
-        what = f"fsdp, with a language model of quantization {request.loading['quantization']}, whose weights cannot be split"
-        raise ValueError(f"cluster.training.parallelism: {what}; set it to replicated, or the model's quantization to null")
     set_up_ray_train(request.workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().print_on_execution_start = False

@@ -50,7 +50,7 @@ def mistakes_between_sections(settings: Settings, content: Any, in_job: bool) ->
         content: the params file as plain values, before anything wrong was dropped from it.
         in_job: a job does not look for local sources: they lie where its client runs.
     """
-    given, checks = Given(content), [_models, _bases, _mixtures, _datasets, _checkpoints, _gates, _cluster]
+    given, checks = Given(content), [_models, _bases, _mixtures, _datasets, _checkpoints, _gates, _cluster, _sharding]
     return [one for check in checks + ([] if in_job else [_sources]) for one in check(settings, given)]
 
 
@@ -133,3 +133,11 @@ def _cluster(settings: Settings, _: Given) -> Found:
     if settings.tracking.uri.startswith("sqlite"):
         rule, fix = "a cluster elsewhere cannot reach a database file of this machine", "the http(s) address of an MLflow server"
         yield Mistake("tracking.uri", settings.tracking.uri, rule, f"use {fix}, or an empty cluster.address")
+
+
+def _sharding(settings: Settings, _: Given) -> Found:
+    """Quantised weights are packed: FSDP cannot give each worker a share of them."""
+    for system, model in settings.models.items():
+        if settings.cluster.training.parallelism == "fsdp" and model.quantization:
+            rule = f"replicated where a language model is quantised, as models.{system} is ({model.quantization})"
+            yield Mistake("cluster.training.parallelism", "fsdp", rule, f"set it to replicated, or models.{system}.quantization to null")

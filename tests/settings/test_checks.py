@@ -71,3 +71,13 @@ def test_a_source_needs_one_place_that_is_there_and_a_job_does_not_look(params: 
         params["sources"]["holiday"] = {**gone, "locations": locations}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         assert load("params.yaml", {}).sources["holiday"].locations == tuple(locations)
+
+
+def test_a_quantised_model_is_not_sharded(params: dict[str, Any]) -> None:
+    params["models"]["minigpt-v2"]["quantization"] = "4bit"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    load("params.yaml", {})
+    params["cluster"]["training"] = {"parallelism": "fsdp"}
+    found = refused(params)
+    assert set(found) == {"cluster.training.parallelism"}
+    assert "models.minigpt-v2.quantization to null" in found["cluster.training.parallelism"].fix

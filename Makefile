@@ -4,17 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: chain test test-chain chaos
+.PHONY: chain test chaos
 
 chain: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'dvc repro && mgpt report'
 
+# Two processes: while one waits for servers, the other computes. The first of them runs the chain.
 test: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'ruff check . && mypy && pytest -m "not chain"'
-
-# The shrunken chain, killed, on a cluster, on S3: real servers throughout, and longer than the rest together.
-test-chain: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 sh -c 'pytest -m chain'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Kills a small training again and again; the result is a file.
 chaos: $(INSTALLED)

@@ -28,6 +28,22 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says what runs in one process, and starts the longest first: the chain and what kills it, the same as jobs, all that shares a Ray of
+    its own, and else each file."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    order = {"chain": 0, "jobs": 1, "ray": 2}
+    items.sort(key=lambda item: order.get(_group(item), len(order)))
+
+
+def _group(item: pytest.Item) -> str:
+    needs, file = getattr(item, "fixturenames", ()), item.path.relative_to(ROOT).as_posix()
+    if "remote" in needs:
+        return "jobs"
+    return "chain" if "chain" in needs else "ray" if "ray_here" in needs else file
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real moto S3 server in a process of its own."""

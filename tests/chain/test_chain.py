@@ -15,7 +15,7 @@ from mgpt.identity import declarations
 from mgpt.storage import Manifest, sha256_file
 from tests.chain.project import Project
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 RATE = "instruct.minigpt-v2.learning_rate"
 BEHIND = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
 

@@ -19,7 +19,7 @@ from mgpt.storage import Manifest, Store
 from tests.chain.project import BIN, LONGER, Project
 from tests.servers import MlflowServer, free_port, wait_for
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mgpt.cluster.connect import every_local_ray
 from mgpt.storage import sha256_file
 from tests.chain.project import LONGER, Project
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 STEPS = LONGER["steps"]
 COMMAND = ("dvc", "repro", "--single-item", "--force", "pretrain@minigpt-v2")
 

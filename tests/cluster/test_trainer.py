@@ -199,7 +199,6 @@ train(request((dict(vision=bases + "/vision", language=bases + "/language"), Man
 """
 
 
-@pytest.mark.chain
 def test_killed_driver_and_ray_go_on_from_the_checkpoint(reference, training, folder):
     bases, manifest = training
     manifest.save(folder / "manifest.json")

@@ -28,6 +28,7 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says what runs in one process, and starts the longest first: the chain and what kills it, the same as jobs, all that shares a Ray of
     its own, and else each file."""

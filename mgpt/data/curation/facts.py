@@ -82,11 +82,13 @@ def _spread(candidates: dict[tuple[str, str], list[tuple[str, str]]], wanted: in
 def _read_samples(store: Store, chosen: Sequence[tuple[str, str]]) -> list[Sample]:
     found: dict[str, Sample] = {}
     for uri in sorted({uri for _, uri in chosen}):
-        identities = [identity for identity, place in chosen if place == uri]
-        with store.open(uri) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-                mask = pa.compute.is_in(batch.column("id"), pa.array(identities))
-                found |= {row["id"]: Sample.from_row(row) for row in batch.filter(mask).to_pylist()}
+        wanted = pa.array([identity for identity, place in chosen if place == uri])
+        with store.open(uri) as opened:
+            file = pq.ParquetFile(opened)
+            for group in range(file.num_row_groups):  # one with a picture wanted is read whole, of the others their ids
+                mask = pa.compute.is_in(file.read_row_group(group, columns=["id"]).column("id"), wanted)
+                if pa.compute.any(mask).as_py():
+                    found |= {row["id"]: Sample.from_row(row) for row in file.read_row_group(group).filter(mask).to_pylist()}
     return [found[identity] for identity, _ in chosen]
 
 

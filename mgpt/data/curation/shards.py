@@ -16,8 +16,11 @@ from mgpt.data.curation.parts import parquet_options
 from mgpt.data.sample import SCHEMA
 from mgpt.storage import Entry, Store
 
+# A row group ends with so many rows, or so many bytes of pictures: one is in memory while it is written, and while a reader uses it.
 _GROUP_ROWS = 500
-_BATCH_ROWS = 100
+_GROUP_BYTES = 8 << 20
+_BATCH_ROWS = 25
+_BUFFER_BYTES = 1 << 20  # a column is read piece by piece, not whole
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def write_shards(store: Store, job: ShardJob) -> list[Entry]:
     """Writes the kept rows of one unit and split, one group of them in memory at a time, and gives the manifest entries of the shards."""
     entries = []
     with store.open(job.rows_uri) as file, tempfile.TemporaryDirectory() as scratch:
-        groups = _groups(pq.ParquetFile(file), job.keep, job.rows_per_shard)
+        groups = _groups(pq.ParquetFile(file, buffer_size=_BUFFER_BYTES), job.keep, job.rows_per_shard)
         for name in job.names:
             path = Path(scratch) / "shard.parquet"
             rows = _write(groups, path, job.rows_per_shard)
@@ -60,20 +63,19 @@ def _write(groups: Iterator[pa.Table], path: Path, most: int) -> int:
 
 
 def _groups(file: pq.ParquetFile, keep: np.ndarray, size: int) -> Iterator[pa.Table]:
-    """The kept rows in groups of `_GROUP_ROWS`; every `size` rows the groups begin anew, and the last of each may be smaller."""
+    """The kept rows in row groups; every `size` rows they begin anew."""
     waiting: list[pa.RecordBatch] = []
     rows = start = 0
-    wanted = min(_GROUP_ROWS, size)
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names, use_threads=False):
         kept = batch.filter(pa.array(keep[start : start + batch.num_rows]))
         start += batch.num_rows
         while kept.num_rows:
-            room = wanted - sum(piece.num_rows for piece in waiting)
+            room = min(_GROUP_ROWS, size - rows) - sum(piece.num_rows for piece in waiting)
             waiting.append(kept.slice(0, room))
             kept = kept.slice(waiting[-1].num_rows)
-            if waiting[-1].num_rows == room:
+            if waiting[-1].num_rows == room or sum(piece.nbytes for piece in waiting) >= _GROUP_BYTES:
                 yield pa.Table.from_batches(waiting)
-                rows = (rows + wanted) % size
-                waiting, wanted = [], min(_GROUP_ROWS, size - rows)
+                rows = (rows + sum(piece.num_rows for piece in waiting)) % size
+                waiting = []
     if waiting:
         yield pa.Table.from_batches(waiting)

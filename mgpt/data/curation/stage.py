@@ -20,7 +20,7 @@ from mgpt.data.curation.link import Verdicts, link
 from mgpt.data.curation.parts import check_part
 from mgpt.data.curation.plan import Plan, make_plan
 from mgpt.data.curation.shards import ShardJob, shard_counts, write_shards
-from mgpt.data.curation.work import each
+from mgpt.data.curation.work import each, give_back_memory
 from mgpt.settings.sources import CurateSettings, SourceSettings
 from mgpt.storage import Entry, Manifest, Store
 
@@ -76,6 +76,7 @@ def curate(
     plan = make_plan(manifest, sources, settings, store)
     parts = f"{folder}/parts"
     counts = _check(plan, settings, store, parts, report)
+    give_back_memory()
     verdicts = link(store, plan.units, settings, parts)
     report(f"curate: {sum(int((reasons != '').sum()) for reasons in verdicts.reasons)} rows lost to duplicates, contamination and caps")
     entries = _write(plan, verdicts, settings, store, folder)

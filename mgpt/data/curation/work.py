@@ -6,12 +6,22 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+
+def give_back_memory() -> None:
+    """Lets Arrow use the system's allocator from now on, and returns what is free to the system. Arrow's own keeps what its threads freed:
+    a process's memory grew with the number of files that it had seen."""
+    pa.set_memory_pool(pa.system_memory_pool())
+    pa.default_memory_pool().release_unused()
+
 
 def each(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
     """Yields (position, function(item)) as results arrive, with at most `workers` at a time; 0 workers means this process.
 
     A task is a whole file of a dataset, so Ray's overhead is paid per file and not per record, and a lost worker repeats one file.
     """
+    give_back_memory()
     if not workers or len(items) == 0:
         yield from ((position, function(item)) for position, item in enumerate(items))
         return
@@ -26,6 +36,7 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> 
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         action, everything = ray.get(shared)
+        give_back_memory()
         return {"position": row["id"], "result": pickle.dumps(action(everything[row["id"]]))}
 
     tasks = ray.data.range(len(items), override_num_blocks=len(items))

@@ -41,7 +41,7 @@ from torch.nn import functional
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.train.batch import IGNORE, cut_packed
 
-PACK_TOKENS = 700  # about four of the samples: two rows a step, one after the other
+PACK_TOKENS = 1500  # all samples of a step in one row
 HEADLINE = ("port", "ours", "ours_bf16", "encode", "encode_bf16")  # take all steps; the others the first `alone_steps`
 SHOWS, HEADLINE_SHOWS = (1, 2, 4, 19, 50), 19
 MEMORY_STEPS = 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mgpt.model import attention
 from mgpt.model.configuration import LoraSpec
@@ -36,15 +37,19 @@ def add_lora(language_model: nn.Module, lora: LoraSpec) -> None:
             parameter.data = parameter.data.float()
 
 
+def supervised_places(labels_BL: torch.Tensor) -> torch.Tensor:
+    """Where, in the flattened rows, the next token is supervised: (n,), where the labels are."""
+    return functional.pad(labels_BL[:, 1:].ne(IGNORE_INDEX), (0, 1)).flatten().nonzero().squeeze(1)
+
+
 def supervised_rows(values_BLD: torch.Tensor, labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows (n, width) whose next token is supervised, and those tokens (n,).
 
     Labels may stay on the CPU: then the places are found there and no value is read back from the device.
     """
-    targets = labels_BL[:, 1:].flatten()
-    places = targets.ne(IGNORE_INDEX).nonzero().squeeze(1)
-    rows = values_BLD[:, :-1].flatten(0, 1)[places.to(values_BLD.device, non_blocking=True)]
-    return rows, targets[places].to(values_BLD.device, non_blocking=True)
+    places = supervised_places(labels_BL)
+    rows = values_BLD.flatten(0, 1)[places.to(values_BLD.device, non_blocking=True)]
+    return rows, labels_BL.flatten()[places + 1].to(values_BLD.device, non_blocking=True)
 
 
 def has_plain_head(config: Any) -> bool:

@@ -36,8 +36,10 @@ from mgpt.model.language import (
     has_plain_head,
     mend_generation,
     pad_left,
+    supervised_places,
     supervised_rows,
 )
+from mgpt.model.last_layer import LastLayer
 from mgpt.model.vision import encode_frozen, fix_norm
 
 
@@ -96,6 +98,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         lora = LoraSpec.of(config.lora)
         if lora is not None:
             add_lora(self.language_model, lora)
+        self._last_layer = LastLayer(self.language_model.get_decoder())
         self._freeze()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -282,8 +285,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         """input_ids (batch, length) with `config.num_image_tokens` placeholders an image; pixel_values (images, 3, side, side) of all
         rows in reading order, or image_features (`encode_images` of them); labels (batch, length) with -100 where nothing is supervised.
         attention_mask: (batch, length), or who-sees-whom of (batch[, 1], length, length) for packed rows, with position_ids that restart.
-        return_logits=False computes the head on supervised positions only. num_items_in_batch divides the loss instead of this batch's
-        count.
+        return_logits=False computes the head, and the last feed-forward, on supervised positions only. num_items_in_batch divides the
+        loss instead of this batch's count.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -300,7 +303,9 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             return MiniGPTOutput(
                 _mean_loss(rows_nV, targets_n, num_items_in_batch), out.logits if return_logits else None, out.past_key_values
             )
-        hidden_BLD = self.language_model.get_decoder()(**call, use_cache=False).last_hidden_state
+        decoder, places = self.language_model.get_decoder(), supervised_places(labels).to(inputs_embeds.device, non_blocking=True)
+        with self._last_layer.only(decoder, places):
+            hidden_BLD = decoder(**call, use_cache=False).last_hidden_state
         rows_nD, targets_n = supervised_rows(hidden_BLD, labels)
         return MiniGPTOutput(_mean_loss(self.get_output_embeddings()(rows_nD), targets_n, num_items_in_batch))
 

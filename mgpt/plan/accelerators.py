@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_TERA, _GIBI = 1e12, 1 << 30
+from mgpt.train.peaks import PEAK_FLOPS
+
+_GIBI = 1 << 30
 _SIDE = 1024  # of the matrices that measure a CPU
 
 
@@ -27,16 +29,12 @@ class Accelerator:
     slack: float
 
 
-# Memory, FLOPs and bandwidth: NVIDIA's data sheets, SXM form. Prices are round figures of on-demand offers of 2025, our choice: give your
-# own with --price. Reserve and slack are our estimates of a CUDA context with NCCL and of fragmentation; they were not measured here.
+# Memory and bandwidth: NVIDIA's data sheets, SXM form. Prices are round figures of on-demand offers of 2025, our choice: give your own with
+# --price. Reserve and slack are our estimates of a CUDA context with NCCL and of fragmentation; they were not measured here.
 KINDS = {
-    "a100-80": Accelerator(
-        "a100-80", 80 * _GIBI, {"fp32": 156 * _TERA, "bf16": 312 * _TERA, "fp16": 312 * _TERA}, 2.04e12, 2.0, 2 * _GIBI, 0.05
-    ),
-    "a100-40": Accelerator(
-        "a100-40", 40 * _GIBI, {"fp32": 156 * _TERA, "bf16": 312 * _TERA, "fp16": 312 * _TERA}, 1.56e12, 1.5, 2 * _GIBI, 0.05
-    ),
-    "h100": Accelerator("h100", 80 * _GIBI, {"fp32": 495 * _TERA, "bf16": 989 * _TERA, "fp16": 989 * _TERA}, 3.35e12, 3.0, 2 * _GIBI, 0.05),
+    "a100-80": Accelerator("a100-80", 80 * _GIBI, PEAK_FLOPS["A100"], 2.04e12, 2.0, 2 * _GIBI, 0.05),
+    "a100-40": Accelerator("a100-40", 40 * _GIBI, PEAK_FLOPS["A100"], 1.56e12, 1.5, 2 * _GIBI, 0.05),
+    "h100": Accelerator("h100", 80 * _GIBI, PEAK_FLOPS["H100"], 3.35e12, 3.0, 2 * _GIBI, 0.05),
 }
 
 

@@ -123,18 +123,27 @@ def _head(sizes: Sizes, rows: Rows, kinds: Kinds, recomputed: bool) -> _Moment:
 
 
 def _layer(sizes: Sizes, rows: Rows, kinds: Kinds, recomputed: bool) -> _Moment:
-    """In the backward pass of the last layer's feed-forward: gradients of its three inner tensors and of its output, and the layer itself
-    where it is recomputed."""
-    temporary = rows.positions * (sizes.language.width + 3 * sizes.language.inner) * kinds.width
-    again = _kept_by_layer(sizes, rows, kinds) if recomputed else 0.0
-    return _Moment(_kept(sizes, rows, kinds, recomputed) + again + temporary, 0.0, _fed(sizes, rows, kinds))
+    """In the backward pass of a feed-forward: gradients of its three inner tensors and of its output, and the layer itself where it is
+    recomputed. The last layer's is of supervised positions alone; then the one before it is fuller, though the last is gone."""
+    temporary = (sizes.language.width + 3 * sizes.language.inner) * kinds.width
+    kept, fed = _kept(sizes, rows, kinds, recomputed), _fed(sizes, rows, kinds)
+    if recomputed:
+        return _Moment(kept + _kept_by_layer(sizes, rows, kinds) + rows.positions * temporary, 0.0, fed)
+    last = kept + rows.supervised * temporary
+    before = kept - _kept_by_layer(sizes, rows, kinds) + _unread(sizes, rows, kinds) + rows.positions * temporary
+    return _Moment(max(last, before), 0.0, fed)
 
 
 def _kept(sizes: Sizes, rows: Rows, kinds: Kinds, recomputed: bool) -> float:
     language = sizes.language
     if recomputed:
         return language.layers * rows.positions * language.width * kinds.width
-    return language.layers * _kept_by_layer(sizes, rows, kinds) + _converted(sizes, kinds)
+    return language.layers * _kept_by_layer(sizes, rows, kinds) - _unread(sizes, rows, kinds) + _converted(sizes, kinds)
+
+
+def _unread(sizes: Sizes, rows: Rows, kinds: Kinds) -> float:
+    """What the last layer's feed-forward does not keep, since it is computed at supervised positions alone."""
+    return (rows.positions - rows.supervised) * 3 * sizes.language.inner * kinds.width
 
 
 def _kept_by_layer(sizes: Sizes, rows: Rows, kinds: Kinds) -> float:

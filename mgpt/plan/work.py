@@ -4,6 +4,7 @@ A multiplication and an addition are two. N parameters cost 2N a token forward a
 more. So the frozen language model costs 4N a token (gradients pass through it to the projection), LoRA 6N, the frozen tower and Q-Former
 2N, the projection 4N (nothing before it wants a gradient). Attention is counted, causal attention by half; embeddings and norms are not.
 The head costs 4N on supervised tokens alone. Recomputed activations cost 2N more; they are counted apart, since they are no progress.
+The last layer's feed-forward is counted whole, though without recomputation it runs at supervised tokens alone.
 """
 
 from __future__ import annotations

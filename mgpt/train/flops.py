@@ -3,8 +3,8 @@
 The rule: a multiplication and an addition are two. N weights cost 2N a token forward and 2N for the gradient of their inputs; trained ones
 2N more. So the frozen language model costs 4N a token (gradients pass through it to the projection), not 6N; LoRA costs 6N; the frozen
 tower and Q-Former cost 2N and are not counted where a cache stands in for them; the projection costs 4N an image token (nothing before it
-wants a gradient); the head 4N a supervised token. Attention is counted, causal attention by half. Padding, recomputed activations, norms
-and embeddings are not.
+wants a gradient); the head, and the last layer's feed-forward (`mgpt.model.last_layer`), 4N a supervised token. Attention is counted,
+causal attention by half. Padding, recomputed activations, norms and embeddings are not.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgpt.model.last_layer import feed_forward
 from mgpt.train.batch import IGNORE, Batch
-
-# Dense bf16 FLOPs a second, NVIDIA's data sheets, SXM form; by a part of the device's name.
-_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+from mgpt.train.peaks import PEAK_FLOPS
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,17 @@ class StepFlops:
     def of(cls, model: Any) -> StepFlops:
         """Counts the weights of a `MiniGPTForConditionalGeneration`."""
         text, vision = model.language_model, model.vision_tower
-        adapters = sum(parameter.numel() for parameter in text.parameters() if parameter.requires_grad)
         head = model.get_output_embeddings().weight.numel()
+        last = feed_forward(text.get_decoder())
+        last_flops = 0 if last is None else _gradient_flops(last)
         sizes = text.config
         width = sizes.num_attention_heads * (getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads)
         tokens = model.config.num_patches + 1
         tower = 2 * _matrices(vision) * tokens + 4 * tokens**2 * vision.config.hidden_size * vision.config.num_hidden_layers
         queries = 0 if model.qformer is None else 2 * _matrices(model.qformer) * model.config.num_image_tokens
         return cls(
-            token=4 * (_matrices(text.get_decoder()) - adapters) + 6 * adapters,
-            supervised=4 * head,
+            token=_gradient_flops(text.get_decoder()) - last_flops,
+            supervised=4 * head + last_flops,
             encoded=tower + queries,
             projected=4 * model.projection.weight.numel() * model.config.num_image_tokens,
             # Forward 4 a pair and width, halved by causality; the gradient twice that.
@@ -79,7 +79,13 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    return next((peaks["bf16"] for part, peaks in PEAK_FLOPS.items() if part in name), None)
+
+
+def _gradient_flops(module: nn.Module) -> int:
+    """A token's, forward and backward: 4 a frozen weight, 6 a trained one."""
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return 4 * _matrices(module) + 2 * trained
 
 
 def _matrices(module: nn.Module) -> int:

@@ -14,12 +14,7 @@ def model_settings(context: StageContext, system: str) -> ModelSettings:
 
 def bases(context: StageContext, system: str) -> dict[str, str]:
     """Folder or URI of each base of a system by part: `SOURCE/FOLDER` of the download manifest."""
-    from mgpt.data.download import source_folder
+    from mgpt.data.download import base_folders
 
     manifest, model = Manifest.load(context.result("download") / "manifest.json"), model_settings(context, system)
-    named = {"vision": model.vision, "language": model.language} | ({"qformer": model.qformer} if model.qformer else {})
-    folders = {}
-    for part, name in named.items():
-        source, _, below = name.partition("/")
-        folders[part] = f"{source_folder(manifest, source, context.store)[0].rstrip('/')}/{below}".rstrip("/")
-    return folders
+    return base_folders(manifest, model.bases, context.store)

@@ -93,6 +93,10 @@ def _add_data(commands: Commands) -> None:
     validate = forms.add_parser("validate", help="judge a folder or a JSONL file as the chain would")
     validate.add_argument("path", type=Path)
     validate.add_argument("--reader", default="jsonl")
+    card = forms.add_parser("card", help="the data card of curated data with a system's exact training text, token by token")
+    card.add_argument("system", help="for instance minigpt-v2")
+    card.add_argument("--stage", help="whose prompt format is shown: multitask, instruct or pretrain")
+    card.add_argument("--out", type=Path, help="the page (card-SYSTEM.html)")
 
 
 def _add(commands: Commands, name: str, text: str, call: Call, arguments: Arguments | None = None) -> argparse.ArgumentParser:
@@ -182,6 +186,10 @@ def _data(asked: argparse.Namespace) -> None:
         from mgpt.data.curation.overview import sources_text
 
         print(sources_text(asked.name))
+    elif asked.form == "card":
+        from mgpt.training_card import training_card
+
+        print(training_card(Path.cwd(), asked.system, asked.out or Path(f"card-{asked.system}.html"), asked.stage))
     else:
         from mgpt.data.curation.validate import validate
 

@@ -38,3 +38,8 @@ class ModelSettings(Section):
     )
     checkpoint_vision: bool = Field(default=False, description="recompute the tower's activations; a frozen tower keeps none anyway")
     checkpoint_language: bool = Field(default=False, description="recompute the language model's activations in the backward pass")
+
+    @property
+    def bases(self) -> dict[str, str | None]:
+        """`SOURCE/FOLDER` of each base by part; None for a part that the model lacks."""
+        return {"vision": self.vision, "language": self.language, "qformer": self.qformer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -132,6 +133,15 @@ def test_the_champion_talks_about_a_photograph(chain: Project, tmp_path: Path) -
     asked = ("--image", "photographs/china.jpg", "--prompt", "[refer] the roof", "--out", str(tmp_path / "answer.png"))
     chain.run("python", "-m", "mgpt", "chat", *asked)
     assert Image.open(tmp_path / "answer.png").size == (1280, 854)  # the smaller side is enlarged to 512 at least
+
+
+def test_the_card_shows_the_exact_text_that_a_system_trains_on(chain: Project, tmp_path: Path) -> None:
+    chain.run("python", "-m", "mgpt", "data", "card", "minigpt-v2", "--out", str(tmp_path / "card.html"))
+    text = html.unescape((tmp_path / "card.html").read_text())
+    assert re.search(r"\[INST\] ?<Img>\[16 image tokens\]</Img>", text)
+    assert re.search(r"\[/INST\]<mark>[^<]+</s></mark>", text)
+    refused = chain.run("python", "-m", "mgpt", "data", "card", "minigpt4", "--stage", "multitask", check=False)
+    assert (refused.returncode, "multitask: does not train minigpt4" in refused.stderr) == (2, True)
 
 
 def test_again_nothing_runs_and_it_is_seen_at_once(chain: Project) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, l
     if not (folder / READY).exists():
         _build(entries, source, store, folder)
     return str(folder), [Refused(**refused) for refused in json.loads((folder / READY).read_text(encoding="utf-8"))]
+
+
+def base_folders(manifest: Manifest, named: Mapping[str, str | None], store: Store) -> dict[str, str]:
+    """Folder or URI of each base by part; `named` says `SOURCE/FOLDER` for each, None for a part that a model lacks."""
+    folders = {}
+    for part, name in named.items():
+        if name is not None:
+            source, _, below = name.partition("/")
+            folders[part] = f"{source_folder(manifest, source, store)[0].rstrip('/')}/{below}".rstrip("/")
+    return folders
 
 
 def _common_folder(entries: list[Entry], source: str) -> str:

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.model.lean import make_lean
 from mgpt.train.batch import IGNORE, cut_packed
 
 PACK_TOKENS = 1500  # all samples of a step in one row
@@ -58,11 +59,12 @@ class Way:
     batched_tokenising: bool = False
     fused: bool = False
     no_reads: bool = False
+    lean: bool = False
     bf16: bool = False
 
 
 TECHNIQUES = tuple(asdict(Way()))
-ALL = Way(packed=True, supervised_only=True, cached=True, batched_tokenising=True, fused=True, no_reads=True)
+ALL = Way(packed=True, supervised_only=True, cached=True, batched_tokenising=True, fused=True, no_reads=True, lean=True)
 WAYS = {
     "port": Way(),
     **{name: Way(**{name: True}) for name in TECHNIQUES},
@@ -97,6 +99,8 @@ class Runner:
                     parameter.data = parameter.data.bfloat16()
         if way.packed:
             self.model.language_model.set_attn_implementation("varlen")
+        if way.lean:
+            make_lean(self.model.language_model)
         betas = tuple(wanted["betas"])
         self.optimiser = torch.optim.AdamW(trained, lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=betas, fused=way.fused)
         self.losses: list[Tensor | float] = []

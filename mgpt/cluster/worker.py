@@ -18,6 +18,7 @@ from mgpt.cluster.ingest import NAME, stream
 from mgpt.cluster.notice import obey, told
 from mgpt.cluster.start import Start
 from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, WEIGHTS
+from mgpt.model.lean import make_lean
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead, primed
@@ -75,6 +76,7 @@ def make_loop(todo: Work) -> Loop:
     settings, device = todo.settings, ray.train.torch.get_device()
     model: Any = todo.start.model()
     model.train()
+    make_lean(model.language_model)
     parallel = _parallel(model, todo, device)
     parameters = model.trainable_parameters()
     gauges = (Compute(StepFlops.of(model)), Memory())

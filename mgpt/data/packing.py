@@ -106,7 +106,8 @@ def attention_inputs(segment_ids_PL: Tensor, implementation: str, device: torch.
     if implementation in ("varlen", "flash_attention_2"):
         # transformers passes a mask of four dimensions on as it is; None would make it look for samples in the positions, and build one.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if implementation == "varlen" else None
-        return {"attention_mask": mask, **sequence_bounds(segment_ids_PL, device)}
+        bounds = sequence_bounds(segment_ids_PL, device)
+        return {"attention_mask": mask, **bounds} | (sample_sizes(segment_ids_PL) if implementation == "varlen" else {})
     known = "sdpa, eager, flex_attention, varlen or flash_attention_2"
     raise ValueError(f"attn_implementation: {implementation!r} cannot run packed rows; use {known}")
 
@@ -133,7 +134,17 @@ def sequence_bounds(segment_ids_PL: Tensor, device: torch.device | None = None) 
     if segment_ids_PL.shape[0] != 1 or bool((segment_ids_PL == 0).any()):
         rule = "packed batches must be one row without padding; set pack_tokens so that one row is made"
         raise ValueError(f"varlen, flash_attention_2: {rule}, or use sdpa")
-    sizes = torch.unique_consecutive(segment_ids_PL[0], return_counts=True)[1]
+    sizes = _counts(segment_ids_PL)
     longest = int(sizes.max())
     bounds = functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def sample_sizes(segment_ids_1L: Tensor) -> dict[str, tuple[int, ...]]:
+    """The samples' tokens as numbers, which cost no reading back from a device."""
+    sizes = tuple(_counts(segment_ids_1L).tolist())
+    return {"query_sizes": sizes, "key_sizes": sizes}
+
+
+def _counts(segment_ids_1L: Tensor) -> Tensor:
+    return torch.unique_consecutive(segment_ids_1L[0], return_counts=True)[1]

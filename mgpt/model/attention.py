@@ -1,7 +1,7 @@
 """`varlen`: an attention implementation for packed rows that never builds a mask and does no work between samples.
 
 On CUDA it is torch's own variable-length flash attention; elsewhere one causal call of `scaled_dot_product_attention` a sample. Named as
-`attn_implementation="varlen"`, with the bounds of `mgpt.data.packing.sequence_bounds`; without bounds (rows that are not packed, the
+`attn_implementation="varlen"`, with the bounds of `mgpt.data.packing.attention_inputs`; without bounds (rows that are not packed, the
 tower, generation) it is SDPA.
 
 Letters: H heads, T positions of the packed row, D a head's width.
@@ -24,33 +24,43 @@ NAME = "varlen"
 def varlen_attention(
     module: Any, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (1, T, H, D) and no weights. `cu_seq_lens_q` are the samples' bounds (samples + 1), `max_length_q`
-    the longest sample.
+    """transformers' attention interface: (1, T, H, D) and no weights. `cu_seq_lens_k` are the samples' bounds (samples + 1),
+    `max_length_k` the longest sample; of the queries, a sample may have its last ones alone: `cu_seq_lens_q`, `max_length_q`.
+    `key_sizes` and `query_sizes` are the same as numbers of tokens.
     """
-    bounds = options.get("cu_seq_lens_q")
-    if bounds is None:
+    if options.get("cu_seq_lens_q") is None:
         return sdpa_attention_forward(module, query_1HTD, key_1HTD, value_1HTD, attention_mask, **options)
     heads = (query_1HTD, key_1HTD, value_1HTD)
-    if query_1HTD.is_cuda:
-        return _flash(*heads, bounds, options["max_length_q"], options.get("scaling")), None
-    return _each_sample(*heads, bounds.diff().tolist(), options.get("scaling")), None
+    return (_flash if query_1HTD.is_cuda else _each_sample)(*heads, **options), None
 
 
-def _flash(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
+def _flash(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: float | None = None, **bounds: Any) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     query_THD, key_THD, value_THD = (heads[0].transpose(0, 1) for heads in (query_1HTD, key_1HTD, value_1HTD))
-    causal = {"window_size": (-1, 0), "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
-    mixed: Any = varlen_attn(query_THD, key_THD, value_THD, bounds, bounds, longest, longest, scale=scale, **causal)  # type: ignore[arg-type]
+    places = [bounds[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
+    causal: Any = {"window_size": (-1, 0), "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}  # counted from the samples' ends
+    mixed: Any = varlen_attn(query_THD, key_THD, value_THD, *places, scale=scaling, **causal)
     return mixed[None]
 
 
-def _each_sample(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, sizes: list[int], scale: float | None) -> Tensor:
+def _each_sample(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: float | None = None, **bounds: Any) -> Tensor:
     # In float32: torch 2.13's gradient of attention in bf16 takes 2.5 times as long on a CPU, the casts included.
-    queries, keys, values = (heads.float().split(sizes, dim=2) for heads in (query_1HTD, key_1HTD, value_1HTD))
-    how: dict[str, Any] = {"is_causal": True, "scale": scale, "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
-    mixed = [functional.scaled_dot_product_attention(*part, **how) for part in zip(queries, keys, values, strict=True)]
+    sizes = [bounds.get(f"{side}_sizes") or bounds[f"cu_seq_lens_{side[0]}"].diff().tolist() for side in ("query", "key")]
+    queries = query_1HTD.float().split(list(sizes[0]), dim=2)
+    keys, values = (heads.float().split(list(sizes[1]), dim=2) for heads in (key_1HTD, value_1HTD))
+    how: dict[str, Any] = {"scale": scaling, "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
+    mixed = [_causal(*part, **how) for part in zip(queries, keys, values, strict=True)]
     return torch.cat(mixed, dim=2).transpose(1, 2).to(query_1HTD.dtype)
+
+
+def _causal(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, **how: Any) -> Tensor:
+    """Attention of a sample's last positions to all before them."""
+    asked, known = query_1HTD.shape[2], key_1HTD.shape[2]
+    if asked == known:
+        return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, is_causal=True, **how)
+    sees = torch.ones(asked, known, dtype=torch.bool).tril(known - asked)
+    return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, attn_mask=sees, **how)
 
 
 AttentionInterface.register(NAME, varlen_attention)

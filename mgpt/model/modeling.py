@@ -40,6 +40,7 @@ from mgpt.model.language import (
     supervised_rows,
 )
 from mgpt.model.last_layer import LastLayer
+from mgpt.model.tail import tail_of, takes_tails
 from mgpt.model.vision import encode_frozen, fix_norm
 
 
@@ -303,7 +304,11 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             return MiniGPTOutput(
                 _mean_loss(rows_nV, targets_n, num_items_in_batch), out.logits if return_logits else None, out.past_key_values
             )
-        decoder, places = self.language_model.get_decoder(), supervised_places(labels).to(inputs_embeds.device, non_blocking=True)
+        decoder = self.language_model.get_decoder()
+        if "key_sizes" in kwargs and takes_tails(decoder):
+            call["tail"] = tail_of(labels.cpu(), kwargs["key_sizes"], inputs_embeds.device)
+            labels = call["tail"].labels
+        places = supervised_places(labels).to(inputs_embeds.device, non_blocking=True)
         with self._last_layer.only(decoder, places):
             hidden_BLD = decoder(**call, use_cache=False).last_hidden_state
         rows_nD, targets_n = supervised_rows(hidden_BLD, labels)

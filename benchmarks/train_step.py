@@ -2,7 +2,8 @@
 and together, in time, peak memory and loss.
 
 The port tokenises one conversation at a time, pads to the longest, runs the tower in every step, computes logits at every position, uses
-torch's plain AdamW and reads the loss after each step. Every technique alone is the port with that one thing changed. `ours` is all of
+torch's plain AdamW and reads the loss after each step. `lean` is `mgpt.model.lean`; its last layer computes less only where rows are
+packed, so alone it gives the part without that. Every technique alone is the port with that one thing changed. `ours` is all of
 them in float32, `ours_bf16` all of them with bf16 frozen weights under bf16 autocast; `*_uncached` leave the feature cache out. Each has
 its own copy of the same weights and sees the same batches, tokenising included; the steps alternate in one process, the order turning
 with each, so that a busy machine slows all alike.

@@ -45,12 +45,13 @@ def _flash(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: fl
 
 
 def _each_sample(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: float | None = None, **bounds: Any) -> Tensor:
-    # In float32: torch 2.13's gradient of attention in bf16 takes 2.5 times as long on a CPU, the casts included.
+    # In float32, which autocast would undo: torch 2.13's gradient of attention in bf16 takes twice as long on a CPU, the casts included.
     sizes = [bounds.get(f"{side}_sizes") or bounds[f"cu_seq_lens_{side[0]}"].diff().tolist() for side in ("query", "key")]
     queries = query_1HTD.float().split(list(sizes[0]), dim=2)
     keys, values = (heads.float().split(list(sizes[1]), dim=2) for heads in (key_1HTD, value_1HTD))
     how: dict[str, Any] = {"scale": scaling, "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
-    mixed = [_causal(*part, **how) for part in zip(queries, keys, values, strict=True)]
+    with torch.autocast("cpu", enabled=False):
+        mixed = [_causal(*part, **how) for part in zip(queries, keys, values, strict=True)]
     return torch.cat(mixed, dim=2).transpose(1, 2).to(query_1HTD.dtype)
 
 

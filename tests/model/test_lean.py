@@ -76,6 +76,17 @@ def test_bf16_is_as_near_to_float32_as_it_was(pair):
     assert 0 < lean <= 1.5 * plain
 
 
+def test_packed_attention_on_a_cpu_is_float32_under_autocast(pair):
+    """Its gradient in bf16 takes twice as long."""
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+        pair[0].loss_sum(packed_row())
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "aten::_scaled_dot_product_flash_attention_for_cpu"
+    ]
+    assert len(events) == len(SIZES) * len(pair[0].language_model.get_decoder().layers)
+    assert {event.dtypes()[0] for event in events} == {"float"}
+
+
 def test_checkpointed_activations_change_nothing(pair):
     batch, lean = packed_row(), pair[1]
     _, _, kept = gradients(lean, batch)

@@ -37,6 +37,14 @@ def add_lora(language_model: nn.Module, lora: LoraSpec) -> None:
             parameter.data = parameter.data.float()
 
 
+def place_images(embeds_BLD: torch.Tensor, is_image_BL: torch.Tensor, images_nD: torch.Tensor) -> torch.Tensor:
+    """The n image tokens in the n marked places, in reading order. As `masked_scatter`, whose gradient takes four times as long on a CPU;
+    no value is read back from a device.
+    """
+    numbers = is_image_BL.flatten().cumsum(0).sub(1).clamp(min=0)
+    return torch.where(is_image_BL[:, :, None], images_nD.index_select(0, numbers).view_as(embeds_BLD), embeds_BLD)
+
+
 def supervised_places(labels_BL: torch.Tensor) -> torch.Tensor:
     """Where, in the flattened rows, the next token is supervised: (n,), where the labels are."""
     return functional.pad(labels_BL[:, 1:].ne(IGNORE_INDEX), (0, 1)).flatten().nonzero().squeeze(1)

@@ -36,6 +36,7 @@ from mgpt.model.language import (
     has_plain_head,
     mend_generation,
     pad_left,
+    place_images,
     supervised_places,
     supervised_rows,
 )
@@ -239,7 +240,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         if features is None or not features.shape[0]:
             return embeds_BLD
         image_embeds = self._project(features).to(embeds_BLD.dtype)
-        return embeds_BLD.masked_scatter(is_image[:, :, None], image_embeds)
+        return place_images(embeds_BLD, is_image, image_embeds.flatten(0, 1))
 
     def _check_images(self, input_ids: torch.Tensor, is_image: torch.Tensor, features: torch.Tensor | None) -> None:
         """The placeholders are those of the images given. What the host knows without asking the device comes first."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 
 from mgpt.model import MiniGPTForConditionalGeneration
+from mgpt.model.lean import make_lean
 from mgpt.settings.training import TrainingSettings
 from mgpt.train.batch import IGNORE, Batch
 from mgpt.train.contracts import TOTALS
@@ -62,6 +63,7 @@ def make_loop(bases, form, lora=LORA, **changes):
     asked, device = settings(**changes), torch.device("cpu")
     model = MiniGPTForConditionalGeneration.from_bases(**bases, merge=4, lora=lora)
     model.train()
+    make_lean(model.language_model)
     parameters = model.trainable_parameters()
     if form == "fsdp":
         parallel = Sharded(model, parameters, len(TOTALS), [model.vision_tower], device, asked.precision == "bf16", limit=8)

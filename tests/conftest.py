@@ -28,12 +28,13 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Says what runs in one process: the chain and what kills it, the same as jobs, all that shares a Ray of its own, and else each file."""
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says what runs in one process, and starts the longest first: the chain and what kills it, the same as jobs, all that shares a Ray of
-    its own, and else each file."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """The longest first."""
     order = {"chain": 0, "jobs": 1, "ray": 2}
     items.sort(key=lambda item: order.get(_group(item), len(order)))
 

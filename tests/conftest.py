@@ -29,7 +29,7 @@ os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Says what runs in one process: the chain and what kills it, the same as jobs, all that shares a Ray of its own, and else each file."""
+    """Says what runs in one process: the chain and what kills it, the same as jobs, all that shares one Ray, and else each file."""
     item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 

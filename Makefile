@@ -11,7 +11,7 @@ chain: $(INSTALLED)
 
 # Two processes: while one waits for servers, the other computes. The first of them runs the chain.
 test: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Kills a small training again and again; the result is a file.
 chaos: $(INSTALLED)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,10 @@ from tests.chain.project import Project, make
 from tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
+# They share the Ray of `ray_here`; two of them beside each other would start two.
+USING_RAY = {f"tests/cluster/test_{name}.py" for name in ("features", "generate", "preflight", "processes", "trainer")} | {
+    "tests/data/curation/test_stage.py"
+}
 
 # Two cores are shared by all that runs: one thread a process. Ray reads its variables when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,22 +33,29 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Says what runs in one process: the chain and what kills it, the same as jobs, all that shares one Ray, and else each file."""
-    item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first."""
     order = {"chain": 0, "jobs": 1, "ray": 2}
-    items.sort(key=lambda item: order.get(_group(item), len(order)))
+    items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
 
 
-def _group(item: pytest.Item) -> str:
-    needs, file = getattr(item, "fixturenames", ()), item.path.relative_to(ROOT).as_posix()
-    if "remote" in needs:
-        return "jobs"
-    return "chain" if "chain" in needs else "ray" if "ray_here" in needs else file
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs a group whole. (pytest-xdist's own marks for that have no effect under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """The chain and what kills it, the same as jobs, what shares a Ray, and else each file."""
+    file = nodeid.partition("::")[0]
+    groups = {"tests/chain/test_jobs.py": "jobs", "tests/chain/test_chain.py": "chain", "tests/chaos/test_kills.py": "chain"}
+    return groups.get(file) or ("ray" if file in USING_RAY else file)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import boto3
+import pytest
 
 from tests.data.download.faulty import Faults, ProxyHandler, serve
 
@@ -44,6 +45,7 @@ class RefusingHandler(ProxyHandler):
             self.forward()
 
 
+@pytest.mark.trial
 def test_training_goes_on_when_storage_refuses_every_file_twice_and_checkpoints_more_often(training, bucket, s3_endpoint, tmp_path):
     bases, manifest = training
     manifest.save(tmp_path / "manifest.json")

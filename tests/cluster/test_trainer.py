@@ -175,11 +175,6 @@ def test_split_frozen_weights_train_as_whole_ones(reference, training, folder):
     assert losses(result) == pytest.approx(losses(reference[1]), rel=1e-5)
 
 
-def test_split_quantised_weights_are_refused(training, folder):
-    with pytest.raises(ValueError, match=r"cluster\.training\.parallelism: fsdp, with a language model of quantization 8bit"):
-        train(request(training, folder, "refused-split", parallelism="fsdp", loading={"quantization": "8bit"}))
-
-
 def wait_for_step(run_uri, after):
     curve = Path(run_uri) / "curve.csv"
     while not (curve.exists() and (rows := read_curve(curve.read_bytes())) and rows[-1]["step"] >= after):

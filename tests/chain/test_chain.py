@@ -213,7 +213,7 @@ def test_five_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
     for key, value in wrong.items():
         assert re.search(rf"{re.escape(key)} = {re.escape(repr(value))}\n\s+rule: .+\n\s+fix:  .+\n", told), told
     # DVC takes a stage's old outputs away before it starts its command; with the mistakes mended they are back, and no work is done again:
-    # neither where DVC has them in its cache, nor where it asks each stage for them since its cache is gone, as here.
+    # neither where DVC has them in its cache, nor where it asks each stage for them since its cache is gone.
     mended = chain.repro()
-    assert ran(mended)[0] == "download"
     assert mended.count("is finished; its outputs are in") == len(ran(mended))
+    assert (chain.folder / "results/download/manifest.json").is_file()

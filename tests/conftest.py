@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mgpt.cluster.connect import KEEP_PROCESSES
 from tests.chain.project import Project, make
 from tests.servers import free_port, wait_for
 
@@ -28,13 +29,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A machine that also does other work starts Ray slowly; its own limits then end the node.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
-# As the project's own local Ray has it: a process is kept for the next task.
-os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-os.environ.setdefault("RAY_num_workers_soft_limit", "8")
+for variable, value in KEEP_PROCESSES.items():
+    os.environ.setdefault(variable, value)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first."""
+    """The longest first. Raises UsageError where a test uses the shared Ray from a file that is not known to."""
+    stray = {file for item in items if "ray_here" in getattr(item, "fixturenames", ()) and (file := _file(item.nodeid)) not in USING_RAY}
+    if stray:
+        raise pytest.UsageError(f"add to USING_RAY in tests/conftest.py: {', '.join(sorted(stray))}")
     order = {"chain": 0, "jobs": 1, "ray": 2}
     items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
 
@@ -53,9 +56,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def _group(nodeid: str) -> str:
     """The chain and what kills it, the same as jobs, what shares a Ray, and else each file."""
-    file = nodeid.partition("::")[0]
+    file = _file(nodeid)
     groups = {"tests/chain/test_jobs.py": "jobs", "tests/chain/test_chain.py": "chain", "tests/chaos/test_kills.py": "chain"}
     return groups.get(file) or ("ray" if file in USING_RAY else file)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

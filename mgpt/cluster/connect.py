@@ -28,6 +28,8 @@ from mgpt.settings.infrastructure import ClusterSettings
 from mgpt.storage import write_atomic
 
 START_SECONDS = 300  # how long the local Ray may take to come up on a busy machine
+# A process that is idle for a second would be ended, and the next task import the model's code anew, which takes five.
+KEEP_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_num_workers_soft_limit": "8"}
 _IMPORT_SECONDS = 30  # how long its owner may take until it holds the owner's lock
 # Variables that workers need as the stage has them; PYTHONPATH and threads are set where the local Ray starts.
 FORWARDED = ("AWS_", "MLFLOW_", "OPENAI_", "MGPT_REPAIR_")
@@ -207,10 +209,8 @@ def _environment(shared: LocalRay, project: Path) -> dict[str, str]:
     fixed = {"PYTHONPATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(shared.token), "RAY_USAGE_STATS_ENABLED": "0"}
     # On a busy machine Ray's own limits are too short: its node would end because a helper process was still importing.
     fixed |= {"RAY_raylet_start_wait_time_s": str(START_SECONDS), "RAY_agent_register_timeout_ms": str(START_SECONDS * 1000)}
-    # A process that is idle for a second would be ended, and the next task import the model's code anew, which takes five.
-    fixed |= {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_num_workers_soft_limit": "8"}
     # Ray's stages of one process each share few cores: more threads than one would only fight.
-    return {**os.environ, "OMP_NUM_THREADS": "1", **fixed}
+    return {**os.environ, "OMP_NUM_THREADS": "1", **fixed, **KEEP_PROCESSES}
 
 
 @contextmanager

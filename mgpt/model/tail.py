@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-IGNORE_INDEX = -100
+from mgpt.model.language import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ def tail_of(labels_1L: Tensor, sizes: Sequence[int], device: torch.device) -> Ta
     places, lengths, start = [], [], 0
     for labels in labels_1L[0].split(list(sizes)):
         supervised = labels.ne(IGNORE_INDEX)
-        first = int(supervised.int().argmax()) - 1 if bool(supervised.any()) else len(labels) - 1
+        # A sample's first position has nothing before it that could be asked for it.
+        first = max(int(supervised.int().argmax()) - 1, 0) if bool(supervised.any()) else len(labels) - 1
         places.append(torch.arange(start + first, start + len(labels)))
         lengths.append(len(labels) - first)
         start += len(labels)

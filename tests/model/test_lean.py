@@ -119,6 +119,13 @@ def test_a_tail_knows_its_places_and_labels():
     assert torch.equal(targets, wanted)
 
 
+def test_a_tail_stays_within_its_sample():
+    labels = torch.tensor([[-100, -100, 5, 6, -100, 7]])
+    tail = tail_of(labels, (2, 2, 2), torch.device("cpu"))
+    assert tail.places.tolist() == [1, 2, 3, 4, 5]
+    assert tail.bounds["query_sizes"] == (1, 2, 2)
+
+
 def test_logits_and_generated_tokens_are_the_same(pair):
     batch = padded_rows()
     del batch["labels"]

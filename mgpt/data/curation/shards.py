@@ -20,7 +20,6 @@ from mgpt.storage import Entry, Store
 _GROUP_ROWS = 500
 _GROUP_BYTES = 8 << 20
 _BATCH_ROWS = 25
-_BUFFER_BYTES = 1 << 20  # a column is read piece by piece, not whole
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def write_shards(store: Store, job: ShardJob) -> list[Entry]:
     """Writes the kept rows of one unit and split, one group of them in memory at a time, and gives the manifest entries of the shards."""
     entries = []
     with store.open(job.rows_uri) as file, tempfile.TemporaryDirectory() as scratch:
-        groups = _groups(pq.ParquetFile(file, buffer_size=_BUFFER_BYTES), job.keep, job.rows_per_shard)
+        groups = _groups(pq.ParquetFile(file), job.keep, job.rows_per_shard)
         for name in job.names:
             path = Path(scratch) / "shard.parquet"
             rows = _write(groups, path, job.rows_per_shard)
@@ -66,7 +65,7 @@ def _groups(file: pq.ParquetFile, keep: np.ndarray, size: int) -> Iterator[pa.Ta
     """The kept rows in row groups; every `size` rows they begin anew."""
     waiting: list[pa.RecordBatch] = []
     rows = start = 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names, use_threads=False):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):
         kept = batch.filter(pa.array(keep[start : start + batch.num_rows]))
         start += batch.num_rows
         while kept.num_rows:

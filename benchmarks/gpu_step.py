@@ -5,20 +5,26 @@ the project's own loop, and the figures are the last row of its curve; the rule 
 published global batch over the published GPUs; lengths of texts are our choice, drawn evenly from a range, the second half supervised.
 
 ways: `port` pads to the longest and computes logits at every position; `supervised` computes the head where a token is supervised;
-`packed` has one row without padding as well (`varlen` attention); `cached` takes the tower's output as given as well; `checkpointed` is
-`packed` with the language model's activations recomputed.
+`packed` has one row without padding as well (`varlen` attention); `lean` has the layers of `mgpt.model.lean` as well, with Liger's kernels
+where they are installed; `cached` is `lean` that takes the tower's output as given; `checkpointed` is `lean` with the language model's
+activations recomputed; `fused_head` is `lean` whose head and loss are one kernel of Liger's, however small; `deterministic` is `lean` with
+deterministic algorithms. Ways of one model run on the same weights, one after the other. `ceiling_teraflops` is a plain product of two
+large matrices on that device: what no step can reach.
 
 Run: python benchmarks/gpu_step.py [--stages NAME ...] [--ways NAME ...] [--steps 10] [--out FILE]. The last line is JSON. `--tiny` runs
-models of a few thousand parameters, on a CPU where there is no GPU: it shows that the script works and says nothing about speed. The full
-sizes have not been run: no GPU was at hand.
+models of a few thousand parameters, on a CPU where there is no GPU: it shows that the script works and says nothing about speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +33,14 @@ from torch import Tensor
 from torch.nn import functional
 from train_step import machine
 
-from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration
+from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration, language
+from mgpt.model.lean import make_lean
 from mgpt.model.presets import preset, system_config
 from mgpt.settings.training import TrainingSettings
 from mgpt.train.batch import IGNORE, Batch, cut_packed
 from mgpt.train.contracts import TOTALS, StepBatches
 from mgpt.train.curve import Curve
+from mgpt.train.determinism import be_deterministic
 from mgpt.train.flops import StepFlops
 from mgpt.train.gauges import Compute, Memory
 from mgpt.train.loop import Loop
@@ -41,6 +49,7 @@ from mgpt.train.parallel import Replicated
 from mgpt.train.schedule import make_schedule
 
 DISTINCT = 4  # batches that the steps go through
+WHOLE = language.WHOLE_LOGITS_BYTES
 SHOWN = ("samples_per_second", "tokens_per_second", "teraflops", "mfu", "memory_gib", "step_seconds", "padding")
 
 
@@ -68,16 +77,23 @@ class Way:
 
     all_logits: bool = False
     packed: bool = False
+    lean: bool = False
     cached: bool = False
     checkpointed: bool = False
+    deterministic: bool = False
+    fused_head: bool = False
 
 
 WAYS = {
     "port": Way(all_logits=True),
     "supervised": Way(),
     "packed": Way(packed=True),
-    "cached": Way(packed=True, cached=True),
-    "checkpointed": Way(packed=True, checkpointed=True),
+    # From here on lean: a model does not become its old self again.
+    "lean": Way(packed=True, lean=True),
+    "cached": Way(packed=True, lean=True, cached=True),
+    "checkpointed": Way(packed=True, lean=True, checkpointed=True),
+    "fused_head": Way(packed=True, lean=True, fused_head=True),
+    "deterministic": Way(packed=True, lean=True, deterministic=True),
 }
 
 
@@ -116,6 +132,17 @@ def build(config: MiniGPTConfig, device: torch.device) -> MiniGPTForConditionalG
     return model.train()
 
 
+@contextmanager
+def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
+    """As a worker with `deterministic` has it, within."""
+    if wanted:
+        be_deterministic(device, True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def batches(config: MiniGPTConfig, stage: Stage, way: Way) -> list[list[Batch]]:
     """The batches of `DISTINCT` steps: an image a sample, then text of random ids."""
     made, drawn = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)  # apart: all ways see the same texts
@@ -145,24 +172,48 @@ def _batches_of_step(tensors: dict[str, Tensor], images: Tensor, name: str, pack
     return [Batch({name if key == "pixel_values" else key: value for key, value in one.tensors.items()}, one.ids) for one in cut]
 
 
-def measure(stage: Stage, way: Way, config: MiniGPTConfig, device: torch.device, steps: int) -> dict[str, float]:
+def measure(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int) -> dict[str, float]:
     """The curve's last row, over `steps` steps after as many that warm up. `{"out_of_memory": 1}` where the GPU is too small."""
     try:
-        model = build(config, device)
-        model.set_activation_checkpointing(language=way.checkpointed)
-        attention = "varlen" if way.packed else "sdpa"
-        model.language_model.set_attn_implementation(attention)
-        common = {"format": config.prompt_format, "mixture": {"random": 1.0}, "learning_rate": 1e-4, "precision": "bf16"}
-        settings = TrainingSettings(**common, steps=2 * steps, global_batch_size=stage.samples, micro_batch_size=stage.samples)
-        curve = Curve(steps, gauges=(Compute(StepFlops.of(model)), Memory()))
-        parameters = model.trainable_parameters()
-        trained: Any = AllLogits(model) if way.all_logits else model
-        parallel = Replicated(parameters, len(TOTALS))
-        loop = Loop(trained, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve], attention)
-        loop.run(_endless(batches(config, stage, way)))
+        with deterministic(device, way.deterministic):
+            return _measured(stage, way, model, device, steps)
     except torch.OutOfMemoryError:
         return {"out_of_memory": 1.0}
+
+
+def _measured(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int) -> dict[str, float]:
+    config = model.config
+    model.set_activation_checkpointing(language=way.checkpointed)
+    if way.lean:
+        make_lean(model.language_model)
+    language.WHOLE_LOGITS_BYTES = 0 if way.fused_head else WHOLE
+    attention = "varlen" if way.packed else "sdpa"
+    model.language_model.set_attn_implementation(attention)
+    common = {"format": config.prompt_format, "mixture": {"random": 1.0}, "learning_rate": 1e-4, "precision": "bf16"}
+    settings = TrainingSettings(**common, steps=2 * steps, global_batch_size=stage.samples, micro_batch_size=stage.samples)
+    curve = Curve(steps, gauges=(Compute(StepFlops.of(model)), Memory()))
+    parameters = model.trainable_parameters()
+    trained: Any = AllLogits(model) if way.all_logits else model
+    parallel = Replicated(parameters, len(TOTALS))
+    loop = Loop(trained, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve], attention)
+    steps_of_batches = batches(config, stage, way)
+    if device.type == "cuda":
+        steps_of_batches = [[batch.pinned() for batch in step] for step in steps_of_batches]
+    loop.run(_endless(steps_of_batches))
     return {name: curve.rows[-1][name] for name in SHOWN if name in curve.rows[-1]}
+
+
+def ceiling_teraflops(device: torch.device, side: int = 8192, products: int = 20) -> float:
+    """bf16 matrix products a second, of random numbers."""
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for number in range(products + 5):
+        if number == 5:
+            first.record()
+        left @ right  # noqa: B018 - its time is what is wanted
+    last.record()
+    torch.cuda.synchronize()
+    return 2 * side**3 * products / (first.elapsed_time(last) / 1e3) / 1e12
 
 
 def _endless(steps: list[list[Batch]]) -> Iterator[StepBatches]:
@@ -170,6 +221,23 @@ def _endless(steps: list[list[Batch]]) -> Iterator[StepBatches]:
     while True:
         yield number, steps[number % len(steps)]
         number += 1
+
+
+Found = dict[str, dict[str, dict[str, float]]]
+
+
+def measure_all(stages: list[str], ways: list[str], small: bool, device: torch.device, steps: int) -> Found:
+    """Stage → way → figures. A model is built once for all stages that train it, and its ways are gone through one after the other."""
+    found: Found = {name: {} for name in stages}
+    for model_name in dict.fromkeys(STAGES[name].model for name in stages):
+        model = build(tiny(model_name) if small else preset(model_name), device)
+        mine = [name for name in stages if STAGES[name].model == model_name]
+        for way, name in product(ways, mine):
+            figures = found[name][way] = measure(STAGES[name], WAYS[way], model, device, steps)
+            print(f"{name:21s} {way:13s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+        del model
+        torch.cuda.empty_cache()
+    return found
 
 
 def main() -> None:
@@ -184,14 +252,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not asked.tiny:
         parser.error("no GPU is visible; the full sizes need one of 80 GB. --tiny runs small models anywhere")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name in asked.stages:
-        config = tiny(STAGES[name].model) if asked.tiny else preset(STAGES[name].model)
-        for way in asked.ways:
-            figures = found.setdefault(name, {})[way] = measure(STAGES[name], WAYS[way], config, device, asked.steps)
-            print(f"{name:21s} {way:12s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+    found = measure_all(asked.stages, [name for name in WAYS if name in asked.ways], asked.tiny, device, asked.steps)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    result = {"tiny": asked.tiny, "gpu": gpu, "steps": asked.steps, **machine(), "stages": found}
+    liger = metadata.version("liger-kernel") if importlib.util.find_spec("liger_kernel") else None
+    ceiling = ceiling_teraflops(device) if device.type == "cuda" else None
+    result = {"tiny": asked.tiny, "gpu": gpu, "liger": liger, "ceiling_teraflops": ceiling, "steps": asked.steps, **machine(), "stages": found}
     if asked.out is not None:
         asked.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

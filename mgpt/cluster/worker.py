@@ -25,6 +25,7 @@ from mgpt.train.ahead import ahead, primed
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import TOTALS, Callback, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
+from mgpt.train.determinism import be_deterministic
 from mgpt.train.files import DamagedError
 from mgpt.train.flops import StepFlops
 from mgpt.train.gauges import Compute, Memory, Profile
@@ -57,9 +58,10 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
     torch.set_num_threads(todo.workers.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = ray.train.torch.get_device()
+    be_deterministic(device, todo.workers.deterministic)
     try:
-        steps = _steps(todo)
+        steps = _steps(todo, device)
         loop = make_loop(todo)
         loop.run(primed(steps))
     except DamagedError as error:
@@ -119,12 +121,18 @@ def _is_watched(settings: TrainingSettings, step: int) -> bool:
     return step % settings.log_every == 0 or step % settings.checkpoint_every == 0 or step == settings.steps
 
 
-def _steps(todo: Work) -> Iterator[StepBatches]:
+def _steps(todo: Work, device: torch.device) -> Iterator[StepBatches]:
     """The stream, which begins to flow while the model is being built."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None and checkpoint.get_metadata()["step"] >= todo.settings.steps:
         return iter(())
-    return ahead(lambda: stream(ray.train.get_dataset_shard(NAME)), _STEPS_AHEAD)
+    return ahead(lambda: _on_host(stream(ray.train.get_dataset_shard(NAME)), device), _STEPS_AHEAD)
+
+
+def _on_host(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
+    """The same steps, in memory from which a CUDA device copies while the process goes on."""
+    for step, batches in steps:
+        yield step, [batch.pinned() for batch in batches] if device.type == "cuda" else batches
 
 
 def _write_trace(run_uri: str, name: str, trace: bytes) -> None:

@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from mgpt.model import attention
 from mgpt.model.configuration import LoraSpec
+from mgpt.model.kernels import fused
 
 IGNORE_INDEX = -100
+WHOLE_LOGITS_BYTES = 1 << 30  # of float32 logits; those of the published stages take a tenth of it
 # Architectures whose forward does more to the logits than the head; their own forward is used then.
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -58,6 +60,23 @@ def supervised_rows(values_BLD: torch.Tensor, labels_BL: torch.Tensor) -> tuple[
     places = supervised_places(labels_BL)
     rows = values_BLD.flatten(0, 1)[places.to(values_BLD.device, non_blocking=True)]
     return rows, labels_BL.flatten()[places + 1].to(values_BLD.device, non_blocking=True)
+
+
+def logits_loss(logits_nV: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, summed, in float32."""
+    return functional.cross_entropy(logits_nV.float(), targets_n, reduction="sum")
+
+
+def head_loss(head: Any, rows_nD: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+    """`logits_loss` of a head's rows. On CUDA, logits too large to stand there whole are made and used up in parts by a fused kernel: it
+    reads from the device, and gives nothing where they are small (benchmarks/results/gpu_step.json)."""
+    kernels = fused(rows_nD)
+    if kernels is None or 4 * len(rows_nD) * len(head.weight) < WHOLE_LOGITS_BYTES:
+        return logits_loss(head(rows_nD), targets_n)
+    rows = rows_nD.to(head.weight.dtype)
+    apply = kernels.LigerFusedLinearCrossEntropyFunction.apply
+    total: torch.Tensor = apply(rows, head.weight, targets_n, head.bias, None, IGNORE_INDEX, 0.0, 0.0, "sum")[0]
+    return total
 
 
 def has_plain_head(config: Any) -> bool:

@@ -4,7 +4,8 @@ answer is.
 `make_lean` changes a language model in place, from outside, before training; weights, names and files stay as they are. What it does not
 know (another architecture, trained norms, adapters that are switched off, generation) runs as before.
 
-- Norms, rotary embeddings and SwiGLU keep fewer tensors for the gradient and write into what they made themselves.
+- Norms, rotary embeddings and SwiGLU keep fewer tensors for the gradient and write into what they made themselves; on CUDA they are one
+  kernel each (`mgpt.model.kernels`).
 - LoRA's sum is part of its second product.
 - Nothing follows the last layer but the head, which training needs at supervised positions alone. So of a packed row its queries and its
   attention are computed for each sample's tail (`mgpt.model.tail`); keys and values stay whole.
@@ -24,6 +25,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm, eager_attention_forward
 
+from mgpt.model.kernels import fused
 from mgpt.model.tail import Tail
 
 
@@ -79,6 +81,11 @@ class _Gated(Function):
         return pull, functional.silu(gate).mul_(gradients[0])
 
 
+def _rotated(heads_RHLD: Tensor, tables: Any) -> Tensor:
+    cosine, sine = (table[:, :, None] for table in tables)
+    return _Rotation.apply(heads_RHLD.transpose(1, 2), cosine, sine).transpose(1, 2)
+
+
 class LeanNorm(LlamaRMSNorm):
     """RMS norm with a frozen weight."""
 
@@ -94,7 +101,9 @@ class LeanMlp(LlamaMLP):
     """SwiGLU that keeps its two inputs alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
+        kernels = fused(x)
+        gated = _Gated if kernels is None else kernels.LigerSiLUMulFunction
+        return self.down_proj(gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class LeanLora(LoraLinear):
@@ -126,25 +135,28 @@ class LeanAttention(LlamaAttention):
     ) -> tuple[Tensor, Any]:
         if past_key_values is not None or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        tables = position_embeddings
-        asking, asking_tables = hidden_states, tables
+        query, key = self._turned(hidden_states, position_embeddings, asked)
+        value = self._heads(self.v_proj(hidden_states))
         if asked is not None:
-            asking, *asking_tables = (one.index_select(1, asked.places) for one in (hidden_states, *tables))  # type: ignore[assignment]
             kwargs |= asked.bounds
-        query = self._turned(self.q_proj(asking), asking_tables)
-        key = self._turned(self.k_proj(hidden_states), tables)
-        value = self._heads(self.v_proj(hidden_states)).transpose(1, 2)
         mix = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         mixed, weights = mix(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.o_proj(mixed.flatten(2)), weights
 
-    def _heads(self, flat_RLT: Tensor) -> Tensor:
-        return flat_RLT.unflatten(-1, (-1, self.head_dim))
+    def _turned(self, hidden_RLT: Tensor, tables: tuple[Tensor, Tensor], asked: Tail | None) -> tuple[Tensor, Tensor]:
+        """Queries, of what is asked alone, and keys, both turned by their positions: (R, H, L, D)."""
+        asking, asking_tables = hidden_RLT, tables
+        if asked is not None:
+            asking, *asking_tables = (one.index_select(1, asked.places) for one in (hidden_RLT, *tables))  # type: ignore[assignment]
+        query, key = self._heads(self.q_proj(asking)), self._heads(self.k_proj(hidden_RLT))
+        kernels = fused(query)
+        if kernels is None or asked is not None:
+            return _rotated(query, asking_tables), _rotated(key, tables)
+        return kernels.LigerRopeFunction.apply(query, key, *tables)
 
-    def _turned(self, flat_RLT: Tensor, tables: Any) -> Tensor:
-        cosine, sine = (table[:, :, None] for table in tables)
-        return _Rotation.apply(self._heads(flat_RLT), cosine, sine).transpose(1, 2)
+    def _heads(self, flat_RLT: Tensor) -> Tensor:
+        return flat_RLT.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class TailLayer(LlamaDecoderLayer):

@@ -26,6 +26,9 @@ class WorkerSettings(Section):
         default="replicated", description="whether each worker holds all frozen weights, or its share of them; the same training either way"
     )
     resize_seconds: float = Field(default=60, gt=0, description="how often an elastic group looks for more workers, or fewer")
+    deterministic: bool = Field(
+        default=False, description="the same bits in every run on a GPU too, a little slower; on a CPU that is always so"
+    )
     ledger: bool = Field(default=False, description="keeps, beside the curve, which samples each step consumed")
     profile: tuple[NonNegativeInt, PositiveInt] | None = Field(
         default=None, description="[first step, steps] to run torch's profiler over; the traces come to profile/ of the run"

@@ -41,6 +41,11 @@ class Batch:
         tensors = {name: tensor if name in _STAY else tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         return Batch(tensors, self.ids)
 
+    def pinned(self) -> Batch:
+        """The same batch in memory that a CUDA device copies from without holding up the process."""
+        tensors = {name: tensor if name in _STAY else tensor.pin_memory() for name, tensor in self.tensors.items()}
+        return Batch(tensors, self.ids)
+
     def sizes(self) -> tuple[int, int, int]:
         """(samples, tokens, positions): a position without a token is padding."""
         filled = self.tensors["segment_ids" if "segment_ids" in self.tensors else "attention_mask"]

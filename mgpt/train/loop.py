@@ -66,7 +66,7 @@ class Loop:
     def _train_step(self) -> None:
         self._seed()
         self.parallel.start()
-        self.parallel.totals[NOTICES] = float(self.notice())
+        self.parallel.totals[NOTICES].fill_(self.notice())  # assigned, it would be copied from the host, and waited for
         self.losses = [self._accumulate(batch) for batch in self.batches]
         self.parallel.reduce()
         self.gradient_norm = self.parallel.normalise(self.parallel.totals[1].clamp(min=1), self.settings.gradient_clip)

@@ -53,4 +53,5 @@ def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn
         state = {moment: tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
         if any(value is None for value in state.values()) or state["exp_avg"].shape != parameter.shape:  # type: ignore[union-attr]
             raise ValueError(f"checkpoint: optimiser state of {name} is missing or has another shape; this checkpoint is of another model")
-        optimiser.state[parameter] = {moment: value.clone() for moment, value in state.items() if value is not None}
+        state_here = {moment: value.to(parameter.device, copy=True) for moment, value in state.items() if value is not None}
+        optimiser.state[parameter] = state_here

@@ -32,9 +32,9 @@ def test_every_way_runs_at_a_tiny_size_and_counts_the_same_work():
     assert result["tiny"] is True
     assert result["gpu"] is None
     for ways in result["stages"].values():
-        assert list(ways) == ["port", "supervised", "packed", "cached", "checkpointed"]
+        assert list(ways) == ["port", "supervised", "packed", "lean", "cached", "checkpointed", "fused_head", "deterministic"]
         work = {name: row["teraflops"] * row["step_seconds"] for name, row in ways.items()}
-        assert work["port"] == pytest.approx(work["packed"]) == pytest.approx(work["checkpointed"])
+        assert work["port"] == pytest.approx(work["packed"]) == pytest.approx(work["lean"]) == pytest.approx(work["checkpointed"])
         assert 0 < work["cached"] < work["packed"]
         assert ways["port"]["padding"] > 0.05
         assert ways["packed"]["padding"] == 0

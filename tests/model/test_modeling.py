@@ -244,3 +244,21 @@ def test_quantization_without_bitsandbytes(bases, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs bitsandbytes.*mgpt\[quantized\]"):
         MiniGPTForConditionalGeneration.from_bases(**bases, quantization="4bit")
+
+
+@pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
+def test_image_parts_in_half_precision_run_outside_autocast(bases, system):
+    """There autocast would take norms to float32 and back; parts in float32 stay under it."""
+    model, pixels = system(bases), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    exact = model.encode_images(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = model.encode_images(pixels)
+    assert not torch.equal(under.float(), exact)
+    for part in (model.vision_tower, model.qformer):
+        if part is not None:
+            part.to(torch.bfloat16)
+    if model.qformer is not None:
+        model.query_tokens.data = model.query_tokens.data.bfloat16()
+    half = model.encode_images(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.encode_images(pixels), half)

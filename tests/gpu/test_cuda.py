@@ -1,0 +1,258 @@
+"""What only a CUDA device can show, with tiny models; skipped where there is none. Neither Ray nor MLflow is needed."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mgpt.data.packing import attention_inputs
+from mgpt.model import language
+from mgpt.model.lean import make_lean
+from mgpt.settings.training import TrainingSettings
+from mgpt.train.batch import Batch, cut_packed
+from mgpt.train.contracts import TOTALS, Callback
+from mgpt.train.curve import Curve
+from mgpt.train.determinism import be_deterministic
+from mgpt.train.flops import StepFlops
+from mgpt.train.gauges import Compute, Memory
+from mgpt.train.loop import Loop
+from mgpt.train.optimiser import make_optimiser
+from mgpt.train.parallel import Replicated
+from mgpt.train.schedule import make_schedule
+from mgpt.train.sharded import Sharded
+from mgpt.train.state import TrainingState
+from tests.model import golden_cases as golden
+from tests.model import tiny
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CUDA = torch.device("cuda")
+TOLERANCE = 1e-4  # float32 without TF32; the order of sums is the device's
+
+
+@pytest.fixture
+def _deterministic():
+    be_deterministic(CUDA, True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return tiny.write_bases(tmp_path_factory.mktemp("bases"))
+
+
+@functools.cache
+def _golden(version):
+    return golden.fresh_model(version).to(CUDA)
+
+
+def _moved(batch):
+    return {name: value.to(CUDA) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize(("version", "name"), [("v1", "instruction"), ("v2", "single_turn"), ("v2", "multi_turn"), ("v2", "text_only")])
+def test_goldens_hold_on_the_device(version, name):
+    texts, tensors = golden.case(version, name)
+    batch = golden.processor(version)(tensors.get("input.image"), golden.conversations(texts))
+    with torch.no_grad():
+        out = _golden(version)(**_moved(batch))
+    masks = batch["attention_mask"], tensors["output.attention_mask"]
+    for ours, theirs in golden.same_rows(out.logits.cpu(), masks[0], tensors["output.logits"], masks[1]):
+        assert (ours - theirs).abs().max() < TOLERANCE
+    assert abs(out.loss.cpu() - tensors["output.loss"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_greedy_ids_are_the_original_s(version):
+    texts, tensors = golden.case(version, "generate")
+    batch = golden.processor(version)(tensors["input.images"], texts["input.texts"])
+    ids = _golden(version).generate(**_moved(batch), max_new_tokens=texts["input.max_new_tokens"])
+    assert torch.equal(ids.cpu(), tensors["output.gen_new_ids"])
+
+
+def _rows(seed, count=6, text=(4, 20)):
+    """Padded rows: an image in every other one, then text whose second half is supervised."""
+    made = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(*text, (count,), generator=made) + torch.tensor([4, 0] * (count // 2))
+    ids = torch.randint(5, 500, (count, int(lengths.max())), generator=made)
+    ids[::2, :4] = 512  # where `tiny.v2` has its placeholders, four an image
+    places = torch.arange(ids.shape[1])
+    mask = (places < lengths[:, None]).long()
+    supervised = (places >= lengths[:, None] * 2 // 3) & mask.bool()
+    pixels = torch.randn(count // 2, 3, 32, 32, generator=made)
+    tensors = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~supervised, -100), "pixel_values": pixels}
+    return tensors, [f"{seed}-{row}" for row in range(count)], [1, 0] * (count // 2)
+
+
+def _packed(seed):
+    tensors, ids, images = _rows(seed)
+    return cut_packed(tensors, ids, images, len(ids), int(tensors["attention_mask"].sum()))
+
+
+def _model(bases, dropout=0.0, **options):
+    model = tiny.v2(bases, **options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    return model.train().to(CUDA)
+
+
+def _gradient(model, batch, implementation, bf16):
+    model.zero_grad()
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+        loss, count = model.loss_sum(batch.to(CUDA).inputs(implementation))
+    loss.backward()
+    flat = torch.cat([parameter.grad.flatten().double() for parameter in model.trainable_parameters().values()])
+    return float(loss.detach()), int(count), flat
+
+
+def test_placeholders_are_the_models(bases):
+    model = _model(bases)
+    assert (model.config.image_token_id, model.config.num_image_tokens) == (512, 4)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_packed_flash_attention_gives_the_gradients_of_padded_rows(bases, bf16):
+    """In float32 by single calls, in bf16 by torch's flash attention: as near to float32's gradient as padded rows in bf16 are."""
+    tensors, ids, _ = _rows(1)
+    plain, lean = _model(bases), _model(bases, attn_implementation="varlen")
+    make_lean(lean.language_model)
+    if bf16:
+        for model in (plain, lean):
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+    exact_loss, count, exact = _gradient(_model(bases), Batch(tensors, tuple(ids)), "sdpa", False)
+    padded = _gradient(plain, Batch(tensors, tuple(ids)), "sdpa", bf16)
+    (batch,) = _packed(1)
+    packed = _gradient(lean, batch, "varlen", bf16)
+    assert padded[1] == packed[1] == count
+    errors = [float((found - exact).norm() / exact.norm()) for _, _, found in (padded, packed)]
+    assert float(exact.norm()) > 1
+    if bf16:
+        assert 0 < errors[1] <= 1.5 * errors[0] < 0.2
+        assert packed[0] == pytest.approx(exact_loss, rel=1e-2)
+    else:
+        assert errors[1] <= 1e-5
+        assert packed[0] == pytest.approx(exact_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(bases, bf16, monkeypatch):
+    pytest.importorskip("liger_kernel")
+    model, (batch,) = _lean(bases), _packed(1)
+    if bf16:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    whole = _gradient(model, batch, "varlen", bf16)
+    monkeypatch.setattr(language, "WHOLE_LOGITS_BYTES", 0)
+    parts = _gradient(model, batch, "varlen", bf16)
+    assert parts[:2] == (pytest.approx(whole[0], rel=1e-2 if bf16 else 1e-5), whole[1])
+    assert float((parts[2] - whole[2]).norm() / whole[2].norm()) <= (3e-2 if bf16 else 1e-5)
+
+
+def test_a_sample_s_flash_attention_does_not_depend_on_its_neighbours():
+    from mgpt.model.attention import varlen_attention
+
+    made = torch.Generator(CUDA).manual_seed(0)
+    heads = [torch.randn(1, 4, 30, 64, generator=made, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
+    alone, other = torch.ones(1, 13, dtype=torch.long), torch.full((1, 17), 2)
+    module = torch.nn.Module()
+    whole, _ = varlen_attention(module, *heads, None, **_bounds(torch.cat([alone, other], 1)))
+    part, _ = varlen_attention(module, *(one[:, :, :13] for one in heads), None, **_bounds(alone))
+    assert torch.equal(whole[:, :13], part)
+
+
+def _bounds(segments):
+    return {name: value for name, value in attention_inputs(segments, "varlen", CUDA).items() if name != "attention_mask"}
+
+
+class Halt(Callback):
+    def __init__(self, last):
+        self.last = last
+
+    def on_step(self, loop):
+        loop.stop = loop.step == self.last
+
+
+def _loop(model, callbacks=(), parallel=None, precision="bf16", steps=6):
+    common = {"format": "minigpt-v2", "mixture": {"a": 1.0}, "learning_rate": 1e-2, "log_every": steps, "checkpoint_every": steps}
+    settings = TrainingSettings(**common, steps=steps, global_batch_size=6, micro_batch_size=6, precision=precision)
+    parameters = model.trainable_parameters()
+    parallel = Replicated(parameters, len(TOTALS)) if parallel is None else parallel
+    optimiser = make_optimiser(model.trainable_parameters(), settings)
+    return Loop(model, optimiser, make_schedule(settings), parallel, settings, CUDA, callbacks, "varlen")
+
+
+def _stream(start=0):
+    step = start
+    while True:
+        yield step, _packed(step % 4)
+        step += 1
+
+
+def _lean(bases, dropout=0.0):
+    model = _model(bases, dropout, attn_implementation="varlen")
+    make_lean(model.language_model)
+    return model
+
+
+def _weights(loop):
+    return torch.cat([parameter.detach().flatten() for parameter in loop.model.trainable_parameters().values()])
+
+
+@pytest.mark.usefixtures("_deterministic")
+def test_a_resumed_run_has_the_same_bits(bases, tmp_path):
+    whole = _loop(_lean(bases, 0.1))
+    whole.run(_stream())
+    first = _loop(_lean(bases, 0.1), [Halt(3)])
+    first.run(_stream())
+    first.state().on_host().save(tmp_path)
+    second = _loop(_lean(bases, 0.1))
+    second.load(TrainingState.load(tmp_path))
+    second.run(_stream(3))
+    assert torch.equal(_weights(whole), _weights(second))
+    assert not torch.equal(_weights(whole), _weights(first))
+
+
+def test_steps_read_nothing_from_the_device(bases):
+    """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
+
+    class Watch(Callback):
+        def on_step(self, loop):
+            torch.cuda.set_sync_debug_mode("error" if loop.step < loop.settings.steps else "default")
+
+    loop = _loop(_lean(bases, 0.1), [Watch()])
+    try:
+        loop.run(_stream())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loop.step == 6
+
+
+def test_the_curve_shows_memory_and_the_share_of_the_peak(bases):
+    model = _lean(bases)
+    curve = Curve(3, gauges=(Compute(StepFlops.of(model)), Memory()))
+    loop = _loop(model, [curve])
+    loop.run(_stream())
+    row = curve.rows[-1]
+    assert 0 < row["memory_gib"] < 1
+    assert 0 < row["mfu"] < 0.5
+
+
+def test_split_weights_on_the_device_give_the_same_losses(bases):
+    """FSDP2 and its collectives of NCCL, on the one device there is."""
+    curves = Curve(1), Curve(1)
+    _loop(_lean(bases), [curves[0]], precision="fp32").run(_stream())
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method="tcp://127.0.0.1:29631", rank=0, world_size=1)
+    try:
+        model = copy.deepcopy(_lean(bases)).cpu()
+        parallel = Sharded(model, model.trainable_parameters(), len(TOTALS), [model.vision_tower], CUDA, False, 6)
+        _loop(model, [curves[1]], parallel, precision="fp32").run(_stream())
+    finally:
+        dist.destroy_process_group()
+    plain, split = ([row["loss"] for row in curve.rows] for curve in curves)
+    assert split == pytest.approx(plain, rel=1e-5)

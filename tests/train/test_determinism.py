@@ -1,0 +1,22 @@
+import os
+
+import pytest
+import torch
+
+from mgpt.train.determinism import be_deterministic
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("device", "asked", "mode"), [("cpu", False, 1), ("cpu", True, 1), ("cuda", False, 0), ("cuda", True, 2)])
+def test_a_cpu_is_always_deterministic_and_a_gpu_where_it_is_asked_for(device, asked, mode):
+    """torch's modes: 0 off, 1 warns of an operation without a deterministic form, 2 raises."""
+    be_deterministic(torch.device(device), asked)
+    assert torch.get_deterministic_debug_mode() == mode
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (mode == 2)

@@ -72,12 +72,12 @@ def test_greedy_ids_are_the_original_s(version):
     assert torch.equal(ids.cpu(), tensors["output.gen_new_ids"])
 
 
-def _rows(seed, count=6, text=(4, 20)):
-    """Padded rows: an image in every other one, then text whose second half is supervised."""
+def _rows(seed, image_tokens=4, count=6, text=(4, 20)):
+    """Padded rows: an image in every other one, then text whose last third is supervised."""
     made = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(*text, (count,), generator=made) + torch.tensor([4, 0] * (count // 2))
+    lengths = torch.randint(*text, (count,), generator=made) + torch.tensor([image_tokens, 0] * (count // 2))
     ids = torch.randint(5, 500, (count, int(lengths.max())), generator=made)
-    ids[::2, :4] = 512  # where `tiny.v2` has its placeholders, four an image
+    ids[::2, :image_tokens] = 512  # the placeholder of tiny models
     places = torch.arange(ids.shape[1])
     mask = (places < lengths[:, None]).long()
     supervised = (places >= lengths[:, None] * 2 // 3) & mask.bool()
@@ -86,8 +86,8 @@ def _rows(seed, count=6, text=(4, 20)):
     return tensors, [f"{seed}-{row}" for row in range(count)], [1, 0] * (count // 2)
 
 
-def _packed(seed):
-    tensors, ids, images = _rows(seed)
+def _packed(seed, image_tokens=4):
+    tensors, ids, images = _rows(seed, image_tokens)
     return cut_packed(tensors, ids, images, len(ids), int(tensors["attention_mask"].sum()))
 
 
@@ -106,11 +106,6 @@ def _gradient(model, batch, implementation, bf16):
     loss.backward()
     flat = torch.cat([parameter.grad.flatten().double() for parameter in model.trainable_parameters().values()])
     return float(loss.detach()), int(count), flat
-
-
-def test_placeholders_are_the_models(bases):
-    model = _model(bases)
-    assert (model.config.image_token_id, model.config.num_image_tokens) == (512, 4)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -218,16 +213,21 @@ def test_a_resumed_run_has_the_same_bits(bases, tmp_path):
     assert not torch.equal(_weights(whole), _weights(first))
 
 
-def test_steps_read_nothing_from_the_device(bases):
+@pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
+def test_steps_read_nothing_from_the_device(bases, system):
     """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
 
     class Watch(Callback):
         def on_step(self, loop):
             torch.cuda.set_sync_debug_mode("error" if loop.step < loop.settings.steps else "default")
 
-    loop = _loop(_lean(bases, 0.1), [Watch()])
+    model = system(bases)
+    tokens = model.config.num_image_tokens
+    model.language_model.set_attn_implementation("varlen")
+    make_lean(model.language_model)
+    loop = _loop(model.train().to(CUDA), [Watch()])
     try:
-        loop.run(_stream())
+        loop.run((step, _packed(step % 4, tokens)) for step in range(6))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loop.step == 6

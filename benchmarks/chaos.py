@@ -5,7 +5,8 @@ driver (which is then started again), or the Ray node of a worker (which is repl
 loss of the curve are those of the undisturbed run. The ledger of the run names the samples of each step; they are compared with the
 mixture's plan: lost are those that no step consumed in their place, repeated those that one consumed too often. Two more runs go from
 2 workers to 1 and back, one moved by killing its driver, one elastic, by killing nodes and starting one; their losses are compared
-with an undisturbed run's, all without dropout, which every worker draws for itself.
+with an undisturbed run's, all without dropout, which every worker draws for itself. A third one loses a node that Ray was told of before,
+as a cloud takes back a spot machine.
 
 Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--no-resize] [--out FILE]. The last line is the summary as JSON.
 """
@@ -38,6 +39,7 @@ from mgpt.train.ledger import audit
 STEPS, LONGER = 40, 500  # of a trial; of the elastic run, in whose midst nodes come up
 NODES = 3  # of them two have a worker, so one can die
 NODE_CPUS = 3.0  # a worker and a feeding task
+NOTICE_SECONDS = 30
 LIMIT = 420  # seconds that a trial may take
 SETTINGS = TrainingSettings(
     format="minigpt-v2",
@@ -54,6 +56,8 @@ SETTINGS = TrainingSettings(
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_agent_register_timeout_ms": "300000",
@@ -101,6 +105,22 @@ class Cluster:
                 self.grow()
                 return True
         return False
+
+    def take_back(self, seconds: int) -> Callable[[], None]:
+        """Tells Ray that a node with a worker goes in so many seconds; returns what makes it go, for another in its place."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        node = next(node for node in self._others if any(is_worker(process) for process in family(node)))
+        reason, deadline = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + seconds) * 1000)
+        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "taken back", deadline)
+        assert accepted, why
+
+        def gone() -> None:
+            self._kill(node)
+            self.grow()
+
+        return gone
 
     def shrink(self) -> None:
         """Kills all nodes but the head."""
@@ -210,6 +230,16 @@ class Trials:
         self.cluster.grow()
         self.finish(name, driver)
 
+    def preempted(self, name: str) -> None:
+        """A run one of whose nodes goes, as Ray was told half a minute before. It keeps a checkpoint at once."""
+        driver = self.driver(name, "2", dropout=0.0, steps=LONGER)
+        self.wait(name, driver, lambda: self.step(name) >= 30)
+        gone = self.cluster.take_back(NOTICE_SECONDS)
+        deadline = time.monotonic() + NOTICE_SECONDS
+        self.wait(name, driver, lambda: time.monotonic() > deadline)
+        gone()
+        self.finish(name, driver)
+
     def workers(self, name: str) -> list[list[int]]:
         """[workers, steps] of each stretch of steps with the same number of workers."""
         return [[number, len(list(steps))] for number, steps in groupby(entry["workers"] for entry in self.ledger(name))]
@@ -259,11 +289,11 @@ def kills(trials: Trials, count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
-    """The result of each run that changes its number of workers."""
-    for name, steps in (("moved", STEPS), ("elastic", LONGER)):
-        calm, began = f"calm-{name}", time.monotonic()
+    """The result of each run that changes its number of workers, or has to go to another node."""
+    for name, steps in (("moved", STEPS), ("elastic", LONGER), ("preempted", LONGER)):
+        calm, began = f"calm-{steps}", time.monotonic()
         try:
-            trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))
+            trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))  # at once, if it ran before
             getattr(trials, name)(name)
             pairs = zip(trials.losses(name), trials.losses(calm), strict=True)
             found = {"loss_difference": max(abs(one - other) / other for one, other in pairs), **trials.audited(name, steps)}
@@ -279,7 +309,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
-    parser.add_argument("--no-resize", action="store_true", help="leave out the runs that change their number of workers")
+    parser.add_argument("--no-resize", action="store_true", help="leave out the runs that move")
     parser.add_argument("--train", nargs=6, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS"))
     asked = parser.parse_args()
     if asked.train:

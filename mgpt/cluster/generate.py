@@ -11,11 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-import torch
 
 from mgpt.data.tasks import Message
-from mgpt.evaluation.answering import AnswerAll, Answerer, Ask, ModelSource
-from mgpt.evaluation.generation import Answer, Request
+from mgpt.evaluation.asks import AnswerAll, Ask, ModelSource
+from mgpt.evaluation.request import Answer, Request
 from mgpt.settings.evaluation import GenerationSettings
 
 BATCHES_AN_ACTOR = 4  # blocks are cut so that each actor gets about this many: a slow one then holds the others up for a quarter at most
@@ -81,6 +80,10 @@ class _Actor:
     """Holds the loaded model; one thread, since it has one CPU."""
 
     def __init__(self, source: ModelSource) -> None:
+        import torch  # here alone: who asks needs none of the model's code
+
+        from mgpt.evaluation.answering import Answerer
+
         torch.set_num_threads(1)
         self.answerer = Answerer(source)
 

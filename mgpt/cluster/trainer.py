@@ -30,6 +30,16 @@ _POLL_SECONDS = 0.5
 _PLAIN = ("step", "step_seconds")  # columns that are no metric of their own
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know."""
+
+    settings: TrainingSettings
+    start: Start
+    run_uri: str
+    workers: WorkerSettings
+
+
 class Tracker(Protocol):
     """What training needs of `mgpt.registry.runs.Tracker`."""
 
@@ -128,7 +138,6 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
 
     from mgpt.cluster.ingest import NAME, PlannedData
     from mgpt.cluster.notice import ListeningTorch
-    from mgpt.cluster.worker import Work, work
 
     set_up_ray_train(request.workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -140,7 +149,7 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
     scaling: dict[str, Any] = {"num_workers": number, "use_gpu": workers.gpus_per_worker > 0, "resources_per_worker": resources}
     scaling["elastic_resize_monitor_interval_s"] = workers.resize_seconds
     trainer = TorchTrainer(
-        work,  # type: ignore[arg-type]  # Ray annotates the older trainer's forms
+        _work,  # type: ignore[arg-type]  # Ray annotates the older trainer's forms
         train_loop_config={"work": Work(settings, feed.start, request.run_uri, workers)},
         datasets={NAME: _no_dataset},
         dataset_config=PlannedData(feed, request.run_uri, workers.cpus_per_feed),
@@ -159,6 +168,14 @@ def _fit(request: TrainRequest, feed: Feed) -> str | None:
     if "refused" in outcome:
         raise ValueError(outcome["refused"])
     return outcome.get("damaged")
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's training function. What imports the model's code, which takes seconds, is imported in workers alone: this process and
+    Ray Train's controller, which both hold the function, need none of it."""
+    from mgpt.cluster.worker import work
+
+    return work(config["work"])
 
 
 def _warm(feed: Feed, workers: WorkerSettings) -> Any:

@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import torch
 from mgpt.cluster.checkpoints import retried
 from mgpt.cluster.ingest import NAME, stream
 from mgpt.cluster.notice import obey, told
-from mgpt.cluster.start import Start
-from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, WEIGHTS
+from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, WEIGHTS, Work
 from mgpt.model.lean import make_lean
-from mgpt.settings.training import TrainingSettings, WorkerSettings
+from mgpt.settings.training import TrainingSettings
 from mgpt.storage import Store, sha256_file
 from mgpt.train.ahead import ahead, primed
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
@@ -41,20 +39,9 @@ from mgpt.train.state import TrainingState
 _STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a worker needs to know. `profile` is the first step to profile, and how many."""
-
-    settings: TrainingSettings
-    start: Start
-    run_uri: str
-    workers: WorkerSettings
-
-
-def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's training function. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way, or
-    `{"damaged"}` when the checkpoint to go on from is."""
-    todo: Work = config["work"]
+def work(todo: Work) -> dict[str, Any]:
+    """Trains. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way, or `{"damaged"}` when the
+    checkpoint to go on from is."""
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
     torch.set_num_threads(todo.workers.threads)

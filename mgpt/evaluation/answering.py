@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mgpt.evaluation.generation import Answer, FeatureCache, Request, answer, choice_losses
+from mgpt.evaluation.asks import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource
+from mgpt.evaluation.generation import FeatureCache, answer, choice_losses
+from mgpt.evaluation.request import Answer, Request
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.model.assembly import TRAINABLE_FILE, read_config, read_tensors
+from mgpt.model.assembly import read_config, read_tensors
 from mgpt.model.bases import PRECISIONS, check_bases
-from mgpt.settings.evaluation import GenerationSettings
 from mgpt.storage import Store, is_remote
 
-UNTRAINED = "untrained"
 CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper, construction of the second stage's data
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request for each of the named checkpoints. With `choices` the answer is the one of them that the model finds most likely. An
-    answer of at most `continue_below` new tokens is followed by a "Continue" turn, whose answer is joined to it.
-    """
-
-    request: Request
-    checkpoints: tuple[str, ...]
-    max_new_tokens: int
-    continue_below: int = 0
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Everything that a process anywhere needs to load the checkpoints of one system.
-
-    `bases`: name -> folder or URI. `weights`: checkpoint -> its files by name, as bytes (trainables are small). The checkpoint `untrained`
-    needs no files: it is a fresh projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
-    """
-
-    bases: Mapping[str, str]
-    weights: Mapping[str, Mapping[str, bytes]]
-    format: str
-    batch_size: int
-    precision: str = "fp32"
-    seed: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        bases: Mapping[str, str | Path],
-        checkpoints: Mapping[str, str | Path],
-        format: str,
-        generation: GenerationSettings,
-        seed: int = 0,
-    ) -> ModelSource:
-        """Read the folders that `save_trainable` wrote. Raises ValueError when one is missing or there is none."""
-        missing = [f"{name} ({folder})" for name, folder in checkpoints.items() if not (Path(folder) / TRAINABLE_FILE).is_file()]
-        if missing or not checkpoints:
-            raise ValueError(
-                f"checkpoints: no trained weights in {', '.join(missing) or 'the request'}; run the training stage that writes them"
-            )
-        weights = {
-            name: {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
-            for name, folder in checkpoints.items()
-        }
-        return cls(
-            {name: str(folder) for name, folder in bases.items()}, weights, format, generation.batch_size, generation.precision, seed
-        )
-
-
-AnswerAll = Callable[[ModelSource, Sequence[Ask]], list[dict[str, Answer]]]
 
 
 class Answerer:
@@ -133,11 +77,6 @@ class Answerer:
             )
             answers.update(zip(chosen, given, strict=True))
         return [answers[i] for i in range(len(asks))]
-
-
-def answer_here(source: ModelSource, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
-    """Answer in this process."""
-    return Answerer(source)(asks)
 
 
 def _continued(request: Request, first: Answer) -> Request:

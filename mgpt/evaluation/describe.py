@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 
 from mgpt.data.sample import SCHEMA, Sample, Turn
 from mgpt.data.tasks import IMAGE_PREFIX
-from mgpt.evaluation.answering import AnswerAll, Ask, ModelSource, answer_here
+from mgpt.evaluation.asks import AnswerAll, Ask, ModelSource, answer_here
 from mgpt.evaluation.describe_report import write_describe_report
 from mgpt.evaluation.filters import Filters
-from mgpt.evaluation.generation import Answer, Request
 from mgpt.evaluation.repair import Repaired, change, repairer
+from mgpt.evaluation.request import Answer, Request
 from mgpt.evaluation.review import ReviewRow, digest, read_review, write_review
 from mgpt.settings.evaluation import DescribeSettings
 from mgpt.storage import Entry, Manifest, Store, write_atomic

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mgpt.evaluation.failure import failures
-from mgpt.evaluation.generation import Answer
+from mgpt.evaluation.request import Answer
 from mgpt.storage import write_atomic
 
 EXAMPLES = 5

@@ -9,38 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from mgpt.data.tasks import Message
+from mgpt.evaluation.request import Answer, Request
 from mgpt.model import PROMPT_FORMATS, MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 TAIL = 8  # the end symbol is looked for in this many last tokens; no tokenizer spreads one wider
-
-
-@dataclass(frozen=True)
-class Request:
-    """`images`: encoded bytes or Pillow pictures, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a
-    user message.
-    """
-
-    images: tuple[bytes | Image.Image, ...]
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`text` without the end symbol. `finished`: whether the model ended it, rather than the token limit. `tokens`: new tokens, the end
-    symbol included.
-    """
-
-    text: str
-    finished: bool
-    tokens: int = 0
 
 
 class FeatureCache:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mgpt.data.sample import Sample
 from mgpt.data.tasks import Task
-from mgpt.evaluation.answering import AnswerAll, answer_here
+from mgpt.evaluation.asks import AnswerAll, answer_here
 from mgpt.evaluation.gallery import write_gallery
 from mgpt.evaluation.report import write_report
 from mgpt.evaluation.suite import Evaluation, run_suite

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from mgpt.data.sample import Sample
 from mgpt.data.tasks import Task
-from mgpt.evaluation.answering import AnswerAll, Ask, ModelSource, answer_here
+from mgpt.evaluation.asks import AnswerAll, Ask, ModelSource, answer_here
 from mgpt.evaluation.caption import caption_family, description_family
-from mgpt.evaluation.generation import Answer, Request
 from mgpt.evaluation.grounding import grounding_family
 from mgpt.evaluation.identify import FAMILY as IDENTIFY
 from mgpt.evaluation.items import Item, ItemRules, build_items
 from mgpt.evaluation.refer import FAMILY as REFER
+from mgpt.evaluation.request import Answer, Request
 from mgpt.evaluation.scoring import Family, Judgement, Reply, Score, chance_levels, score_family
 from mgpt.evaluation.vocabulary import Vocabulary, load_vocabulary
 from mgpt.evaluation.vqa import FAMILY as VQA

@@ -66,7 +66,8 @@ class Predictor:
         Raises:
             ValueError: a picture cannot be read (the message names which), or a prompt is empty.
         """
-        from mgpt.evaluation.generation import Request, answer
+        from mgpt.evaluation.generation import answer
+        from mgpt.evaluation.request import Request
 
         pictures, requests = [], []
         for number, (image, prompt) in enumerate(questions):

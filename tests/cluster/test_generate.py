@@ -6,8 +6,8 @@ import pytest
 
 from mgpt.cluster.generate import answer_on_ray
 from mgpt.data.scenes.world import draw, scenes
-from mgpt.evaluation.answering import UNTRAINED, Ask, ModelSource, answer_here
-from mgpt.evaluation.generation import Request
+from mgpt.evaluation.asks import UNTRAINED, Ask, ModelSource, answer_here
+from mgpt.evaluation.request import Request
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.settings.evaluation import GenerationSettings
 

@@ -1,7 +1,9 @@
 import pytest
 
-from mgpt.evaluation.answering import UNTRAINED, Answerer, Ask, ModelSource, answer_here
-from mgpt.evaluation.generation import Request, answer
+from mgpt.evaluation.answering import Answerer
+from mgpt.evaluation.asks import UNTRAINED, Ask, ModelSource, answer_here
+from mgpt.evaluation.generation import answer
+from mgpt.evaluation.request import Request
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.settings.evaluation import GenerationSettings
 

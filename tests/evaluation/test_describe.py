@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgpt.data.sample import SCHEMA, Sample
-from mgpt.evaluation.answering import answer_here
+from mgpt.evaluation.asks import answer_here
 from mgpt.evaluation.describe import CHECKPOINT, DescribeRequest, choose_pictures, describe
-from mgpt.evaluation.generation import Answer
+from mgpt.evaluation.request import Answer
 from mgpt.settings.evaluation import DescribeSettings
 from mgpt.storage import Manifest, Store
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mgpt.evaluation.gallery import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose, panel, write_gallery
-from mgpt.evaluation.generation import Answer
+from mgpt.evaluation.request import Answer
 from mgpt.evaluation.suite import Evaluation, choose_items, score_answers
 from mgpt.settings.evaluation import SystemEvaluationSettings
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mgpt.evaluation.generation import EndOfText, FeatureCache, Request, answer, choice_losses, picture
+from mgpt.evaluation.generation import EndOfText, FeatureCache, answer, choice_losses, picture
+from mgpt.evaluation.request import Request
 from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 

@@ -4,8 +4,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mgpt.evaluation.generation import Answer
 from mgpt.evaluation.report import FILES, markdown_table, text_table, write_report
+from mgpt.evaluation.request import Answer
 from mgpt.evaluation.suite import choose_items, score_answers
 from mgpt.settings.evaluation import TASKS, SystemEvaluationSettings
 

@@ -6,7 +6,7 @@ import pytest
 
 from mgpt.data.sample import SCHEMA
 from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
-from mgpt.evaluation.answering import answer_here
+from mgpt.evaluation.asks import answer_here
 from mgpt.evaluation.report import FILES
 from mgpt.evaluation.run import PICTURES
 from mgpt.settings.evaluation import SystemEvaluationSettings

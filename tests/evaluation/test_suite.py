@@ -1,6 +1,6 @@
 import pytest
 
-from mgpt.evaluation.generation import Answer
+from mgpt.evaluation.request import Answer
 from mgpt.evaluation.suite import choose_items, run_suite, score_answers
 from mgpt.settings.evaluation import TASKS, SystemEvaluationSettings
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mgpt.cluster.connect import KEEP_PROCESSES
-from tests.chain.project import Project, make
+from tests.chain.project import TWO_WORKERS, Project, make
 from tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytes
     project = fresh_project.copy(tmp_path_factory.mktemp("chain") / "project")
     shutil.copyfile(mlflow_template, project.folder / "mlflow.db")
     try:
-        project.first_output = project.repro()
+        project.first_output = project.elsewhere(**TWO_WORKERS).repro("pretrain@minigpt-v2") + project.repro()
         yield project
     finally:
         project.run("python", "-m", "mgpt", "cluster", "stop")

@@ -20,6 +20,8 @@ BIN = Path(sys.executable).parent
 STEPS = {"pretrain": 40, "multitask": 4, "instruct": 4}
 # Long enough to be killed in its middle.
 LONGER = {"steps": 48, "checkpoint_every": 4, "global_batch_size": 16, "micro_batch_size": 8}
+# Of that one, so that one can be killed. A second worker and what feeds it cost every other training ten seconds of imports.
+TWO_WORKERS = {"MGPT_CLUSTER__TRAINING__WORKERS": "2"}
 MIXTURES = {
     "pretrain": {"minigpt4": ("laion", "cc_sbu"), "minigpt-v2": ("laion", "coco_caption", "refcoco", "photographs")},
     "multitask": {"minigpt-v2": ("coco_caption", "refcoco", "vqav2")},
@@ -134,6 +136,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
         for system, names in systems.items():
             _shorten(params[stage][system], STEPS[stage], names)
     params["pretrain"]["minigpt-v2"] |= LONGER
+    params["cluster"]["training"] = {"workers": 1}
     loose = {"minimum_characters": 0, "minimum_sentences": 0, "maximum_change": 1.0, "maximum_foreign": 1.0}
     params["describe"] |= {"pictures": 6, "max_new_tokens": 16, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
     for judged in params["evaluate"].values():

@@ -16,7 +16,7 @@ import pytest
 
 from mgpt.cluster.connect import every_local_ray
 from mgpt.storage import sha256_file
-from tests.chain.project import LONGER, Project
+from tests.chain.project import LONGER, TWO_WORKERS, Project
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = LONGER["steps"]
@@ -28,7 +28,8 @@ class Training:
 
     def __init__(self, chain: Project, folder: Path, template: Path) -> None:
         (folder / "mlflow.db").write_bytes(template.read_bytes())
-        self.project = chain.elsewhere(MGPT_STORAGE__ROOT=str(folder / "store"), MGPT_TRACKING__URI=f"sqlite:///{folder / 'mlflow.db'}")
+        own = {"MGPT_STORAGE__ROOT": str(folder / "store"), "MGPT_TRACKING__URI": f"sqlite:///{folder / 'mlflow.db'}"}
+        self.project = chain.elsewhere(**own, **TWO_WORKERS)
         self.identity = self.project.identity("pretrain", "minigpt-v2")
         self.curve = folder / "store" / "runs" / self.identity / "curve.csv"
         self.folder = folder

@@ -9,72 +9,54 @@ from safetensors.torch import load_file
 from mgpt.cluster.features import prepare
 from mgpt.cluster.ingest import Feed, Preparer
 from mgpt.cluster.start import Start
-from mgpt.cluster.trainer import train
 from mgpt.data.features import FeatureReader
 from mgpt.model.encoder import ImageEncoder
 from mgpt.settings.training import WorkerSettings
-from tests.cluster.test_trainer import FRESH, losses, request, settings
+from tests.cluster.test_trainer import SHORT, settings
 
-# 160 samples in shares of 3 to 1 of 48 pictures and none: 120 pictures are shown.
-SHORT = {"steps": 20, "log_every": 2, "checkpoint_every": 20}
+FRESH = SHORT["fresh"]
+STEPS = {name: value for name, value in SHORT.items() if name != "fresh"}
 SHOWN = "120 pictures shown, 48 of them distinct (2.5 times each)"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("features")
+def prepared(training, features_folder, **changes):
+    chosen = settings(**STEPS, **changes)
+    return prepare(Feed.of(chosen, training[1], Start(training[0], None, FRESH)), chosen, WorkerSettings(), str(features_folder))
 
 
-@pytest.fixture(scope="module")
-def cached(ray_here, training, folder):
-    """A training that made the cache."""
-    asked = request(training, folder, "cached", features=True, **SHORT)
-    return train(replace(asked, features=str(folder / "features")))
+def packs(features_folder):
+    return sorted(features_folder.glob("*/*.safetensors"))
 
 
-def prepared(training, folder, **changes):
-    chosen = settings(**SHORT, **changes)
-    return prepare(Feed.of(chosen, training[1], Start(training[0], None, FRESH)), chosen, WorkerSettings(), str(folder / "features"))
-
-
-def packs(folder):
-    return sorted((folder / "features").glob("*/*.safetensors"))
-
-
-def test_losses_are_those_without_the_cache(cached, training, folder):
-    without = train(request(training, folder, "without", **SHORT))
-    assert (cached.cached.computed, without.cached) == (48, None)
-    assert losses(cached) == pytest.approx(losses(without), rel=1e-5)
-
-
-def test_each_picture_is_computed_once_and_counted(cached, training, folder):
+def test_each_picture_is_computed_once_and_counted(cached, short):
+    assert (cached.cached.computed, short.cached) == (48, None)
     reader = FeatureReader(cached.cached.folder)
     assert sum(len(pack.digests) for pack in reader.packs) == len(reader.places) == 48
     assert cached.cached.size == 48 * reader.packs[0].size
     effect = cached.cached.effect(0.1, 20)
     assert f"on: {SHOWN}, 0 MB of features; computed 48 in" in effect
-    without = 0.1 + cached.cached.image_seconds * 120 / 20 / 2
+    without = 0.1 + cached.cached.image_seconds * 120 / 20
     assert f"a step without it about {without:.3f} s" in effect
 
 
-def test_another_training_on_the_same_tower_computes_nothing(cached, training, folder):
-    before = {path: path.stat().st_mtime_ns for path in packs(folder)}
-    again = prepared(training, folder, features="auto", seed=9)
+def test_another_training_on_the_same_tower_computes_nothing(cached, training, features_folder):
+    before = {path: path.stat().st_mtime_ns for path in packs(features_folder)}
+    again = prepared(training, features_folder, features="auto", seed=9)
     assert (again.folder, again.computed) == (cached.cached.folder, 0)
-    assert {path: path.stat().st_mtime_ns for path in packs(folder)} == before
+    assert {path: path.stat().st_mtime_ns for path in packs(features_folder)} == before
 
 
-def test_only_files_that_are_not_there_are_computed_again(cached, training, folder):
-    kept, lost = packs(folder)
+def test_only_files_that_are_not_there_are_computed_again(cached, training, features_folder):
+    kept, lost = packs(features_folder)
     before, content = kept.stat().st_mtime_ns, load_file(lost)
     lost.unlink()
-    again = prepared(training, folder, features=True)
+    again = prepared(training, features_folder, features=True)
     assert (again.computed, kept.stat().st_mtime_ns) == (len(content["digests"]), before)
     assert all(torch.equal(tensor, content[name]) for name, tensor in load_file(lost).items())
 
 
-def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, folder):
-    half = prepared(training, folder, features=True, features_dtype="bf16")
+def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, features_folder):
+    half = prepared(training, features_folder, features=True, features_dtype="bf16")
     whole, halves = FeatureReader(cached.cached.folder), FeatureReader(half.folder)
     assert half.folder != cached.cached.folder
     assert half.size * 2 == cached.cached.size
@@ -82,24 +64,24 @@ def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, folder)
     assert torch.equal(halves.read(names), whole.read(names).to(torch.bfloat16))
 
 
-def test_auto_stays_off_where_pictures_are_shown_too_seldom(ray_here, training, folder):
-    plan = prepared(training, folder, features="auto", features_above=3)
+def test_auto_stays_off_where_pictures_are_shown_too_seldom(ray_here, training, features_folder):
+    plan = prepared(training, features_folder, features="auto", features_above=3)
     assert (plan.folder, plan.computed, plan.estimate()) == (None, 0, f"off: {SHOWN}")
 
 
-def test_auto_stays_off_where_features_would_fill_too_much(ray_here, training, folder):
-    plan = prepared(training, folder, features="auto", features_gigabytes=1e-6)
+def test_auto_stays_off_where_features_would_fill_too_much(ray_here, training, features_folder):
+    plan = prepared(training, features_folder, features="auto", features_gigabytes=1e-6)
     assert (plan.folder, plan.computed) == (None, 0)
     assert plan.estimate().startswith(f"off: {SHOWN}")
 
 
-def test_off_looks_at_nothing(training, folder):
-    assert prepared(training, folder, features=False).estimate() == "off"
+def test_off_looks_at_nothing(training, features_folder):
+    assert prepared(training, features_folder, features=False).estimate() == "off"
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 160])
 def test_feed_gives_features_in_place_of_pixels(cached, training, pack_tokens):
-    feed = Feed.of(settings(pack_tokens=pack_tokens, **SHORT), training[1], Start(training[0], None, FRESH))
+    feed = Feed.of(settings(pack_tokens=pack_tokens, **STEPS), training[1], Start(training[0], None, FRESH))
     model = feed.start.model()
     plain, fed = (Preparer(replace(feed, features=features)).batches(1, 0, 1) for features in (None, cached.cached.folder))
     assert [batch.ids for batch in fed] == [batch.ids for batch in plain]

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 from mgpt.cluster.ingest import Feed
 from mgpt.cluster.processes import set_up_ray_train
 from mgpt.cluster.start import Start
-from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, image_digest, pack_bytes
+from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, pack_bytes
+from mgpt.data.images import NO_IMAGE, image_digest, name_images
 from mgpt.settings.training import TrainingSettings, WorkerSettings
 from mgpt.storage import Entry, Store, sha256_bytes
 
 IMAGES = "images"
 _PACK_BYTES = 256 << 20  # of features in one file, about
 _BATCH = 32  # pictures in one pass of the tower
-_NONE = bytes(32)  # stands for a row without a picture
 _COMPUTERS: dict[str, _Computer] = {}  # of this process, by what it was made of; Ray reuses a process for many tasks
 
 
@@ -93,7 +93,7 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     digests, times = _digests(store, entries), _times(feed)
     import ray.train.torch  # what training needs next takes seconds, and the answer is not there yet
 
-    shown = (times > 0) & (digests != _NONE)
+    shown = (times > 0) & (digests != NO_IMAGE)
     rows = np.flatnonzero(shown)
     first = rows[np.sort(np.unique(digests[rows], return_index=True)[1])]  # the first row that shows each distinct picture
     plan = Cached(None, int(times[rows].sum()), len(first))
@@ -166,14 +166,8 @@ def _digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
 
     uris = [store.uri(IMAGES, entry.sha256) for entry in entries]
     new = [(entry.uri, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
-    ray.get([ray.remote(num_cpus=1)(_name_images).remote(shard, uri) for shard, uri in new])
+    ray.get([ray.remote(num_cpus=1)(name_images).remote(shard, uri) for shard, uri in new])
     return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
-
-
-def _name_images(shard: str, uri: str) -> None:
-    column = pq.read_table(io.BytesIO(Store(shard.rsplit("/", 1)[0]).read(shard)), columns=["image"])["image"]
-    names = [_NONE if image.as_py() is None else image_digest(image.as_py()) for image in column]
-    Store(uri.rsplit("/", 1)[0]).write(uri, b"".join(names))
 
 
 def _compute(units: list[Unit], start: Start, settings: TrainingSettings, workers: WorkerSettings, folder: str) -> None:

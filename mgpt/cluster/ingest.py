@@ -27,6 +27,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from mgpt.cluster.start import Start
+from mgpt.data.images import image_digest
 from mgpt.data.mixture import Mixture, Pick, pick_rng
 from mgpt.data.sample import Sample
 from mgpt.data.tasks import load_tasks, render
@@ -147,7 +148,6 @@ class Preparer:
 
     def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
         """Worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of like length."""
-        from mgpt.data.features import image_digest
         from mgpt.train.batch import cut_by_length, cut_packed
 
         picks = self.mixture.batch(step)[rank::world_size]

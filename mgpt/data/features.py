@@ -7,7 +7,6 @@ packs by their place, so packs may be larger than memory, here or in a bucket.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import zlib
@@ -25,11 +24,6 @@ SUFFIX = ".safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HEAD_BYTES = 1 << 20  # more than any head has
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-def image_digest(image: bytes) -> bytes:
-    """The name of a picture: the sha256 of its encoded bytes."""
-    return hashlib.sha256(image).digest()
 
 
 def pack_bytes(digests: Sequence[bytes], features: Tensor, seconds: float) -> bytes:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mgpt.data.features import FeatureReader, Pack, image_digest, pack_bytes
+from mgpt.data.features import FeatureReader, Pack, pack_bytes
+from mgpt.data.images import image_digest
 from mgpt.storage import Store
 
 PICTURES = [bytes([number]) * 9 for number in range(5)]

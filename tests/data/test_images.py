@@ -1,0 +1,20 @@
+"""Names of pictures."""
+
+import hashlib
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mgpt.data.images import NO_IMAGE, image_digest, name_images
+from mgpt.storage import Store
+
+
+def test_a_shards_names_stand_in_the_order_of_its_rows_and_text_has_none(tmp_path):
+    shard, named = Store(str(tmp_path / "data")), Store(str(tmp_path / "images"))
+    content = io.BytesIO()
+    pq.write_table(pa.table({"image": pa.array([b"one", None, b"two"], pa.binary())}), content)
+    shard.write(shard.uri("0.parquet"), content.getvalue())
+    name_images(shard.uri("0.parquet"), named.uri("0"))
+    assert named.read(named.uri("0")) == image_digest(b"one") + NO_IMAGE + image_digest(b"two")
+    assert image_digest(b"one") == hashlib.sha256(b"one").digest()

@@ -27,6 +27,7 @@ from mgpt.storage import Entry, Store, sha256_bytes
 
 IMAGES = "images"
 _PACK_BYTES = 256 << 20  # of features in one file, about
+_HERE_BYTES = 256 << 20  # of shards whose pictures are named sooner here than a process elsewhere starts
 _BATCH = 32  # pictures in one pass of the tower
 _COMPUTERS: dict[str, _Computer] = {}  # of this process, by what it was made of; Ray reuses a process for many tasks
 
@@ -165,8 +166,12 @@ def _digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
     import ray
 
     uris = [store.uri(IMAGES, entry.sha256) for entry in entries]
-    new = [(entry.uri, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
-    ray.get([ray.remote(num_cpus=1)(name_images).remote(shard, uri) for shard, uri in new])
+    new = [(entry, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
+    if sum(entry.size for entry, _ in new) < _HERE_BYTES:
+        for entry, uri in new:
+            name_images(entry.uri, uri)
+    else:
+        ray.get([ray.remote(num_cpus=1)(name_images).remote(entry.uri, uri) for entry, uri in new])
     return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgpt.cluster import features
 from mgpt.cluster.features import prepare
 from mgpt.cluster.ingest import Feed, Preparer
 from mgpt.cluster.start import Start
 from mgpt.data.features import FeatureReader
 from mgpt.model.encoder import ImageEncoder
 from mgpt.settings.training import WorkerSettings
+from mgpt.storage import Store
 from tests.cluster.test_trainer import SHORT, settings
 
 FRESH = SHORT["fresh"]
@@ -73,6 +75,15 @@ def test_auto_stays_off_where_features_would_fill_too_much(ray_here, training, f
     plan = prepared(training, features_folder, features="auto", features_gigabytes=1e-6)
     assert (plan.folder, plan.computed) == (None, 0)
     assert plan.estimate().startswith(f"off: {SHOWN}")
+
+
+def test_pictures_of_large_shards_are_named_by_tasks_and_alike(ray_here, training, tmp_path, monkeypatch):
+    here, there = Store(str(tmp_path / "here")), Store(str(tmp_path / "there"))
+    entries = training[1].entries
+    named = features._digests(here, entries)
+    monkeypatch.setattr(features, "_HERE_BYTES", 0)
+    assert (features._digests(there, entries) == named).all()
+    assert len(set(named.tolist())) > 10
 
 
 def test_off_looks_at_nothing(training, features_folder):

@@ -65,10 +65,11 @@ def test_images_install_pinned_packages_on_this_python(name: str) -> None:
 
 
 def test_the_image_holds_what_a_job_imports() -> None:
-    """The extras that are installed lead to Ray, torch and DVC; mgpt itself comes with the job."""
-    wanted = " ".join(PROJECT["optional-dependencies"][extra][0] for extra in ("train", "submit"))
+    """The extras that are installed lead to Ray, torch, DVC and fused kernels; mgpt itself comes with the job."""
+    wanted = " ".join(PROJECT["optional-dependencies"][extra][0] for extra in ("gpu", "train", "submit"))
     text = (INFRA / "Dockerfile").read_text()
-    assert '".[train,submit]"' in text
+    assert '".[gpu,submit]"' in text
+    assert "mgpt[train]" in wanted
     assert "pip uninstall --yes mgpt" in text
     assert "mgpt[model]" in wanted
     assert "dvc" in wanted

@@ -148,6 +148,7 @@ class Preparer:
 
     def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
         """Worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of like length."""
+        from mgpt.data.packing import SINGLE_ROWS
         from mgpt.train.batch import cut_by_length, cut_packed
 
         picks = self.mixture.batch(step)[rank::world_size]
@@ -160,7 +161,9 @@ class Preparer:
             tensors["image_features"] = self.features.read([image_digest(image) for image in images])
         ids = [f"{sample.dataset}:{sample.id}" for sample in samples]
         cut = (tensors, ids, [int(bool(sample.image)) for sample in samples], self.feed.micro_batch_size)
-        return cut_by_length(*cut) if self.feed.pack_tokens is None else cut_packed(*cut, self.feed.pack_tokens)
+        if self.feed.pack_tokens is None:
+            return cut_by_length(*cut)
+        return cut_packed(*cut, self.feed.pack_tokens, single=self.feed.start.loading.get("attn_implementation") in SINGLE_ROWS)
 
     def _render(self, pick: Pick, sample: Sample) -> list[dict[str, str]]:
         rng: random.Random = pick_rng(self.feed.seed, pick.position)

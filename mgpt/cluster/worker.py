@@ -23,7 +23,7 @@ from mgpt.train.ahead import ahead, primed
 from mgpt.train.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
 from mgpt.train.contracts import TOTALS, Callback, StepBatches
 from mgpt.train.curve import Curve, Row, curve_csv
-from mgpt.train.determinism import be_deterministic
+from mgpt.train.determinism import be_deterministic, is_indeterminate
 from mgpt.train.files import DamagedError
 from mgpt.train.flops import StepFlops
 from mgpt.train.gauges import Compute, Memory, Profile
@@ -55,6 +55,10 @@ def work(todo: Work) -> dict[str, Any]:
         return {"damaged": str(error)}
     except (ValueError, NonFiniteError) as error:
         return {"refused": str(error)}
+    except RuntimeError as error:
+        if not is_indeterminate(error):
+            raise
+        return {"refused": f"cluster.training.deterministic: {error}; leave it out, or change what needs that operation"}
     if loop.parallel.rank == 0:
         _finish(todo, loop)
     return {"steps": loop.step}

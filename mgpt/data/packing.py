@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORE = -100
+SINGLE_ROWS = ("varlen", "flash_attention_2")  # attention implementations that take one packed row without padding
 _ROW_TENSORS = ("input_ids", "labels")
 
 
@@ -103,7 +104,7 @@ def attention_inputs(segment_ids_PL: Tensor, implementation: str, device: torch.
         return {"attention_mask": dense_mask(segment_ids_PL.to(device, non_blocking=True))}
     if implementation == "flex_attention":
         return {"attention_mask": block_mask(segment_ids_PL.to(device, non_blocking=True))}
-    if implementation in ("varlen", "flash_attention_2"):
+    if implementation in SINGLE_ROWS:
         # transformers passes a mask of four dimensions on as it is; None would make it look for samples in the positions, and build one.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if implementation == "varlen" else None
         bounds = sequence_bounds(segment_ids_PL, device)

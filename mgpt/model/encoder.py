@@ -56,6 +56,7 @@ class EncoderSpec:
             "pixels": [self.image_size, self.image_mean, self.image_std, "bicubic"],
             "merge": self.merge,
             "types": [self.held, precision, dtype],
+            "arithmetic": 2,  # since 2 a part that is held in half precision runs outside autocast
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 from functools import cache
 from typing import Any
 
@@ -16,8 +16,9 @@ def fused(tensor: Tensor) -> Any:
 
 @cache
 def _liger() -> Any:
-    if importlib.util.find_spec("liger_kernel") is None:
+    try:
+        from liger_kernel import ops  # needs Triton, which comes with torch for CUDA
+    except ImportError as error:
+        logging.getLogger(__name__).warning("training runs without fused kernels (%s); install them with pip install mgpt[gpu]", error)
         return None
-    from liger_kernel import ops  # needs Triton, which comes with torch for CUDA
-
     return ops

@@ -71,7 +71,8 @@ def head_loss(head: Any, rows_nD: torch.Tensor, targets_n: torch.Tensor) -> torc
     """`logits_loss` of a head's rows. On CUDA, logits too large to stand there whole are made and used up in parts by a fused kernel: it
     reads from the device, and gives nothing where they are small (benchmarks/results/gpu_step.json)."""
     kernels = fused(rows_nD)
-    if kernels is None or 4 * len(rows_nD) * len(head.weight) < WHOLE_LOGITS_BYTES:
+    known = type(head) is nn.Linear and head.weight.is_floating_point()  # an adapter's or a quantised head is more than its weight
+    if kernels is None or not known or 4 * len(rows_nD) * len(head.weight) < WHOLE_LOGITS_BYTES:
         return logits_loss(head(rows_nD), targets_n)
     rows = rows_nD.to(head.weight.dtype)
     apply = kernels.LigerFusedLinearCrossEntropyFunction.apply

@@ -4,8 +4,9 @@ answer is.
 `make_lean` changes a language model in place, from outside, before training; weights, names and files stay as they are. What it does not
 know (another architecture, trained norms, adapters that are switched off, generation) runs as before.
 
-- Norms, rotary embeddings and SwiGLU keep fewer tensors for the gradient and write into what they made themselves; on CUDA they are one
-  kernel each (`mgpt.model.kernels`).
+- Norms, rotary embeddings and SwiGLU keep fewer tensors for the gradient and write into what they made themselves. On CUDA they are one
+  kernel each: torch's for norms, Liger's for the others (`mgpt.model.kernels`). Contract: Liger's write into the outputs of the products
+  before them, and SwiGLU's gradient into what it kept, unseen by autograd; so nothing else may read those, and a graph serves one backward.
 - LoRA's sum is part of its second product.
 - Nothing follows the last layer but the head, which training needs at supervised positions alone. So of a packed row its queries and its
   attention are computed for each sample's tail (`mgpt.model.tail`); keys and values stay whole.

@@ -302,8 +302,9 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
             out = self.language_model(**call)
             if labels is None:
                 return MiniGPTOutput(logits=out.logits, past_key_values=out.past_key_values)
-            total = logits_loss(*supervised_rows(out.logits, labels))
-            return MiniGPTOutput(_mean(total, labels, num_items_in_batch), out.logits if return_logits else None, out.past_key_values)
+            rows_nV, targets_n = supervised_rows(out.logits, labels)
+            loss = _mean(logits_loss(rows_nV, targets_n), len(targets_n), num_items_in_batch)
+            return MiniGPTOutput(loss, out.logits if return_logits else None, out.past_key_values)
         decoder = self.language_model.get_decoder()
         if "key_sizes" in kwargs and takes_tails(decoder):
             call["tail"] = tail_of(labels.cpu(), kwargs["key_sizes"], inputs_embeds.device)
@@ -311,8 +312,9 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         places = supervised_places(labels).to(inputs_embeds.device, non_blocking=True)
         with self._last_layer.only(decoder, places):
             hidden_BLD = decoder(**call, use_cache=False).last_hidden_state
-        total = head_loss(self.get_output_embeddings(), *supervised_rows(hidden_BLD, labels))
-        return MiniGPTOutput(_mean(total, labels, num_items_in_batch))
+        rows_nD, targets_n = supervised_rows(hidden_BLD, labels)
+        total = head_loss(self.get_output_embeddings(), rows_nD, targets_n)
+        return MiniGPTOutput(_mean(total, len(targets_n), num_items_in_batch))
 
     def loss_sum(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device: the loss of many workers is
@@ -354,8 +356,8 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         return generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
 
-def _mean(total: torch.Tensor, labels_BL: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
-    return total / (labels_BL[:, 1:].ne(-100).sum().clamp(min=1).to(total.device) if items is None else items)
+def _mean(total: torch.Tensor, count: int, items: torch.Tensor | int | None) -> torch.Tensor:
+    return total / (max(count, 1) if items is None else items)
 
 
 def _first(value: Any) -> Any:

@@ -55,22 +55,21 @@ def encode_frozen(
     else by the token merge.
     """
     frozen = not any(parameter.requires_grad for parameter in tower.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _autocast_unless_half(tower):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _autocast_unless_half(tower, pixel_values.device.type):
         hidden_BLD = tower(pixel_values.to(tower.dtype)).last_hidden_state
     if qformer is None or query_tokens is None:
         return merge_tokens(hidden_BLD, patches, merge)
     queries_BLD = query_tokens.expand(hidden_BLD.shape[0], -1, -1)
     seen_BLD = hidden_BLD.to(query_tokens.dtype)
-    with _autocast_unless_half(qformer):
+    with _autocast_unless_half(qformer, pixel_values.device.type):
         features: torch.Tensor = qformer(query_embeds=queries_BLD, encoder_hidden_states=seen_BLD).last_hidden_state
     return features
 
 
-def _autocast_unless_half(part: Any) -> torch.autocast:
+def _autocast_unless_half(part: Any, device: str) -> torch.autocast:
     """Autocast goes on as it is, but ends for a part that is held in half precision: all it would do there is to take norms to float32 and
     back, which took a tenth of a step on an H100."""
-    device = part.device.type
-    wanted = torch.is_autocast_enabled(device) and part.dtype == torch.float32
+    wanted = torch.is_autocast_enabled(device) and any(parameter.dtype == torch.float32 for parameter in part.parameters())
     return torch.autocast(device, torch.get_autocast_dtype(device), enabled=wanted)
 
 

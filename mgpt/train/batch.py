@@ -92,15 +92,17 @@ def _take(tensors: Mapping[str, Tensor], ids: list[str], rows: list[int], length
     return Batch(taken, tuple(ids[row] for row in rows))
 
 
-def cut_packed(tensors: Mapping[str, Tensor], ids: Sequence[str], images: Sequence[int], size: int, token_budget: int) -> list[Batch]:
+def cut_packed(
+    tensors: Mapping[str, Tensor], ids: Sequence[str], images: Sequence[int], size: int, token_budget: int, single: bool = False
+) -> list[Batch]:
     """Packs rows into rows of at most `token_budget` tokens, and cuts those into batches of at most `size * longest / token_budget` packed
-    rows.
+    rows, or of one where they shall be `single`.
 
     So a batch holds about as many positions as `size` padded rows would.
     """
     lengths = tensors["attention_mask"].sum(1).tolist()
     packs = plan_packs(lengths, images, token_budget)
-    rows = max(1, size * max(lengths) // token_budget)
+    rows = 1 if single else max(1, size * max(lengths) // token_budget)
     return [_packed(tensors, ids, images, packs[at : at + rows]) for at in range(0, len(packs), rows)]
 
 

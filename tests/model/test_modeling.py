@@ -249,16 +249,21 @@ def test_quantization_without_bitsandbytes(bases, monkeypatch):
 @pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
 def test_image_parts_in_half_precision_run_outside_autocast(bases, system):
     """There autocast would take norms to float32 and back; parts in float32 stay under it."""
-    model, pixels = system(bases), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    exact = model.encode_images(pixels)
-    with torch.autocast("cpu", torch.bfloat16):
-        under = model.encode_images(pixels)
-    assert not torch.equal(under.float(), exact)
-    for part in (model.vision_tower, model.qformer):
-        if part is not None:
-            part.to(torch.bfloat16)
+    model, pixels, under = system(bases), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), []
+    parts = [part for part in (model.vision_tower, model.qformer) if part is not None]
+    for part in parts:
+        part.register_forward_pre_hook(lambda *_: under.append(torch.is_autocast_enabled("cpu")))
+
+    def encoded():
+        under.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            model.encode_images(pixels)
+            assert torch.is_autocast_enabled("cpu")
+        return under
+
+    assert encoded() == [True] * len(parts)
+    for part in parts:
+        part.to(torch.bfloat16)
     if model.qformer is not None:
         model.query_tokens.data = model.query_tokens.data.bfloat16()
-    half = model.encode_images(pixels)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.encode_images(pixels), half)
+    assert encoded() == [False] * len(parts)

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from mgpt.train.determinism import be_deterministic
+from mgpt.train.determinism import be_deterministic, is_indeterminate
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +20,13 @@ def test_a_cpu_is_always_deterministic_and_a_gpu_where_it_is_asked_for(device, a
     be_deterministic(torch.device(device), asked)
     assert torch.get_deterministic_debug_mode() == mode
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (mode == 2)
+
+
+def test_torchs_refusal_is_known():
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(RuntimeError) as refused:
+        torch.zeros(4, dtype=torch.float64).index_reduce_(0, torch.tensor([0]), torch.ones(1, dtype=torch.float64), "prod").put_(
+            torch.tensor([0, 0]), torch.ones(2, dtype=torch.float64)
+        )
+    assert is_indeterminate(refused.value)
+    assert not is_indeterminate(RuntimeError("out of memory"))

@@ -15,7 +15,7 @@ from mgpt.plan.command import UTILISATION
 from mgpt.plan.datasets import lengths, nominal
 from mgpt.plan.features import is_cached
 from mgpt.plan.memory import Kinds, Rows, Way, training_memory
-from mgpt.plan.stages import Means, plan, published, sizes_for, training_plan, training_plan_memory
+from mgpt.plan.stages import Means, longest_rows, plan, published, sizes_for, training_plan, training_plan_memory
 from mgpt.plan.work import Lengths, training_flops
 from mgpt.settings import Settings, load
 
@@ -54,6 +54,17 @@ def test_flops_of_the_frozen_parts_follow_the_counting_rule(a100: Settings) -> N
     again = training_flops(sizes, Lengths(300, 20, 1, 0, 0), recomputed=True)
     assert again.counted == training_flops(sizes, Lengths(300, 20, 1, 0, 0)).counted
     assert again.repeated == pytest.approx(again.language / 2, rel=0.05)
+
+
+def test_packed_rows_are_planned_as_they_are_cut(a100: Settings) -> None:
+    for stage, system in [("pretrain", "minigpt4"), ("pretrain", "minigpt-v2"), ("multitask", "minigpt-v2"), ("instruct", "minigpt-v2")]:
+        training, sizes = getattr(a100, stage)[system], sizes_for(a100, system)
+        sample = lengths(a100, training)
+        packed, padded = (longest_rows(sizes, sample, training.model_copy(update={"pack_tokens": n})) for n in (training.pack_tokens, None))
+        assert (packed.rows, packed.length) == (1, training.pack_tokens)  # what `varlen` takes
+        assert (padded.rows, padded.length) == (training.micro_batch_size, sample.longest + sizes.image_tokens)
+        endless = longest_rows(sizes, sample, training.model_copy(update={"pack_tokens": 10**9}))
+        assert endless.samples == training.global_batch_size
 
 
 def test_what_training_keeps_less_is_planned_less(a100: Settings) -> None:

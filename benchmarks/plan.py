@@ -1,9 +1,11 @@
-"""What `mgpt plan` foretells of a training step, beside what a real one takes: both systems of the shapes world, on CPU.
+"""What `mgpt plan` foretells of a training step, beside what a real one takes: both systems of the shapes world, on CPU, as production
+makes steps (`mgpt.cluster.worker`): lean layers, padded rows with SDPA or packed ones with a mask or `varlen`, pixels or cached features.
 
 Memory: bytes of torch's CPU tensors. Those that stay (weights and buffers, the flat gradient buffer, AdamW's moments, the batch) are added
 up from their storages; what a second step holds beyond them at its fullest is the peak of the allocator's own events, as the profiler
 records them. The interpreter and libraries are not in it. MFU: counted FLOPs over the process's own seconds, the best of some steps, over
-the FLOPs of a matrix product of float32 on one thread, so other work on the machine counts little.
+the FLOPs of a matrix product of float32 on one thread, so other work on the machine counts little. Full sizes on a GPU are measured by
+`gpu_step.py`; `tests/plan/test_gpu_memory.py` sets the plan beside them.
 
 Run: python benchmarks/plan.py [--out FILE]. The last line is JSON: a row for each case, with `memory_ratio` (planned / measured) and `mfu`.
 """
@@ -15,18 +17,23 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mgpt.data.packing import pack_rows
 from mgpt.model import MiniGPTForConditionalGeneration
+from mgpt.model.lean import make_lean
 from mgpt.plan.accelerators import measured_cpu
-from mgpt.plan.memory import Kinds, Rows, training_memory
+from mgpt.plan.memory import Kinds, Rows, Way, training_memory
+from mgpt.plan.sizes import Sizes
 from mgpt.plan.stages import sizes_for
 from mgpt.plan.work import Lengths, training_flops
-from mgpt.settings import load
+from mgpt.settings import Settings, load
+from mgpt.settings.models import LoraSettings
 from mgpt.train.batch import Batch
 from mgpt.train.contracts import TOTALS
 from mgpt.train.loop import Loop
@@ -35,30 +42,71 @@ from mgpt.train.parallel import Replicated
 from mgpt.train.schedule import make_schedule
 
 ROOT = Path(__file__).parents[1]
-# (system, rows, length, supervised tokens a row, precision, recomputed): the stages of params.yaml, and what else may decide the peak.
+DROPPED = LoraSettings(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "v_proj"))  # as published, but for the rank
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of one image each whose last `supervised` tokens are; `packed` makes one row of them. `precision` is the training's, `bases` the
+    frozen weights'. `lora` in place of the system's own. Without `lean`, the language model is as any but LLaMA would be."""
+
+    system: str
+    rows: int
+    length: int
+    supervised: int
+    attention: str = "sdpa"
+    packed: bool = False
+    cached: bool = False
+    bases: str = "fp32"
+    precision: str = "fp32"
+    recomputed: bool = False
+    lora: LoraSettings | None = None
+    lean: bool = True
+
+
+# The stages of params.yaml, the a100 recipe's form, and what else may decide the peak.
 CASES = [
-    ("minigpt4", 16, 48, 24, "fp32", False),  # pretrain
-    ("minigpt4", 8, 120, 64, "fp32", False),  # instruct, its long descriptions
-    ("minigpt-v2", 16, 64, 8, "fp32", False),  # pretrain, multitask and instruct
-    ("minigpt-v2", 16, 160, 80, "fp32", False),  # instruct, its long answers
-    ("minigpt-v2", 16, 64, 24, "bf16", False),
-    ("minigpt4", 16, 64, 24, "bf16", True),
-    ("minigpt-v2", 16, 64, 24, "fp32", True),
+    Case("minigpt4", 16, 48, 24),  # pretrain
+    Case("minigpt4", 8, 120, 64, cached=True),  # instruct, its long descriptions
+    Case("minigpt-v2", 8, 64, 8, cached=True),  # pretrain, multitask and instruct
+    Case("minigpt-v2", 16, 160, 80),  # instruct, its long answers
+    Case("minigpt-v2", 16, 64, 24, bases="bf16", precision="bf16"),
+    Case("minigpt-v2", 16, 64, 24, precision="bf16"),
+    Case("minigpt4", 16, 64, 24, bases="bf16", precision="bf16", recomputed=True),
+    Case("minigpt-v2", 16, 64, 24, recomputed=True),
+    Case("minigpt4", 16, 48, 24, "varlen", packed=True),
+    Case("minigpt4", 8, 120, 64, "varlen", packed=True, cached=True, bases="bf16", precision="bf16"),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, cached=True),
+    Case("minigpt-v2", 16, 160, 80, "varlen", packed=True),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, bases="bf16", precision="bf16", lora=DROPPED),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, precision="bf16", lora=DROPPED),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, lora=DROPPED),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, recomputed=True),
+    Case("minigpt4", 16, 64, 24, "varlen", packed=True, cached=True, bases="bf16", precision="bf16", recomputed=True),
+    Case("minigpt-v2", 8, 64, 24, packed=True),
+    Case("minigpt-v2", 16, 64, 8, lean=False),
+    Case("minigpt4", 16, 64, 24, bases="bf16", precision="bf16", recomputed=True, lean=False),
+    Case("minigpt4", 16, 64, 24, "varlen", packed=True, bases="bf16", precision="bf16", lean=False),
 ]
 TIMED = 5  # steps, of which the fastest counts
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make_batch(model: MiniGPTForConditionalGeneration, rows: int, length: int, supervised: int) -> Batch:
-    """Rows of one image each, the last `supervised` tokens supervised; one row is a token shorter, so that there is a mask."""
-    tokens, side = model.config.num_image_tokens, model.config.image_size
-    ids = torch.randint(5, 400, (rows, length), generator=torch.Generator().manual_seed(0))
+def make_batch(model: MiniGPTForConditionalGeneration, case: Case) -> Batch:
+    """One row is a token shorter, so that there is a mask where rows are padded."""
+    tokens, side, rows = model.config.num_image_tokens, model.config.image_size, case.rows
+    ids = torch.randint(5, 400, (rows, case.length), generator=torch.Generator().manual_seed(0))
     ids[:, 3 : 3 + tokens] = model.config.image_token_id
     labels = torch.full_like(ids, -100)
-    labels[:, length - supervised :] = ids[:, length - supervised :]
+    labels[:, case.length - case.supervised :] = ids[:, case.length - case.supervised :]
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    tensors = {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": torch.rand(rows, 3, side, side)}
+    images = {"pixel_values": torch.rand(rows, 3, side, side)}
+    if case.cached:
+        images = {"image_features": torch.rand(rows, tokens, model.config.projection_inputs)}
+    tensors = {"input_ids": ids, "attention_mask": mask, "labels": labels, **images}
+    if case.packed:
+        tensors = pack_rows(tensors, [1] * rows, [range(rows)])
     return Batch(tensors, tuple(map(str, range(rows))))
 
 
@@ -79,34 +127,53 @@ def peak(step: Callable[[], object]) -> int:
     return most
 
 
-def make_loop(system: str, precision: str, recomputed: bool) -> Loop:
-    """One worker's training of a system of params.yaml, on the shipped bases."""
+def settings_of(case: Case) -> Settings:
+    """params.yaml with the case's LoRA."""
     settings = load(ROOT / "params.yaml", {})
-    chosen, training = settings.models[system], settings.pretrain[system].model_copy(update={"precision": precision})
-    bases = {part: name for part in ("vision", "language", "qformer") if (name := getattr(chosen, part))}
+    changed = {"precision": case.bases} | ({"lora": case.lora} if case.lora else {})
+    model = settings.models[case.system].model_copy(update=changed)
+    return settings.model_copy(update={"models": {**settings.models, case.system: model}})
+
+
+def make_loop(case: Case) -> Loop:
+    """One worker's training of a system of params.yaml, on the shipped bases."""
+    settings = settings_of(case)
+    chosen, training = settings.models[case.system], settings.pretrain[case.system].model_copy(update={"precision": case.precision})
+    bases = {part: name for part, name in chosen.bases.items() if name}
     folders = {part: ROOT / "mgpt" / "backbones" / "shapes" / name.split("/")[1] for part, name in bases.items()}
-    model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=chosen.merge, lora=chosen.lora, dtype=PRECISIONS[precision])
-    model.train().set_activation_checkpointing(language=recomputed)
-    parameters = model.trainable_parameters()
+    held = {"dtype": PRECISIONS[case.bases], "attn_implementation": case.attention}
+    model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=chosen.merge, lora=chosen.lora, **held)
+    model.train().set_activation_checkpointing(language=case.recomputed)
+    if case.lean:
+        make_lean(model.language_model)
+    parameters, schedule = model.trainable_parameters(), make_schedule(training)
     optimiser, parallel = make_optimiser(parameters, training), Replicated(parameters, len(TOTALS))
-    return Loop(model, optimiser, make_schedule(training), parallel, training, torch.device("cpu"))
+    return Loop(model, optimiser, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
 
 
-def measure(system: str, rows: int, length: int, supervised: int, precision: str, recomputed: bool) -> dict[str, Any]:
+def planned(case: Case, sizes: Sizes) -> float:
+    """Bytes of tensors by the plan."""
+    sizes = replace(sizes, language=replace(sizes.language, lean=case.lean))
+    every = case.rows * case.length
+    rows = Rows(*((1, every) if case.packed else (case.rows, case.length)), case.rows, case.rows * case.supervised, case.rows)
+    kinds = Kinds(case.bases, None, "bf16" if case.precision == "bf16" else case.bases)
+    return training_memory(sizes, rows, kinds, Way(case.attention, case.recomputed, "fp32" if case.cached else None, cuda=False)).total
+
+
+def measure(case: Case) -> dict[str, Any]:
     """A real step beside its plan: bytes, and the share of the peak where it computes in float32."""
-    loop = make_loop(system, precision, recomputed)
-    loop.batches = [make_batch(loop.model, rows, length, supervised)]
+    loop, sizes = make_loop(case), sizes_for(settings_of(case), case.system)
+    loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
     moments = [value for state in loop.optimiser.state.values() for value in state.values()]
     staying = [*loop.model.parameters(), *loop.model.buffers(), loop.parallel._flat, *moments, *loop.batches[0].tensors.values()]
-    found = stored(staying) + peak(loop._train_step)
-    sizes, kinds = sizes_for(load(ROOT / "params.yaml", {}), system), Kinds(precision, None, precision)
-    planned = training_memory(sizes, Rows(rows, length, rows * supervised, rows), kinds, recomputed=recomputed).total
-    sample = Lengths(length - sizes.image_tokens, supervised, 1, length, supervised)
-    flops = rows * training_flops(sizes, sample, recomputed=recomputed).counted
+    found, foretold = stored(staying) + peak(loop._train_step), planned(case, sizes)
+    sample = Lengths(case.length - sizes.image_tokens, case.supervised, 1, case.length, case.supervised)
+    flops = case.rows * training_flops(sizes, sample, recomputed=case.recomputed, cached=case.cached).counted
     mfu = flops / fastest(loop._train_step) / measured_cpu().flops["fp32"]
-    case = {"system": system, "rows": rows, "length": length, "precision": precision, "recomputed": recomputed}
-    return {**case, "planned": round(planned), "measured": found, "memory_ratio": round(planned / found, 4), "mfu": round(mfu, 3)}
+    row = asdict(case) | {"dropout": bool(case.lora)}
+    del row["lora"]
+    return {**row, "planned": round(foretold), "measured": found, "memory_ratio": round(foretold / found, 4), "mfu": round(mfu, 3)}
 
 
 def fastest(step: Callable[[], object]) -> float:
@@ -126,7 +193,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for case in CASES:
-        row = measure(*case)
+        row = measure(case)
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     result = json.dumps({"cases": rows, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()})

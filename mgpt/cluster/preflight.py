@@ -131,7 +131,7 @@ def memory_problems(settings: Settings, stage: str, system: str, reports: Sequen
     problem: that is told when the plan is asked for."""
     workers = settings.cluster.training
     # What CUDA takes beside tensors is much the same on every kind.
-    device = KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], reserve=0, slack=0.0)
+    device = KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], name="cpu", reserve=0, slack=0.0)
     try:
         wanted = training_plan_memory(settings, stage, system, device).total
     except ValueError:

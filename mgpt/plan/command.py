@@ -11,9 +11,10 @@ from mgpt.plan.stages import Means, plan
 from mgpt.settings import Settings, load
 
 RECIPES = Path("recipes")
-# MFU where none is given. a100: fitted to the published runs (docs/recipes.md), not measured. h100: a guess, never run. cpu: measured on
-# the shapes world (benchmarks/results/plan.json).
-UTILISATION = {"a100-80": 0.40, "a100-40": 0.40, "h100": 0.35, "cpu": 0.40}
+# MFU where none is given. a100: fitted to the published runs (docs/recipes.md), not measured. h100: the least that lean steps of the five
+# published stages reached there, 0.504 to 0.540 (benchmarks/results/gpu_step.json, of minigpt4-instruct gpu_step_instruct.json); generation
+# was not measured. cpu: measured on the shapes world (benchmarks/results/plan.json).
+UTILISATION = {"a100-80": 0.40, "a100-40": 0.40, "h100": 0.50, "cpu": 0.40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mgpt.settings.models import LoraSettings
 
+FORWARD = ("gate_proj", "up_proj", "down_proj")  # the linear modules of a feed-forward part
 TOWERS, LANGUAGES = ("blip_2_vision_model",), ("llama", "mistral")
 
 
@@ -83,7 +84,7 @@ class QFormer:
 
 @dataclass(frozen=True)
 class Language:
-    """The frozen language model, of LLaMA's form."""
+    """The frozen language model, of LLaMA's form. `lean`: it trains in the form that `mgpt.model.lean` gives to LLaMA itself."""
 
     width: int
     inner: int
@@ -93,6 +94,7 @@ class Language:
     head: int
     vocabulary: int
     tied: bool
+    lean: bool
 
     def outputs(self, module: str) -> tuple[int, int]:
         """(inputs, outputs) of a linear module of a layer, by its name in transformers. Raises ValueError for another name."""
@@ -114,7 +116,12 @@ class Language:
     def linear(self) -> int:
         """Parameters that every token is multiplied with, the head apart."""
         attention = 2 * self.width * self.heads * self.head + 2 * self.width * self.key_heads * self.head
-        return self.layers * (attention + 3 * self.width * self.inner)
+        return self.layers * (attention + self.feed_forward)
+
+    @property
+    def feed_forward(self) -> int:
+        """Those of one layer's feed-forward part."""
+        return 3 * self.width * self.inner
 
     @property
     def parameters(self) -> int:
@@ -149,10 +156,13 @@ class Sizes:
     @property
     def adapters(self) -> int:
         """Parameters of LoRA."""
+        return self.language.layers * self.adapters_of(self.lora.target_modules) if self.lora else 0
+
+    def adapters_of(self, modules: tuple[str, ...]) -> int:
+        """Parameters of LoRA on these modules of one layer, of those that have it."""
         if self.lora is None:
             return 0
-        pairs = [self.language.outputs(module) for module in self.lora.target_modules]
-        return self.language.layers * self.lora.r * sum(inputs + outputs for inputs, outputs in pairs)
+        return self.lora.r * sum(sum(self.language.outputs(module)) for module in self.lora.target_modules if module in modules)
 
     @property
     def trainable(self) -> int:
@@ -196,6 +206,7 @@ def _language(text: Mapping[str, Any]) -> Language:
         text.get("head_dim") or width // heads,
         text["vocab_size"],
         bool(text.get("tie_word_embeddings", False)),
+        text["model_type"] == "llama" and text.get("hidden_act", "silu") == "silu",
     )
 
 

@@ -14,7 +14,8 @@ import yaml
 from mgpt.model.presets import preset_parts
 from mgpt.plan.accelerators import Accelerator
 from mgpt.plan.datasets import lengths
-from mgpt.plan.memory import BYTES, Kinds, Memory, Rows, inference_memory, training_memory
+from mgpt.plan.features import UNKNOWN, is_cached
+from mgpt.plan.memory import BYTES, Kinds, Memory, Rows, Way, inference_memory, training_memory
 from mgpt.plan.sizes import Sizes, parts_of_folders, sizes_of
 from mgpt.plan.work import Lengths, position_count, prefill_flops, training_flops
 from mgpt.settings import Settings
@@ -100,14 +101,16 @@ def training_plan(settings: Settings, stage: str, system: str, means: Means) -> 
     name, device = f"{stage}@{system}", means.device
     training: TrainingSettings = getattr(settings, stage)[system]
     model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
-    flops = training_flops(sizes, sample, recomputed=model.checkpoint_language)
+    cached = is_cached(settings, training, sizes)
+    flops = training_flops(sizes, sample, recomputed=model.checkpoint_language, cached=cached)
     samples, kinds = training.steps * training.global_batch_size, kinds_of(model, training)
     gpus = means.workers or means.workers_of.get(name, settings.cluster.training.workers)
     mfu = means.mfu_of.get(name, means.mfu)
     hours = flops.executed * samples / (gpus * device.flops[kinds.computed] * mfu) / 3600
     memory = training_plan_memory(settings, stage, system, device)
     tokens, cost = position_count(sizes, sample), hours * gpus * device.price
-    return StagePlan(name, gpus, samples, sizes, tokens, flops.counted, memory, mfu, hours, cost)
+    assumption = UNKNOWN if training.features == "auto" and not cached else ""
+    return StagePlan(name, gpus, samples, sizes, tokens, flops.counted, memory, mfu, hours, cost, assumption)
 
 
 def training_plan_memory(settings: Settings, stage: str, system: str, device: Accelerator) -> Memory:
@@ -116,8 +119,15 @@ def training_plan_memory(settings: Settings, stage: str, system: str, device: Ac
     model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
     workers = settings.cluster.training
     shards = workers.workers if workers.parallelism == "fsdp" else 1
-    rows, again = longest_rows(sizes, sample, training), model.checkpoint_language
-    return training_memory(sizes, rows, kinds_of(model, training), recomputed=again, shards=shards, device=device)
+    features = training.features_dtype if is_cached(settings, training, sizes) else None
+    way = Way(_attention(model, training), model.checkpoint_language, features, device.name != "cpu")
+    return training_memory(sizes, longest_rows(sizes, sample, training), kinds_of(model, training), way, shards=shards, device=device)
+
+
+def _attention(model: ModelSettings, training: TrainingSettings) -> str:
+    """Of padded rows `varlen` knows no bounds: it is SDPA there, which is transformers' choice too."""
+    padded = training.pack_tokens is None
+    return model.attn_implementation if model.attn_implementation and not (padded and model.attn_implementation == "varlen") else "sdpa"
 
 
 def kinds_of(model: ModelSettings, training: TrainingSettings) -> Kinds:
@@ -126,14 +136,14 @@ def kinds_of(model: ModelSettings, training: TrainingSettings) -> Kinds:
 
 
 def longest_rows(sizes: Sizes, sample: Lengths, training: TrainingSettings) -> Rows:
-    """The fullest forward pass: a micro-batch of the longest rows. Packed rows are as long as they may be."""
-    images = training.micro_batch_size if sample.images else 0
-    length = sample.longest + (sizes.image_tokens if images else 0)
-    supervised = training.micro_batch_size * sample.longest_answer
-    if training.pack_tokens is None:
-        return Rows(training.micro_batch_size, length, supervised, images)
-    packed = max(1, training.micro_batch_size * length // training.pack_tokens)
-    return Rows(packed, training.pack_tokens, supervised, images)
+    """The fullest forward pass: a micro-batch of the longest samples. Packed rows are as long as they may be, and full of those."""
+    length = sample.longest + (sizes.image_tokens if sample.images else 0)
+    rows, samples, row = training.micro_batch_size, training.micro_batch_size, length
+    if training.pack_tokens is not None:
+        rows = max(1, training.micro_batch_size * length // training.pack_tokens)  # as mgpt.train.batch.cut_packed
+        row = min(training.pack_tokens, training.global_batch_size * length)
+        samples = max(1, rows * row // length)
+    return Rows(rows, row, samples, samples * sample.longest_answer, samples if sample.images else 0)
 
 
 def sizes_for(settings: Settings, system: str) -> Sizes:

@@ -60,12 +60,22 @@ def notes(plans: Sequence[StagePlan], device: Accelerator) -> str:
     peaks = ", ".join(f"{kind} {value / 1e12:.4g}" for kind, value in device.flops.items())
     lines = [
         "FLOPs: 4N a token for the frozen language model, 6N for LoRA, 2N for the frozen tower and Q-Former, causal attention by half,",
-        "the head on supervised tokens; recomputed activations are in the hours, not in FLOPs/sample.",
+        "the head and the last feed-forward on supervised tokens; recomputed activations are in the hours, not in FLOPs/sample.",
         f"Peak of {device.name}: {peaks} TFLOP/s; ${device.price:g} an hour.",
         "Memory is that of a micro-batch of the longest rows. Lengths of real datasets are estimates, those of the shapes world counts.",
-        "Hours are those of the steps: no start-up, no loading, no waiting for data. download, curate and promote are not timed.",
+        "Hours are those of the steps: no start-up, no loading, no waiting for data, no filling of the feature cache. download, curate and",
+        "promote are not timed.",
     ]
-    return "\n".join([*lines, *sorted({f"{one.name}: {one.assumption}." for one in plans if one.assumption})])
+    return "\n".join([*lines, *_assumptions(plans)])
+
+
+def _assumptions(plans: Sequence[StagePlan]) -> list[str]:
+    """A line each, with the stages that share it."""
+    stages_of: dict[str, list[str]] = {}
+    for one in plans:
+        if one.assumption:
+            stages_of.setdefault(one.assumption, []).append(one.name)
+    return [f"{', '.join(names)}: {assumption}." for assumption, names in stages_of.items()]
 
 
 def comparison(plans: Iterable[StagePlan]) -> str:

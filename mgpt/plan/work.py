@@ -3,15 +3,15 @@
 A multiplication and an addition are two. N parameters cost 2N a token forward and 2N for the gradient of their inputs; trained ones 2N
 more. So the frozen language model costs 4N a token (gradients pass through it to the projection), LoRA 6N, the frozen tower and Q-Former
 2N, the projection 4N (nothing before it wants a gradient). Attention is counted, causal attention by half; embeddings and norms are not.
-The head costs 4N on supervised tokens alone. Recomputed activations cost 2N more; they are counted apart, since they are no progress.
-The last layer's feed-forward is counted whole, though without recomputation it runs at supervised tokens alone.
+The head and the last layer's feed-forward cost 4N on supervised tokens alone. Recomputed activations cost 2N more; they are counted apart,
+since they are no progress. It is the rule of `mgpt.train.flops`: a measured MFU may be put in here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgpt.plan.sizes import Language, QFormer, Sizes, Tower
+from mgpt.plan.sizes import FORWARD, Language, QFormer, Sizes, Tower
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ def training_flops(sizes: Sizes, lengths: Lengths, *, recomputed: bool = False, 
 
     recomputed: the language model's activations are recomputed. cached: the frozen features come from a cache.
     """
-    tokens = position_count(sizes, lengths)
+    language, tokens = sizes.language, position_count(sizes, lengths)
     image_tokens = lengths.images * sizes.image_tokens
-    forward = tokens * 2 * sizes.language.linear + causal_flops(sizes.language, tokens)
-    adapters = tokens * sizes.adapters
+    causal, last = causal_flops(language, tokens), language.feed_forward
+    adapters, last_adapters = sizes.adapters, sizes.adapters_of(FORWARD)
     return Flops(
         tower=0.0 if cached else lengths.images * tower_flops(sizes.tower),
         qformer=0.0 if cached or sizes.qformer is None else lengths.images * qformer_flops(sizes.qformer, sizes.tower.tokens),
         projection=4 * image_tokens * sizes.projection,
         # Attention's gradient is twice its forward pass: both of its factors want one.
-        language=2 * forward + causal_flops(sizes.language, tokens) + 6 * adapters,
-        head=4 * lengths.supervised * sizes.language.vocabulary * sizes.language.width,
-        repeated=forward + 2 * adapters if recomputed else 0.0,
+        language=tokens * (4 * (language.linear - last) + 6 * (adapters - last_adapters)) + 3 * causal,
+        head=lengths.supervised * (4 * (language.vocabulary * language.width + last) + 6 * last_adapters),
+        repeated=2 * tokens * (language.linear + adapters) + causal if recomputed else 0.0,
     )
 
 

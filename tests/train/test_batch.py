@@ -33,6 +33,16 @@ def test_cut_keeps_every_row_with_its_images_and_little_padding():
         assert batch.tensors["attention_mask"].sum(1).tolist() == [lengths[row] for row in rows]
 
 
+def test_rows_for_varlen_are_alone_in_their_batch_whatever_the_samples_lengths():
+    whole = collate(list(step_rows(1)))
+    cut = (whole.tensors, whole.ids, [1] * len(whole.ids), 100, 16)  # room for many rows in a batch
+    assert max(len(batch.tensors["input_ids"]) for batch in cut_packed(*cut)) > 1
+    single = cut_packed(*cut, single=True)
+    assert {len(batch.tensors["input_ids"]) for batch in single} == {1}
+    assert sorted(name for batch in single for name in batch.ids) == sorted(whole.ids)
+    assert all(batch.inputs("varlen")["max_length_q"] <= 16 for batch in single)
+
+
 def test_packed_batches_hold_every_sample_once_and_survive_the_way():
     whole = collate(list(step_rows(1)))
     images = [1] * len(whole.ids)

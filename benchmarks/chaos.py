@@ -64,8 +64,9 @@ ENVIRONMENT = {
 }
 
 
-def trained(folder: Path, address: str, name: str, workers: str, dropout: float, steps: int) -> None:
-    """What a driver does: the run `name`, from where it stands to its end. `workers` is a number, or a range as `1-2`."""
+def trained(folder: Path, address: str, name: str, workers: str, dropout: float, steps: int, failures: int) -> None:
+    """What a driver does: the run `name`, from where it stands to its end. `workers` is a number, or a range as `1-2`; `failures` how often
+    its workers may fail."""
     import ray
 
     ray.init(address=address, log_to_driver=False)
@@ -74,7 +75,7 @@ def trained(folder: Path, address: str, name: str, workers: str, dropout: float,
     out.mkdir(parents=True, exist_ok=True)
     least, _, most = workers.partition("-")
     size = {"workers": int(least), "maximum_workers": int(most) if most else None, "resize_seconds": 5}
-    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=5, ledger=True)
+    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=failures, ledger=True)
     settings = SETTINGS.model_copy(update={"steps": steps})
     fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
     train(TrainRequest(settings, group, Manifest.load(folder / "manifest.json"), bases, str(folder / "runs" / name), out, fresh=fresh))
@@ -166,11 +167,14 @@ class Trials:
         from tests.fixtures_train import make_bases, make_data
 
         self.folder, self.cluster = folder, cluster
+        self.noticed: int | None = None  # the step that was kept when the run was told that a node goes
         make_bases(folder / "bases")
         make_data(Store(str(folder / "data"))).save(folder / "manifest.json")
 
-    def driver(self, name: str, workers: str = "2", dropout: float = 0.1, steps: int = STEPS) -> subprocess.Popen[bytes]:
-        asked = ["--train", str(self.folder), self.cluster.address, name, workers, str(dropout), str(steps)]
+    def driver(
+        self, name: str, workers: str = "2", dropout: float = 0.1, steps: int = STEPS, failures: int = 5
+    ) -> subprocess.Popen[bytes]:
+        asked = ["--train", str(self.folder), self.cluster.address, name, workers, str(dropout), str(steps), str(failures)]
         command = [sys.executable, "-m", "benchmarks.chaos", *asked]
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
@@ -231,14 +235,24 @@ class Trials:
         self.finish(name, driver)
 
     def preempted(self, name: str) -> None:
-        """A run one of whose nodes goes, as Ray was told half a minute before. It keeps a checkpoint at once."""
-        driver = self.driver(name, "2", dropout=0.0, steps=LONGER)
+        """A run one of whose nodes goes, as Ray was told half a minute before. It keeps a checkpoint at once, and no failure is counted."""
+        driver = self.driver(name, "2", dropout=0.0, steps=LONGER, failures=0)
         self.wait(name, driver, lambda: self.step(name) >= 30)
         gone = self.cluster.take_back(NOTICE_SECONDS)
         deadline = time.monotonic() + NOTICE_SECONDS
+        self.wait(name, driver, lambda: bool(self.kept(name) % SETTINGS.checkpoint_every) or time.monotonic() > deadline)
+        self.noticed = self.kept(name)
+        assert self.noticed % SETTINGS.checkpoint_every, f"no checkpoint but those due came in {NOTICE_SECONDS} s"
         self.wait(name, driver, lambda: time.monotonic() > deadline)
+        assert driver.poll() is None, "the run was over before its node went"
         gone()
         self.finish(name, driver)
+
+    def kept(self, name: str) -> int:
+        """The step of the last checkpoint that counts."""
+        from mgpt.cluster.ingest import committed_step
+
+        return committed_step(str(self.folder / "runs" / name))
 
     def workers(self, name: str) -> list[list[int]]:
         """[workers, steps] of each stretch of steps with the same number of workers."""
@@ -298,6 +312,8 @@ def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
             pairs = zip(trials.losses(name), trials.losses(calm), strict=True)
             found = {"loss_difference": max(abs(one - other) / other for one, other in pairs), **trials.audited(name, steps)}
             result = {"resized": name, "workers": trials.workers(name), **found}
+            if name == "preempted":
+                result["checkpoint_on_notice"] = trials.noticed
         except Exception as error:
             result = {"resized": name, "error": f"{type(error).__name__}: {error}"}
         yield {**result, "seconds": round(time.monotonic() - began, 1)}
@@ -310,11 +326,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
     parser.add_argument("--no-resize", action="store_true", help="leave out the runs that move")
-    parser.add_argument("--train", nargs=6, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS"))
+    parser.add_argument("--train", nargs=7, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS", "FAILURES"))
     asked = parser.parse_args()
     if asked.train:
-        folder, address, name, workers, dropout, steps = asked.train
-        trained(Path(folder), address, name, workers, float(dropout), int(steps))
+        folder, address, name, workers, dropout, steps, failures = asked.train
+        trained(Path(folder), address, name, workers, float(dropout), int(steps), int(failures))
         return
     os.environ.update({"PYTHONPATH": str(Path(__file__).parents[1]), **ENVIRONMENT})
     results: list[dict[str, Any]] = []

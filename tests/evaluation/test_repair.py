@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mgpt.evaluation.failure import has_repetition
@@ -23,6 +23,7 @@ def test_rules(text, mended, steps):
     assert repair_by_rules(text) == Repaired(mended, steps)
 
 
+@example("b;b;b.;")
 @given(st.text(alphabet=st.sampled_from("ab .!?,;#\"'Ärd\n"), max_size=80))
 def test_rules_settle(text):
     once = repair_by_rules(text).text

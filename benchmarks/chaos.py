@@ -39,7 +39,7 @@ from mgpt.train.ledger import audit
 STEPS, LONGER = 40, 500  # of a trial; of the elastic run, in whose midst nodes come up
 NODES = 3  # of them two have a worker, so one can die
 NODE_CPUS = 3.0  # a worker and a feeding task
-NOTICE_SECONDS = 30
+NOTICE_SECONDS = 10
 LIMIT = 420  # seconds that a trial may take
 SETTINGS = TrainingSettings(
     format="minigpt-v2",
@@ -235,7 +235,7 @@ class Trials:
         self.finish(name, driver)
 
     def preempted(self, name: str) -> None:
-        """A run one of whose nodes goes, as Ray was told half a minute before. It keeps a checkpoint at once, and no failure is counted."""
+        """A run one of whose nodes goes, as Ray was told ten seconds before. It keeps a checkpoint at once, and no failure is counted."""
         driver = self.driver(name, "2", dropout=0.0, steps=LONGER, failures=0)
         self.wait(name, driver, lambda: self.step(name) >= 30)
         gone = self.cluster.take_back(NOTICE_SECONDS)

@@ -99,11 +99,8 @@ def _without_repeats(text: str) -> str:
 def _well_formed(text: str) -> str:
     """Each sentence begins with a capital and ends with a mark."""
     formed = [sentence[0].upper() + sentence[1:] for sentence in sentences(text)]
-    return " ".join(sentence if is_ended(sentence) else _ended(sentence.rstrip(" ,;:-")) for sentence in formed)
-
-
-def _ended(sentence: str) -> str:
-    return sentence if is_ended(sentence) else sentence + "."
+    bare = [sentence if is_ended(sentence) else sentence.rstrip(" ,;:-") for sentence in formed]
+    return " ".join(sentence if is_ended(sentence) else f"{sentence}." for sentence in bare)
 
 
 def change(before: str, after: str) -> float:

@@ -136,7 +136,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
         for system, names in systems.items():
             _shorten(params[stage][system], STEPS[stage], names)
     params["pretrain"]["minigpt-v2"] |= LONGER
-    params["cluster"] |= {"training": {"workers": 1}, "idle_minutes": 2}
+    params["cluster"]["training"] = {"workers": 1}
     loose = {"minimum_characters": 0, "minimum_sentences": 0, "maximum_change": 1.0, "maximum_foreign": 1.0}
     params["describe"] |= {"pictures": 6, "max_new_tokens": 16, "continue_below": 4, "minimum_survivors": 1, "filters": loose}
     for judged in params["evaluate"].values():

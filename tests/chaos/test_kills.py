@@ -1,4 +1,5 @@
-"""One training that is killed in every way: the same command goes on each time, to the weights of the training that nobody disturbed."""
+"""One training that is killed in every way: the same command goes on each time, to the weights of the training that nobody disturbed. Last,
+the end of the Ray that all of the chain shared."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mgpt.cluster.connect import every_local_ray
+from mgpt.cluster.connect import alive, every_local_ray
 from mgpt.storage import sha256_file
 from tests.chain.project import LONGER, TWO_WORKERS, Project
 
@@ -119,3 +121,18 @@ def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_trainin
     assert "is finished; its outputs are in" in training.said("third.log")
     assert training.weights() == undisturbed
     assert training.logged_steps() == list(range(1, STEPS + 1))
+
+
+def test_stop_ends_the_owner_and_nothing_else(chain: Project) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        (shared,) = every_local_ray(chain.folder)
+        state = shared.read()
+        assert state is not None
+        stopped = chain.run("python", "-m", "mgpt", "cluster", "stop").stdout
+        assert f"stopped the local Ray at {state['address']} (pid {state['pid']})" in stopped
+        assert not alive(state["pid"], state["started"])
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.cluster.connect import alive, every_local_ray, local_ray, process_start, stop
+from mgpt.cluster.connect import alive, local_ray, process_start, stop
 from mgpt.settings.infrastructure import ClusterSettings
 
 ROOT = Path(__file__).parents[2]
@@ -64,21 +64,6 @@ def test_one_ray_serves_many_processes_and_ends_when_idle(project: Path) -> None
         time.sleep(0.5)
     assert shared.read() is None
     assert stop(project) == []
-
-
-def test_stop_ends_the_owner_and_nothing_else(project: Path) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    try:
-        client(project)
-        state = local_ray(SETTINGS, project).read()
-        assert state is not None
-        assert len(every_local_ray(project)) == 1
-        assert stop(project) == [f"stopped the local Ray at {state['address']} (pid {state['pid']})"]
-        assert not alive(state["pid"], state["started"])
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
 
 
 def test_a_pid_that_is_somebody_elses_now_is_not_the_owner(project: Path) -> None:

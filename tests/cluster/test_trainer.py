@@ -103,18 +103,35 @@ def test_split_frozen_weights_train_as_whole_ones(short, training, folder):
     assert losses(split) == pytest.approx(losses(short), rel=1e-5)
 
 
-def wait_for_step(run_uri, after):
-    """The curve's last step when it is past `after`; it must not be the training's last."""
-    curve, deadline = Path(run_uri) / "curve.csv", time.monotonic() + 300
-    while not (curve.exists() and (rows := read_curve(curve.read_bytes())) and rows[-1]["step"] >= after):
-        assert time.monotonic() < deadline, f"step {after} was not seen"
+def until(condition, what):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} was not seen"
         time.sleep(0.05)
-    assert rows[-1]["step"] < STEPS, "too late: the training is over"
-    return rows[-1]["step"]
+
+
+def wait_for_step(run_uri, after):
+    """Returns when the curve has come to a step; it must not be the training's last."""
+    curve = Path(run_uri) / "curve.csv"
+    until(lambda: curve.exists() and _last(curve) >= after, f"step {after}")
+    assert _last(curve) < STEPS, "too late: the training is over"
+
+
+def _last(curve):
+    return max((row["step"] for row in read_curve(curve.read_bytes())), default=0)
 
 
 def training_workers():
-    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since
+            found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
+    return found
+
+
+def until_workers_ended():
+    """Workers of an earlier training end a moment after it."""
+    until(lambda: not training_workers(), "the workers' end")
 
 
 def committed(run_uri):
@@ -136,19 +153,21 @@ train(request((dict(vision=bases + "/vision", language=bases + "/language"), Man
 
 
 def kill_driver(training, folder):
-    """Begins the disturbed training in a process with a Ray of its own, and kills both; returns the last step that was seen."""
+    """Begins the disturbed training in a process with a Ray of its own, tells a worker to end, and kills process and Ray when the training
+    has gone on. Returns the step of the checkpoint that the worker kept."""
     bases, manifest = training
     manifest.save(folder / "manifest.json")
     arguments = [str(folder), str(Path(bases["vision"]).parent), str(folder / "manifest.json")]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments])
     try:
-        wait_for_step(str(folder / "runs" / "disturbed"), after=35)
+        told = tell_worker(str(folder / "runs" / "disturbed"), after=20)
+        wait_for_step(str(folder / "runs" / "disturbed"), after=told + 2 * EVERY)
     finally:
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         driver.wait()
-    return wait_for_step(str(folder / "runs" / "disturbed"), after=35)
+    return told
 
 
 def tell_worker(run_uri, after):
@@ -161,34 +180,25 @@ def tell_worker(run_uri, after):
     return kept if kept % EVERY else tell_worker(run_uri, kept + 10)  # that one was due at this very step
 
 
-def damage_checkpoint(run_uri, after):
-    """Alters the newest checkpoint and kills a worker, so that training would go on from it."""
-    wait_for_step(run_uri, after)
-    worker = training_workers()[-1]
-    worker.suspend()  # so that no other checkpoint comes
-    time.sleep(1)
+def damage_checkpoint(run_uri):
+    """Alters the newest checkpoint when workers begin to start: the driver found it whole, they will not."""
+    until(training_workers, "a worker")
     newest = json.loads((Path(run_uri) / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
     path = Path(run_uri) / newest / "trainables.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"none")
-    worker.kill()
-
-
-def disturb(run_uri, stopped):
-    """Returns the step of the checkpoint that a worker kept when it was told to end."""
-    told = tell_worker(run_uri, after=stopped + 15)
-    damage_checkpoint(run_uri, after=told + 25)
-    return told
 
 
 def test_after_every_disturbance_the_same_bits(reference, training, folder, capsys):
-    """Its driver and Ray are killed; when it has gone on, a worker is told to end; then a checkpoint is damaged and a worker killed."""
+    """A worker is told to end; driver and Ray are killed; what goes on finds a checkpoint damaged."""
     asked = request(training, folder, "disturbed")
-    stopped = kill_driver(training, folder)
+    until_workers_ended()
+    told = kill_driver(training, folder)
+    until_workers_ended()
     with ThreadPoolExecutor(1) as other:
-        disturbed = other.submit(disturb, asked.run_uri, stopped)
+        damaged = other.submit(damage_checkpoint, asked.run_uri)
         result = train(asked)
-        told = disturbed.result()
-    assert EVERY <= result.resumed_from < told < STEPS
+        damaged.result()
+    assert EVERY < told < result.resumed_from < STEPS
     said = capsys.readouterr().out
     assert "altered since it was written (trainables.safetensors" in said
     assert "The run goes on from checkpoint_" in said

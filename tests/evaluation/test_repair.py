@@ -15,6 +15,7 @@ from mgpt.settings.evaluation import RepairSettings
         ("There is a a a red circle ## at the top..", "There is a red circle at the top.", ("characters", "stutter")),
         ("There is a red circle. Top.", "There is a red circle.", ("fragment",)),
         ("there is a red circle", "There is a red circle.", ("form",)),
+        ("A; red; circle.;", "A; red; circle.", ("form",)),
         ("", "", ()),
         ("###", "", ("characters",)),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from mgpt.cluster.connect import KEEP_PROCESSES
@@ -31,6 +32,10 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 for variable, value in KEEP_PROCESSES.items():
     os.environ.setdefault(variable, value)
+# The same examples in every run: what passed here passes elsewhere. HYPOTHESIS_PROFILE=search looks for others.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.register_profile("search")
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

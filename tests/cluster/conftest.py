@@ -1,6 +1,14 @@
+import gc
 from dataclasses import replace
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_of_failed_datasets():
+    """What a raised error passed through, and pytest's records of it, hold the dataset's actor with its CPU, for which a training of the next
+    file would wait without end."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

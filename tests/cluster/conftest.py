@@ -6,8 +6,8 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left_of_failed_datasets():
-    """What a raised error passed through, and pytest's records of it, hold the dataset's actor with its CPU, for which a training of the next
-    file would wait without end."""
+    """What a raised error passed through, and pytest's records of it, hold the dataset's actor with its CPU, for which a training of the
+    next file would wait without end."""
     gc.collect()
 
 

@@ -21,6 +21,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
-	@# All cores compile what may be imported; pip would use one, for every model of transformers too, and take twice as long.
+	@# All cores compile what may be imported; pip would use one, for every model of transformers too, and take forty seconds longer.
 	@$(BIN)/python -m compileall -q -q -j 0 -x 'transformers/models/|/tests?/|/testing/|/rllib/' $(VENV)/lib || true
 	@touch $@

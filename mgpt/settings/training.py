@@ -27,7 +27,7 @@ class WorkerSettings(Section):
     )
     resize_seconds: float = Field(default=60, gt=0, description="how often an elastic group looks for more workers, or fewer")
     deterministic: bool = Field(
-        default=False, description="the same bits in every run on a GPU too, a little slower; on a CPU that is always so"
+        default=False, description="same bits in every run on GPUs too, 3 % slower or, in small batches, far more; on a CPU it is always so"
     )
     ledger: bool = Field(default=False, description="keeps, beside the curve, which samples each step consumed")
     profile: tuple[NonNegativeInt, PositiveInt] | None = Field(

@@ -1,10 +1,10 @@
 import pytest
 
 from mgpt.evaluation.answering import Answerer
-from mgpt.evaluation.asks import UNTRAINED, Ask, ModelSource, answer_here
+from mgpt.evaluation.asks import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource, answer_here
 from mgpt.evaluation.generation import answer
 from mgpt.evaluation.request import Request
-from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor, assembly
 from mgpt.settings.evaluation import GenerationSettings
 
 PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}
@@ -18,6 +18,11 @@ def source(bases, checkpoints):
 def asks(samples, count=5, **more):
     pictures = [sample.image for sample in samples if sample.task == "caption"][:count]
     return [Ask(Request((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more) for image in pictures]
+
+
+def test_weights_are_looked_for_under_the_name_they_are_saved_with():
+    """The name stands twice, so that who only asks imports none of the model's code."""
+    assert TRAINABLE_FILE == assembly.TRAINABLE_FILE
 
 
 def test_each_checkpoint_answers_as_if_loaded_alone(source, bases, checkpoints, samples):

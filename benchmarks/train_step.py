@@ -12,10 +12,11 @@ The feature cache is not free: an image is encoded once and shown `shows` times,
 divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((180 + 600 + 200) steps of 32 samples of 1,600
 pictures), which is what the headline charges; `shows` in the result holds other numbers, once included.
 
-Run: OMP_WAIT_POLICY=passive python benchmarks/train_step.py [--steps 20] [--threads 2] [--out FILE]. The last line is JSON; ratios are
-port / ours, of medians over steps, of the process's CPU time over all threads: a busy machine stretches wall time by its own measure,
-step by step. Passive waiting keeps threads that wait from counting. `wall_ratio` is the same of wall time, `load_average` says how busy
-the machine was.
+Run: OMP_WAIT_POLICY=passive python benchmarks/train_step.py [--steps 20] [--processes 2] [--threads 1] [--out FILE]. Processes measure side
+by side, one thread each unless told otherwise, as a training's workers do (`cluster.training`): two cores are two such workers. The last
+line is JSON; ratios are port / ours, of medians over the steps of all processes, of a process's CPU time over all its threads: a busy
+machine stretches wall time by its own measure, step by step. Passive waiting keeps threads that wait from counting. `wall_ratio` is the
+same of wall time, `load_average` says how busy the machine was.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import argparse
 import copy
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,8 +174,18 @@ class Times:
     cpu: list[float]
 
 
-def measure(config: dict[str, Any], steps: int, alone_steps: int) -> dict[str, Any]:
+@dataclass
+class Seen:
+    """What one process measured: times, losses and peak bytes of each way."""
+
+    times: dict[str, Times]
+    losses: dict[str, list[float]]
+    peaks: dict[str, float]
+
+
+def measure(config: dict[str, Any], steps: int, alone_steps: int, threads: int) -> Seen:
     """All ways on the same steps, alternating."""
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         model, processor = build(config, Path(scratch))
     runners = {name: Runner(way, model, processor, config["optimizer"]) for name, way in WAYS.items()}
@@ -197,11 +210,23 @@ def measure(config: dict[str, Any], steps: int, alone_steps: int) -> dict[str, A
                 times[name].cpu.append(time.process_time() - cpu)
     losses = {name: [float(loss) for loss in runner.losses] for name, runner in runners.items()}
     peaks = {name: [peak_bytes(runner.step, seen(name, number)) for number in range(MEMORY_STEPS)] for name, runner in runners.items()}
-    return summary(times, losses, {name: statistics.median(values) for name, values in peaks.items()})
+    return Seen(times, losses, {name: statistics.median(values) for name, values in peaks.items()})
 
 
-def summary(times: dict[str, Times], losses: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Any]:
+def measure_together(processes: int, *how: Any) -> Seen:
+    """The measurements of processes that run side by side, as one. They make the same steps, so losses and peaks are those of any."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        seen = [one.result() for one in [pool.submit(measure, *how) for _ in range(processes)]]
+    for name, times in seen[0].times.items():
+        for other in seen[1:]:
+            times.wall.extend(other.times[name].wall)
+            times.cpu.extend(other.times[name].cpu)
+    return seen[0]
+
+
+def summary(seen: Seen) -> dict[str, Any]:
     """The figures that the losses, times and peaks come to."""
+    times, losses, peaks = seen.times, seen.losses, seen.peaks
 
     def ratio(name: str, shows: int = HEADLINE_SHOWS, clock: str = "cpu") -> float:
         port, own, encoding = (
@@ -237,7 +262,6 @@ def machine() -> dict[str, Any]:
     return {
         "machine": model or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -252,14 +276,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=config["measured"])
     parser.add_argument("--alone-steps", type=int, default=config["measured"], help="measured steps of a technique alone")
     parser.add_argument("--warmup", type=int, default=config["warmup"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
     before = machine()
     config["warmup"] = asked.warmup
-    counts = {"steps": asked.steps, "alone_steps": asked.alone_steps, "warmup": asked.warmup}
-    result = measure(config, asked.steps, asked.alone_steps) | {**counts, **before, "load_average_after": os.getloadavg()[0]}
+    counts = {name: getattr(asked, name) for name in ("steps", "alone_steps", "warmup", "processes", "threads")}
+    seen = measure_together(asked.processes, config, asked.steps, asked.alone_steps, asked.threads)
+    result = summary(seen) | {**counts, **before, "load_average_after": os.getloadavg()[0]}
     if asked.out is not None:
         asked.out.write_text(json.dumps(result, indent=2) + "\n")
     for name, seconds in result["seconds"].items():

@@ -19,7 +19,7 @@ from tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 # They share the Ray of `ray_here`; two of them beside each other would start two.
-USING_RAY = {f"tests/cluster/test_{name}.py" for name in ("features", "generate", "preflight", "processes", "trainer")} | {
+USING_RAY = {f"tests/cluster/test_{name}.py" for name in ("features", "forks", "generate", "preflight", "processes", "trainer")} | {
     "tests/data/curation/test_stage.py"
 }
 
@@ -110,11 +110,14 @@ def bucket(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> st
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of this test session's own, whatever else runs on the machine; a process can have one only, so every test shares it."""
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
+    from mgpt.cluster import forks
+
+    forks.start(tmp_path_factory.mktemp("forks"))  # as the local Ray of a project does
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
     yield
     ray.shutdown()

@@ -15,6 +15,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import IO, Any
 
+from mgpt.cluster import forks
 from mgpt.cluster.connect import LocalRay, fingerprints, process_start
 from mgpt.settings.infrastructure import ClusterSettings
 from mgpt.storage import write_atomic
@@ -66,6 +67,8 @@ def _start_ray(shared: LocalRay, settings: ClusterSettings) -> str:
     # Ray's agent takes one fixed port unless told otherwise, which `ray.init` cannot (2.60); a cluster that somebody then starts on this
     # machine finds the port taken and accepts no job. With 0 it takes a free one.
     RayParams.__init__ = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[method-assign,assignment]
+    if sys.platform == "linux":  # elsewhere a fork of a process that has imported so much may not live
+        forks.start(shared.folder)
     ray.init(
         address="local",  # not one that RAY_ADDRESS or a file in /tmp names
         num_cpus=settings.cpus or max(2, os.cpu_count() or 2),

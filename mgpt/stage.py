@@ -100,13 +100,17 @@ class StageContext:
 
     @contextmanager
     def ray(self) -> Iterator[None]:
-        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, looked at first."""
-        from mgpt.cluster.connect import connect, inside_job
+        """Connects to Ray for the block: the local one that stages share, or the cluster whose job this is, looked at first.
 
+        Raises ValueError where inputs are not as their manifests say, or the cluster is not fit for the stage.
+        """
+        from mgpt.cluster.connect import connect, inside_job
+        from mgpt.cluster.preflight import check_inputs, preflight
+
+        if not inside_job():
+            check_inputs(self.stage, self.system, self.project)
         with connect(self.settings.cluster, self.project):
             if inside_job():
-                from mgpt.cluster.preflight import preflight
-
                 preflight(self.stage, self.system, self.project, self.store)
             yield
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.identity import RESULTS, declaration
-from mgpt.plan.accelerators import KINDS
-from mgpt.plan.stages import training_plan_memory
 from mgpt.settings import Settings, load
 from mgpt.storage import Entry, Manifest, Store
 
@@ -25,6 +23,7 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "numpy", "pyarrow", "s3fs")
 TRAINING = ("pretrain", "multitask", "instruct")
 _SECONDS = 60.0
 _HASHED_BYTES = 64 << 20  # of each manifest: all sizes are compared, and digests of about so much
+_SHOWN = 10  # files that are named
 _AT_ONCE = 32  # requests to the store
 
 
@@ -53,6 +52,16 @@ def preflight(stage: str, system: str | None, project: Path, store: Store) -> li
     if wrong:
         raise ValueError("preflight: nothing was started\n  " + "\n  ".join(wrong))
     return reports
+
+
+def check_inputs(stage: str, system: str | None, project: Path) -> None:
+    """Of a stage that runs here: raises ValueError that names every file of its inputs which is gone or of another size."""
+    needed = needed_by(stage, system, project, load(project / "params.yaml"))
+    wrong = [line for line in _size_problems([*needed.bases, *needed.data]) if line]
+    if wrong:
+        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"
+        raise ValueError("\n  ".join([what, *wrong[:_SHOWN], *more]) + "\n`dvc repro --force` makes them again")
 
 
 def versions() -> dict[str, str]:
@@ -116,8 +125,7 @@ def input_problems(needed: Needed) -> list[str]:
     """Files that are gone, of another size, or, in a sample of each manifest, of another content."""
     lines: list[str] = []
     for entries in (needed.bases, needed.data):
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            found = list(zip(entries, pool.map(_size_problem, entries), strict=True))
+        found = list(zip(entries, _size_problems(entries), strict=True))
         lines += [line for _, line in found if line]
         try:
             Manifest(list(_sample([entry for entry, line in found if not line]))).verify()
@@ -129,6 +137,9 @@ def input_problems(needed: Needed) -> list[str]:
 def memory_problems(settings: Settings, stage: str, system: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """Nodes on whose GPUs (or, without GPUs, in whose memory) a worker's plan does not fit. A model or data that cannot be planned are no
     problem: that is told when the plan is asked for."""
+    from mgpt.plan.accelerators import KINDS
+    from mgpt.plan.stages import training_plan_memory
+
     workers = settings.cluster.training
     # What CUDA takes beside tensors is much the same on every kind.
     device = KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], name="cpu", reserve=0, slack=0.0)
@@ -144,6 +155,12 @@ def memory_problems(settings: Settings, stage: str, system: str, reports: Sequen
             what = f"{report['node']}: {stage}@{system} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
             lines.append(f"{what}; lower micro_batch_size, set models.{system}.checkpoint_language, or take larger GPUs (`mgpt plan`)")
     return lines
+
+
+def _size_problems(entries: Sequence[Entry]) -> list[str]:
+    """What is wrong with each file's size; empty where nothing is."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(_size_problem, entries))
 
 
 def _size_problem(entry: Entry) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.train.v2._internal.execution import context
 
 from mgpt.cluster.checkpoints import retried
 from mgpt.cluster.ingest import NAME, stream
@@ -42,7 +43,7 @@ _STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
 def work(todo: Work) -> dict[str, Any]:
     """Trains. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way, or `{"damaged"}` when the
     checkpoint to go on from is."""
-    for name in ("ray.train", "ray.data"):
+    for name in ("ray.train", "ray.data", context.__file__):  # Ray 2.60 names the logger of reports after its file
         logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
     torch.set_num_threads(todo.workers.threads)
     device = ray.train.torch.get_device()

@@ -182,7 +182,8 @@ def _mend(settings: DescribeSettings, samples: Sequence[Sample], answers: Sequen
     descriptions = []
     for sample, given, repaired in zip(samples, answers, mended, strict=True):
         changed = change(given.text, repaired.text)
-        descriptions.append(Description(sample, given, repaired, changed, repaired.rejected or filters.reason(repaired.text, changed)))
+        reason = repaired.rejected or filters.reason(repaired.text, changed, next(iter(sample.references), ""))
+        descriptions.append(Description(sample, given, repaired, changed, reason))
     return descriptions
 
 

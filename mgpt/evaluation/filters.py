@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 
 from mgpt.evaluation.failure import failures
+from mgpt.evaluation.vocabulary import load_vocabulary
 from mgpt.evaluation.words import sentences, words
 from mgpt.settings.evaluation import FilterSettings
 
@@ -20,8 +21,9 @@ class Filters:
         self.settings = settings
         self.seen: Counter[str] = Counter()
 
-    def reason(self, text: str, change: float) -> str:
-        """Why a description goes; an empty string for one that stays. The first rule that it breaks is named."""
+    def reason(self, text: str, change: float, caption: str = "") -> str:
+        """Why a description goes, whose picture came with `caption`; an empty string for one that stays. The first rule that it breaks is
+        named."""
         settings = self.settings
         lowered = text.lower().replace("’", "'")
         broken = failures(text, True)
@@ -32,9 +34,16 @@ class Filters:
             ("not_english", foreign_share(text) > settings.maximum_foreign),
             (f"still_{broken[0]}" if broken else "", bool(broken)),
             ("changed_too_much", change > settings.maximum_change),
+            ("misses_objects", bool(settings.minimum_named) and self._named(text, caption) < settings.minimum_named),
             ("same_as_others", self._is_too_common(text)),
         )
         return next((name for name, breaks in rules if breaks), "")
+
+    def _named(self, text: str, caption: str) -> float:
+        """Share of the caption's objects that the text names, 0..1; 1 for a caption without any."""
+        vocabulary = load_vocabulary(self.settings.vocabulary)
+        wanted, said = Counter(vocabulary.mentions(caption)), Counter(vocabulary.mentions(text))
+        return (wanted & said).total() / wanted.total() if wanted else 1.0
 
     def _is_too_common(self, text: str) -> bool:
         said = " ".join(words(text))

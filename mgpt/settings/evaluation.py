@@ -57,6 +57,16 @@ class FilterSettings(Section):
     maximum_change: Share = 0.8  # share of the words of the original that repair may remove or replace
     maximum_foreign: Share = 0.1  # share of letters that are not of the Latin alphabet
     maximum_same: Count = 1_000_000  # how many pictures may get the same description
+    # Share of the objects that the caption of the picture names (those of `vocabulary`: shapes, coco, or the path of a YAML file) which the
+    # description must name too: in place of the paper's reading of each by hand, where captions are true.
+    minimum_named: Share = 0.0
+    vocabulary: str = ""
+
+    @model_validator(mode="after")
+    def _objects_are_known(self) -> FilterSettings:
+        if self.minimum_named and not self.vocabulary:
+            raise mistake("a vocabulary says what an object is", "name one: shapes, coco, or a YAML file", "vocabulary")
+        return self
 
 
 class DescribeSettings(Section):

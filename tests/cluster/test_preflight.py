@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt.cluster.preflight import differences, look, preflight, versions
+from mgpt.cluster.preflight import check_inputs, differences, look, preflight, versions
 from mgpt.storage import Manifest, Store
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,22 @@ def test_what_is_fit_passes(ray_here: None, project: Path) -> None:
     assert report["versions"] == versions()
     assert report["problems"] == []
     assert int(str(report["memory"])) > 1 << 30
+
+
+def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> None:
+    check_inputs("pretrain", "minigpt4", project)
+    check_inputs("download", None, project)
+    curated = project / "store" / "curated"
+    shutil.rmtree(curated / "vqav2")  # not in the mixture of minigpt4
+    check_inputs("pretrain", "minigpt4", project)
+    (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
+    shutil.rmtree(project / "store" / "sources" / "backbones" / "vision")
+    with pytest.raises(ValueError, match="was it emptied") as caught:
+        check_inputs("pretrain", "minigpt4", project)
+    assert "laion/train/0.parquet: 3 bytes, not 500" in str(caught.value)
+    assert "vision/config.json: gone" in str(caught.value)
+    assert "qformer" not in str(caught.value)
+    assert str(caught.value).endswith("`dvc repro --force` makes them again")
 
 
 def test_altered_lost_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:

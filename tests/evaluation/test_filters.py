@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from mgpt.evaluation.filters import Filters, foreign_share
 from mgpt.settings.evaluation import FilterSettings
@@ -27,6 +28,27 @@ def test_reasons(text, change, reason):
 def test_only_so_many_pictures_may_share_a_description():
     filters = Filters(FilterSettings(maximum_same=2))
     assert [filters.reason(SOUND, 0.0) for _ in range(3)] == ["", "", "same_as_others"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "share", "reason"),
+    [
+        ("a red circle and a cross", 1.0, ""),
+        ("a picture of a small red disc", 1.0, ""),
+        ("a red circle, a red circle and a cross", 1.0, "misses_objects"),  # two of a kind are two objects
+        ("a red circle, a red circle and a cross", 0.6, ""),
+        ("a blue circle", 0.1, "misses_objects"),
+        ("a quiet evening", 1.0, ""),
+    ],
+)
+def test_a_description_must_name_what_its_caption_names(caption, share, reason):
+    assert Filters(FilterSettings(minimum_named=share, vocabulary="shapes")).reason(SOUND, 0.0, caption) == reason
+    assert Filters(FilterSettings()).reason(SOUND, 0.0, caption) == ""
+
+
+def test_named_objects_need_a_vocabulary():
+    with pytest.raises(ValidationError, match="a vocabulary says what an object is"):
+        FilterSettings(minimum_named=0.5)
 
 
 def test_accents_are_latin():

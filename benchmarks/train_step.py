@@ -7,7 +7,7 @@ packed, so alone it gives the part without that. Every technique alone is the po
 them in float32, `ours_bf16` all of them with bf16 frozen weights under bf16 autocast; `*_uncached` leave the feature cache out. Each has
 its own copy of the same weights and sees the same batches, tokenising included; the steps alternate in one process, the order turning
 with each, so that a busy machine slows all alike. Port, `ours` and `ours_bf16` do so by themselves first: a step that comes after those of
-ten other models finds nothing of its own in the caches, which costs a short step more than a long one, and which no training meets.
+other models finds nothing of its own in the caches, which costs a short step more than a long one, and which no training meets.
 
 The feature cache is not free: an image is encoded once and shown `shows` times, so a cached step is charged the encoding of its images
 divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((180 + 600 + 200) steps of 32 samples of 1,600

@@ -3,8 +3,8 @@
 `--workers` actors of a local Ray, each a process, are asked for at once, import what a training worker imports, and say so; then they end,
 and so on for `--rounds`: once with Ray's own way to start a process (`plain`), once as forks of one that has imported packages (`forked`,
 `mgpt.cluster.forks`), each in a Ray of its own, one after the other. The first round of each, in which Ray and the server come up, is left
-out. CPU seconds are those of the workers from their start, of which a fork has spent none when it begins; memory is the sum of their
-proportional set sizes, and of the server's.
+out. CPU seconds are those of the workers from their start, of which a fork has spent none when it begins (nor counted are the server's own
+imports, once a Ray); memory is the sum of their proportional set sizes, with the server's and the launchers'.
 
 Run: python benchmarks/worker_start.py [--workers 4] [--rounds 6] [--out FILE]. The last line is JSON; ratios are plain / forked.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from train_step import machine
 
-from mgpt.cluster import forks
+from mgpt.cluster import forks, launch
 
 _IMPORT_SECONDS = 20  # the server's, which is not measured
 
@@ -72,8 +72,9 @@ def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:
 
 
 def _server_bytes() -> int:
-    servers = [child for child in psutil.Process().children() if "mgpt.cluster.forks" in child.cmdline()]
-    return sum(int(server.memory_full_info().pss) for server in servers)
+    """What the server and the launchers hold."""
+    helpers = [one for one in psutil.Process().children(recursive=True) if {forks.__name__, launch.__file__} & set(one.cmdline())]
+    return sum(int(helper.memory_full_info().pss) for helper in helpers if "ray::" not in helper.cmdline()[0])
 
 
 def main() -> None:

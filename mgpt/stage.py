@@ -108,7 +108,7 @@ class StageContext:
         from mgpt.cluster.preflight import check_inputs, preflight
 
         if not inside_job():
-            check_inputs(self.stage, self.system, self.project)
+            check_inputs(self.stage, self.system, self.project, self.store)
         with connect(self.settings.cluster, self.project):
             if inside_job():
                 preflight(self.stage, self.system, self.project, self.store)

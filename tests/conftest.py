@@ -117,7 +117,8 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     from mgpt.cluster import forks
 
-    forks.start(tmp_path_factory.mktemp("forks"))  # as the local Ray of a project does
+    if sys.platform == "linux":
+        forks.start(tmp_path_factory.mktemp("forks"))  # as the local Ray of a project does
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
     yield
     ray.shutdown()

@@ -28,7 +28,7 @@ from mgpt.settings.infrastructure import ClusterSettings
 from mgpt.storage import write_atomic
 
 START_SECONDS = 300  # how long the local Ray may take to come up on a busy machine
-# A process that is idle for a second would be ended, and the next task import the model's code anew, which takes five.
+# A process that is idle for a second would be ended, and the next task import the model's code and load what feeding needs anew.
 KEEP_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_num_workers_soft_limit": "8"}
 _IMPORT_SECONDS = 30  # how long its owner may take until it holds the owner's lock
 # Variables that workers need as the stage has them; PYTHONPATH and threads are set where the local Ray starts.

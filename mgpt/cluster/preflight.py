@@ -1,9 +1,11 @@
-"""Looks before work is placed on a cluster: the same Python and libraries on every node, store and base weights within reach of each, the
-inputs as their manifests say, and memory for what is planned. It takes seconds and no GPU, and tells everything that is wrong at once.
+"""Looks before work starts: on this machine at the files behind a stage's inputs; on a cluster for the same Python and libraries on every
+node, store and base weights within reach of each, the inputs as their manifests say, and memory for what is planned. It takes seconds and
+no GPU, and tells everything that is wrong at once.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mgpt import outcome
 from mgpt.identity import RESULTS, declaration
 from mgpt.settings import Settings, load
 from mgpt.storage import Entry, Manifest, Store
@@ -54,14 +57,27 @@ def preflight(stage: str, system: str | None, project: Path, store: Store) -> li
     return reports
 
 
-def check_inputs(stage: str, system: str | None, project: Path) -> None:
-    """Of a stage that runs here: raises ValueError that names every file of its inputs which is gone or of another size."""
+def check_inputs(stage: str, system: str | None, project: Path, store: Store) -> None:
+    """Of a stage that runs here: looks for the files behind its inputs, and forgets the finished work of those stages whose files are gone
+    or of another size.
+
+    Raises:
+        ValueError: with the first such files, and what makes them again.
+    """
     needed = needed_by(stage, system, project, load(project / "params.yaml"))
-    wrong = [line for line in _size_problems([*needed.bases, *needed.data]) if line]
-    if wrong:
-        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"
-        raise ValueError("\n  ".join([what, *wrong[:_SHOWN], *more]) + "\n`dvc repro --force` makes them again")
+    entries = [*needed.bases, *needed.data]
+    wrong = {entry.uri: line for entry, line in zip(entries, _size_problems(entries), strict=True) if line}
+    if not wrong:
+        return
+    made = []
+    for path, manifest in _manifests(stage, system, project).items():
+        if any(entry.uri in wrong for entry in manifest.entries):
+            record = json.loads((project / path).with_name(outcome.RECORD).read_text(encoding="utf-8"))
+            outcome.forget(store, record["identity"])
+            made.append(record["name"])
+    shown = [*list(wrong.values())[:_SHOWN], *([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])]
+    what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"
+    raise ValueError("\n  ".join([what, *shown]) + f"\n`dvc repro --force {' '.join(made)}` makes them again")
 
 
 def versions() -> dict[str, str]:
@@ -77,8 +93,7 @@ def versions() -> dict[str, str]:
 
 def needed_by(stage: str, system: str | None, project: Path, settings: Settings) -> Needed:
     """The files behind a stage's declared inputs: of the bases those of its system, of data those that it mixes."""
-    named = [path for path in declaration(project, stage, system).inputs if path.endswith("manifest.json")]
-    manifests = {path: Manifest.load(project / path) for path in named}
+    manifests = _manifests(stage, system, project)
     download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
     data = [entry for manifest in manifests.values() for entry in manifest.entries]
     if stage in TRAINING and system is not None:
@@ -90,6 +105,11 @@ def needed_by(stage: str, system: str | None, project: Path, settings: Settings)
         return Needed(data=tuple(download.entries))
     bases = _bases(settings, system or "minigpt4", download)
     return Needed(tuple(bases), tuple(data), tuple(entry.uri for entry in bases if entry.name.endswith("/config.json")))
+
+
+def _manifests(stage: str, system: str | None, project: Path) -> dict[str, Manifest]:
+    named = [path for path in declaration(project, stage, system).inputs if path.endswith("manifest.json")]
+    return {path: Manifest.load(project / path) for path in named}
 
 
 def _bases(settings: Settings, system: str, download: Manifest) -> list[Entry]:

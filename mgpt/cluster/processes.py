@@ -1,4 +1,4 @@
-"""Processes that serve a training one after another, instead of each importing the model's code anew, which takes five seconds."""
+"""Processes that serve a training one after another, instead of each importing the model's code and loading what feeding needs anew."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ every checkpoint.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -57,7 +58,7 @@ class FilterSettings(Section):
     maximum_change: Share = 0.8  # share of the words of the original that repair may remove or replace
     maximum_foreign: Share = 0.1  # share of letters that are not of the Latin alphabet
     maximum_same: Count = 1_000_000  # how many pictures may get the same description
-    # Share of the objects that the caption of the picture names (those of `vocabulary`: shapes, coco, or the path of a YAML file) which the
+    # Share of the objects that the (first) caption of the picture names (those of `vocabulary`: shapes, coco, or the path of a YAML file) which the
     # description must name too: in place of the paper's reading of each by hand, where captions are true.
     minimum_named: Share = 0.0
     vocabulary: str = ""
@@ -66,6 +67,8 @@ class FilterSettings(Section):
     def _objects_are_known(self) -> FilterSettings:
         if self.minimum_named and not self.vocabulary:
             raise mistake("a vocabulary says what an object is", "name one: shapes, coco, or a YAML file", "vocabulary")
+        if self.vocabulary and self.vocabulary not in ("shapes", "coco") and not Path(self.vocabulary).is_file():
+            raise mistake("a vocabulary that is there", "name shapes, coco, or the path of a YAML file", "vocabulary")
         return self
 
 

@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 STEPS = {"pretrain": 40, "multitask": 4, "instruct": 4}
 # Long enough to be killed in its middle.
 LONGER = {"steps": 48, "checkpoint_every": 4, "global_batch_size": 16, "micro_batch_size": 8}
-# Of that one, so that one can be killed. A second worker and what feeds it cost every other training ten seconds of imports.
+# Of that one, so that one can be killed. A second worker and what feeds it cost every other training seconds.
 TWO_WORKERS = {"MGPT_CLUSTER__TRAINING__WORKERS": "2"}
 MIXTURES = {
     "pretrain": {"minigpt4": ("laion", "cc_sbu"), "minigpt-v2": ("laion", "coco_caption", "refcoco", "photographs")},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mgpt import outcome
 from mgpt.cluster.preflight import check_inputs, differences, look, preflight, versions
 from mgpt.storage import Manifest, Store
 
@@ -55,19 +56,33 @@ def test_what_is_fit_passes(ray_here: None, project: Path) -> None:
 
 
 def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> None:
-    check_inputs("pretrain", "minigpt4", project)
-    check_inputs("download", None, project)
+    store = Store(str(project / "store"))
+    for stage in ("download", "curate"):
+        folder = project / "results" / stage
+        (folder / outcome.RECORD).write_text(f'{{"identity": "of-{stage}", "name": "{stage}"}}')
+        outcome.finish(store, f"of-{stage}", folder, [outcome.RECORD])
+
+    def check(*stage: str) -> None:
+        check_inputs(stage[0], stage[1] if stage[1:] else None, project, store)
+
+    check("pretrain", "minigpt4")
+    check("download")
     curated = project / "store" / "curated"
     shutil.rmtree(curated / "vqav2")  # not in the mixture of minigpt4
-    check_inputs("pretrain", "minigpt4", project)
+    check("pretrain", "minigpt4")
     (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
-    shutil.rmtree(project / "store" / "sources" / "backbones" / "vision")
     with pytest.raises(ValueError, match="was it emptied") as caught:
-        check_inputs("pretrain", "minigpt4", project)
+        check("pretrain", "minigpt4")
     assert "laion/train/0.parquet: 3 bytes, not 500" in str(caught.value)
-    assert "vision/config.json: gone" in str(caught.value)
+    assert str(caught.value).endswith("`dvc repro --force curate` makes them again")
+    assert outcome.finished(store, "of-curate") is None  # so that it really does
+    assert outcome.finished(store, "of-download") is not None
+    shutil.rmtree(project / "store" / "sources" / "backbones" / "vision")
+    with pytest.raises(ValueError, match=r"vision/config\.json: gone") as caught:
+        check("pretrain", "minigpt4")
     assert "qformer" not in str(caught.value)
-    assert str(caught.value).endswith("`dvc repro --force` makes them again")
+    assert "--force download curate" in str(caught.value)
+    assert outcome.finished(store, "of-download") is None
 
 
 def test_altered_lost_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:

@@ -58,7 +58,7 @@ class FilterSettings(Section):
     maximum_change: Share = 0.8  # share of the words of the original that repair may remove or replace
     maximum_foreign: Share = 0.1  # share of letters that are not of the Latin alphabet
     maximum_same: Count = 1_000_000  # how many pictures may get the same description
-    # Share of the objects that the (first) caption of the picture names which the description must name too: in place of the paper's reading
+    # Share of the objects named by the (first) caption of the picture which the description must name too: in place of the paper's reading
     # of each by hand, where captions are true. What an object is says `vocabulary`: shapes, coco, or the path of a YAML file.
     minimum_named: Share = 0.0
     vocabulary: str = ""

@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,7 @@ from typing import Any
 
 from mgpt import outcome
 from mgpt.identity import RESULTS, declaration
-from mgpt.settings import Settings, load
+from mgpt.settings import Settings, load, section
 from mgpt.storage import Entry, Manifest, Store
 
 # A difference in any of these between nodes changes results or breaks unpickling.
@@ -96,15 +96,25 @@ def needed_by(stage: str, system: str | None, project: Path, settings: Settings)
     manifests = _manifests(stage, system, project)
     download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
     data = [entry for manifest in manifests.values() for entry in manifest.entries]
-    if stage in TRAINING and system is not None:
-        mixed = getattr(settings, stage)[system].mixture
-        data = [entry for entry in data if entry.meta.get("dataset") in mixed]
+    read = _datasets(stage, system, settings)
+    data = [entry for entry in data if read is None or entry.meta.get("dataset") in read]
     if download is None:
         return Needed(data=tuple(data))
     if stage == "curate":
         return Needed(data=tuple(download.entries))
     bases = _bases(settings, system or "minigpt4", download)
     return Needed(tuple(bases), tuple(data), tuple(entry.uri for entry in bases if entry.name.endswith("/config.json")))
+
+
+def _datasets(stage: str, system: str | None, settings: Settings) -> Collection[str] | None:
+    """The datasets that a stage reads, by name; None for all."""
+    if stage in TRAINING and system is not None:
+        mixture: Mapping[str, float] = section(settings, stage, system).mixture
+        return mixture
+    if stage in ("describe", "evaluate"):
+        datasets: Collection[str] = section(settings, stage, system).datasets
+        return datasets
+    return None
 
 
 def _manifests(stage: str, system: str | None, project: Path) -> dict[str, Manifest]:

@@ -68,8 +68,12 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     check("pretrain", "minigpt4")
     check("download")
     curated = project / "store" / "curated"
-    shutil.rmtree(curated / "vqav2")  # not in the mixture of minigpt4
+    shutil.rmtree(curated / "vqav2")  # not in the mixture of minigpt4, nor described
     check("pretrain", "minigpt4")
+    check("describe")
+    with pytest.raises(ValueError, match=r"vqav2/train/0\.parquet: gone"):
+        check("pretrain", "minigpt-v2")
+    outcome.finish(store, "of-curate", project / "results" / "curate", [outcome.RECORD])
     (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
     with pytest.raises(ValueError, match="was it emptied") as caught:
         check("pretrain", "minigpt4")

@@ -10,6 +10,7 @@ from mgpt.data.sample import SCHEMA, Sample
 from mgpt.evaluation.asks import answer_here
 from mgpt.evaluation.describe import CHECKPOINT, DescribeRequest, choose_pictures, describe
 from mgpt.evaluation.request import Answer
+from mgpt.evaluation.vocabulary import load_vocabulary
 from mgpt.settings.evaluation import DescribeSettings
 from mgpt.storage import Manifest, Store
 
@@ -88,6 +89,15 @@ def test_every_picture_is_kept_or_has_a_reason(curated, bases, checkpoints, tmp_
     assert metrics["change_mean"] > 0
     assert "Dropped: not_english" in (tmp_path / "out" / "report.md").read_text()
     assert "4 too_short" in str(result.summary["dropped"])
+
+
+def test_descriptions_that_miss_what_their_caption_names_are_dropped(curated, bases, checkpoints, tmp_path):
+    filters = {"minimum_named": 1.0, "vocabulary": "shapes"}
+    result = describe(request(curated, bases, checkpoints, tmp_path / "out", minimum_survivors=0, filters=filters), told)
+    sound = [one for one in result.descriptions if one.repaired.text == SOUND]
+    named = [load_vocabulary("shapes").mentions(one.sample.references[0]) for one in sound]
+    assert [one.reason for one in sound] == ["" if names in ([], ["red circle"]) else "misses_objects" for names in named]
+    assert result.counts["dropped_misses_objects"] > 0
 
 
 def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_path):

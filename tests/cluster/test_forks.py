@@ -160,8 +160,8 @@ def test_a_launcher_passes_on_a_request_to_end_and_ends_with_a_killed_worker(ser
     asked, killed = server.launch(), server.launch()
     pids = [json.loads(first_line(launcher))["pid"] for launcher in (asked, killed)]
     asked.terminate()
+    assert asked.wait(20) == 0
     assert asked.communicate()[1] == "asked to end\n"
-    assert asked.returncode == 0
     psutil.Process(pids[1]).kill()
     killed.communicate()
     assert soon(lambda: not any(psutil.pid_exists(pid) for pid in pids))

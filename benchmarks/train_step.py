@@ -10,7 +10,7 @@ with each, so that a busy machine slows all alike. Port, `ours` and `ours_bf16` 
 other models finds nothing of its own in the caches, which costs a short step more than a long one, and which no training meets.
 
 The feature cache is not free: an image is encoded once and shown `shows` times, so a cached step is charged the encoding of its images
-divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((180 + 600 + 200) steps of 32 samples of 1,600
+divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((240 + 500 + 240) steps of 32 samples of 1,600
 pictures), which is what the headline charges; `shows` in the result holds other numbers, once included.
 
 Run: OMP_WAIT_POLICY=passive python benchmarks/train_step.py [--steps 20] [--processes 2] [--threads 1] [--out FILE]. Processes measure side

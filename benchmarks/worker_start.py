@@ -59,7 +59,7 @@ def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:
             seen = ray.get([actor.ready.remote() for actor in actors])
             seconds.append(time.perf_counter() - begun)
             cpu.extend([one for one, _ in seen] if number else [])
-            memory.append(sum(size for _, size in seen) + _server_bytes())
+            memory.append(sum(size for _, size in seen) + _helper_bytes())
             for actor in actors:
                 ray.kill(actor)
             time.sleep(2)
@@ -71,7 +71,7 @@ def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:
     }
 
 
-def _server_bytes() -> int:
+def _helper_bytes() -> int:
     """What the server and the launchers hold."""
     helpers = [one for one in psutil.Process().children(recursive=True) if {forks.__name__, launch.__file__} & set(one.cmdline())]
     return sum(int(helper.memory_full_info().pss) for helper in helpers if "ray::" not in helper.cmdline()[0])

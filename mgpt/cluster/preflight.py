@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def needed_by(stage: str, system: str | None, project: Path, settings: Settings) -> Needed:
-    """The files behind a stage's declared inputs: of the bases those of its system, of data those that it mixes."""
+    """The files behind a stage's declared inputs: of the bases those of its system, of data those that it reads."""
     manifests = _manifests(stage, system, project)
     download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
     data = [entry for manifest in manifests.values() for entry in manifest.entries]

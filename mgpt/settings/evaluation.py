@@ -7,13 +7,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mgpt.settings.fields import ExistingPath, Section, mistake
 
 TASKS = ("refer", "identify", "vqa", "caption", "grounding", "describe")  # what has a metric family in mgpt.evaluation
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _is_there(vocabulary: str) -> str:
+    if vocabulary not in ("", "shapes", "coco") and not Path(vocabulary).is_file():
+        raise mistake("a vocabulary that is there", "name shapes, coco, or the path of a YAML file")
+    return vocabulary
+
+
+VocabularyName = Annotated[str, AfterValidator(_is_there)]  # of mgpt.evaluation.vocabulary; empty where none is needed
 
 
 class GenerationSettings(Section):
@@ -61,14 +70,12 @@ class FilterSettings(Section):
     # Share of the objects named by the (first) caption of the picture which the description must name too: in place of the paper's reading
     # of each by hand, where captions are true. What an object is says `vocabulary`: shapes, coco, or the path of a YAML file.
     minimum_named: Share = 0.0
-    vocabulary: str = ""
+    vocabulary: VocabularyName = ""
 
     @model_validator(mode="after")
     def _objects_are_known(self) -> FilterSettings:
         if self.minimum_named and not self.vocabulary:
             raise mistake("a vocabulary says what an object is", "name one: shapes, coco, or a YAML file", "vocabulary")
-        if self.vocabulary and self.vocabulary not in ("shapes", "coco") and not Path(self.vocabulary).is_file():
-            raise mistake("a vocabulary that is there", "name shapes, coco, or the path of a YAML file", "vocabulary")
         return self
 
 
@@ -130,7 +137,7 @@ class SystemEvaluationSettings(Section):
     datasets: tuple[str, ...] = ()  # empty: all that are curated
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     ranked_datasets: tuple[str, ...] = ("iconvqa",)  # answered by the most likely of the record's choices
-    vocabulary: Annotated[str, Field(min_length=1)] = "shapes"  # shapes, coco, or a YAML file
+    vocabulary: Annotated[VocabularyName, Field(min_length=1)] = "shapes"  # shapes, coco, or a YAML file
     # name -> largest share of the picture, ascending; the last holds the rest
     size_limits: dict[str, Share] = Field(default={"small": 0.07, "large": 1.0})
     resamples: Annotated[int, Field(ge=100)] = 1000

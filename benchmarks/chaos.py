@@ -31,10 +31,10 @@ from typing import Any
 
 import psutil
 
-from mgpt.cluster.trainer import CURVE, FINISHED, LEDGER, TrainRequest, read_curve, train
-from mgpt.settings.training import TrainingSettings, WorkerSettings
+from mgpt.config.training import TrainingSettings, WorkerSettings
+from mgpt.execution.train import CURVE, FINISHED, LEDGER, TrainRequest, read_curve, train
 from mgpt.storage import Manifest, Store
-from mgpt.train.ledger import audit
+from mgpt.training.callbacks.sample_log import audit
 
 STEPS, LONGER = 40, 500  # of a trial; of the elastic run, in whose midst nodes come up
 NODES = 3  # of them two have a worker, so one can die
@@ -78,7 +78,17 @@ def trained(folder: Path, address: str, name: str, workers: str, dropout: float,
     group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=failures, ledger=True)
     settings = SETTINGS.model_copy(update={"steps": steps})
     fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
-    train(TrainRequest(settings, group, Manifest.load(folder / "manifest.json"), bases, str(folder / "runs" / name), out, fresh=fresh))
+    train(
+        TrainRequest(
+            settings,
+            group,
+            Manifest.load(folder / "manifest.json"),
+            bases,
+            str(folder / "runs" / name),
+            out,
+            fresh=fresh,
+        )
+    )
 
 
 class Cluster:
@@ -113,7 +123,10 @@ class Cluster:
         from ray.core.generated import autoscaler_pb2
 
         node = next(node for node in self._others if any(is_worker(process) for process in family(node)))
-        reason, deadline = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + seconds) * 1000)
+        reason, deadline = (
+            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            int((time.time() + seconds) * 1000),
+        )
         accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "taken back", deadline)
         assert accepted, why
 
@@ -164,7 +177,7 @@ class Trials:
     """One folder of runs on one cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
-        from tests.fixtures_train import make_bases, make_data
+        from tests.fixtures.training_data import make_bases, make_data
 
         self.folder, self.cluster = folder, cluster
         self.noticed: int | None = None  # the step that was kept when the run was told that a node goes
@@ -174,7 +187,16 @@ class Trials:
     def driver(
         self, name: str, workers: str = "2", dropout: float = 0.1, steps: int = STEPS, failures: int = 5
     ) -> subprocess.Popen[bytes]:
-        asked = ["--train", str(self.folder), self.cluster.address, name, workers, str(dropout), str(steps), str(failures)]
+        asked = [
+            "--train",
+            str(self.folder),
+            self.cluster.address,
+            name,
+            workers,
+            str(dropout),
+            str(steps),
+            str(failures),
+        ]
         command = [sys.executable, "-m", "benchmarks.chaos", *asked]
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
@@ -240,7 +262,9 @@ class Trials:
         self.wait(name, driver, lambda: self.step(name) >= 30)
         gone = self.cluster.take_back(NOTICE_SECONDS)
         deadline = time.monotonic() + NOTICE_SECONDS
-        self.wait(name, driver, lambda: bool(self.kept(name) % SETTINGS.checkpoint_every) or time.monotonic() > deadline)
+        self.wait(
+            name, driver, lambda: bool(self.kept(name) % SETTINGS.checkpoint_every) or time.monotonic() > deadline
+        )
         self.noticed = self.kept(name)
         assert self.noticed % SETTINGS.checkpoint_every, f"no checkpoint but those due came in {NOTICE_SECONDS} s"
         self.wait(name, driver, lambda: time.monotonic() > deadline)
@@ -250,13 +274,15 @@ class Trials:
 
     def kept(self, name: str) -> int:
         """The step of the last checkpoint that counts."""
-        from mgpt.cluster.ingest import committed_step
+        from mgpt.execution.data_feed import committed_step
 
         return committed_step(str(self.folder / "runs" / name))
 
     def workers(self, name: str) -> list[list[int]]:
         """[workers, steps] of each stretch of steps with the same number of workers."""
-        return [[number, len(list(steps))] for number, steps in groupby(entry["workers"] for entry in self.ledger(name))]
+        return [
+            [number, len(list(steps))] for number, steps in groupby(entry["workers"] for entry in self.ledger(name))
+        ]
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = json.loads((self.folder / "runs" / name / LEDGER).read_text())
@@ -264,10 +290,12 @@ class Trials:
 
     def audited(self, name: str, steps: int = STEPS) -> dict[str, int]:
         """How many samples the run lost and repeated."""
-        from mgpt.cluster.ingest import Feed, SampleReader
-        from mgpt.cluster.start import Start
+        from mgpt.execution.data_feed import Feed, SampleReader
+        from mgpt.models.loading import Start
 
-        feed = Feed.of(SETTINGS.model_copy(update={"steps": steps}), Manifest.load(self.folder / "manifest.json"), Start({}, None))
+        feed = Feed.of(
+            SETTINGS.model_copy(update={"steps": steps}), Manifest.load(self.folder / "manifest.json"), Start({}, None)
+        )
         mixture, reader = feed.mixture(), SampleReader(feed.entries())
 
         def planned(step: int) -> list[str]:
@@ -297,7 +325,9 @@ def kills(trials: Trials, count: int, seed: int) -> Iterator[dict[str, Any]]:
         try:
             result["step"] = trials.disturbed(name, kind, at)
             result |= {"identical": trials.outcome(name) == calm, **trials.audited(name)}
-        except Exception as error:  # a trial that could not be held counts as one that failed, and the next one is tried
+        except (
+            Exception
+        ) as error:  # a trial that could not be held counts as one that failed, and the next one is tried
             result |= {"identical": False, "error": f"{type(error).__name__}: {error}"}
         yield {**result, "seconds": round(time.monotonic() - began, 1)}
 
@@ -310,7 +340,10 @@ def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
             trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))  # at once, if it ran before
             getattr(trials, name)(name)
             pairs = zip(trials.losses(name), trials.losses(calm), strict=True)
-            found = {"loss_difference": max(abs(one - other) / other for one, other in pairs), **trials.audited(name, steps)}
+            found = {
+                "loss_difference": max(abs(one - other) / other for one, other in pairs),
+                **trials.audited(name, steps),
+            }
             result = {"resized": name, "workers": trials.workers(name), **found}
             if name == "preempted":
                 result["checkpoint_on_notice"] = trials.noticed
@@ -326,7 +359,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
     parser.add_argument("--no-resize", action="store_true", help="leave out the runs that move")
-    parser.add_argument("--train", nargs=7, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS", "FAILURES"))
+    parser.add_argument(
+        "--train", nargs=7, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS", "FAILURES")
+    )
     asked = parser.parse_args()
     if asked.train:
         folder, address, name, workers, dropout, steps, failures = asked.train
@@ -343,7 +378,9 @@ def main() -> None:
             for result in chain(() if asked.no_resize else resizes(trials), killed):
                 results.append(result)
                 print(json.dumps(result), flush=True)
-                asked.out.write_text(json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n")
+                asked.out.write_text(
+                    json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n"
+                )
         finally:
             cluster.stop()
     print(json.dumps(summary(results)))
@@ -359,7 +396,9 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "lost": sum(result.get("lost", 0) for result in results),
         "repeated": sum(result.get("repeated", 0) for result in results),
         "resized": sum("loss_difference" in result for result in results),
-        "loss_difference": max((result["loss_difference"] for result in results if "loss_difference" in result), default=None),
+        "loss_difference": max(
+            (result["loss_difference"] for result in results if "loss_difference" in result), default=None
+        ),
     }
 
 

@@ -48,16 +48,28 @@ def main() -> None:
         print(json.dumps(bare(asked.folder) if asked.step == "bare" else curated(asked.folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        small, large = (pictures(asked.keep or Path(scratch), count, asked.side) for count in (asked.pictures, asked.most))
+        small, large = (
+            pictures(asked.keep or Path(scratch), count, asked.side) for count in (asked.pictures, asked.most)
+        )
         found = {"bare": measure("bare", small), "curate": measure("curate", small)}
         found |= {"bare, most": measure("bare", large), "curate, most": measure("curate", large)}
     for name, row in found.items():
-        print(f"{name:>14}: {row['pictures']:>6} pictures, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB")
+        print(
+            f"{name:>14}: {row['pictures']:>6} pictures, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB"
+        )
     pairs = (("bare", "curate"), ("bare, most", "curate, most"))
     ratios = {str(found[own]["pictures"]): round(found[own]["rate"] / found[bare]["rate"], 3) for bare, own in pairs}
     growth = found["curate, most"]["peak_mb"] / found["curate"]["peak_mb"]
-    versions = {name: version(name) for name in ("numpy", "pillow", "pyarrow", "scipy")} | {"python": platform.python_version()}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "side": asked.side, "steps": found, "versions": versions}
+    versions = {name: version(name) for name in ("numpy", "pillow", "pyarrow", "scipy")} | {
+        "python": platform.python_version()
+    }
+    machine = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "side": asked.side,
+        "steps": found,
+        "versions": versions,
+    }
     smallest = {"throughput_ratio": min(ratios.values()), "throughput_ratios": ratios}
     line = json.dumps({**smallest, "peak_memory_growth": round(growth, 3), **machine})
     if asked.out:
@@ -85,7 +97,10 @@ def write_shards(folder: Path, count: int, side: int) -> None:
                 small = Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8))
                 file = io.BytesIO()
                 small.resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-                for name, data in ((f"{number:09d}.jpg", file.getvalue()), (f"{number:09d}.txt", f"picture number {number}".encode())):
+                for name, data in (
+                    (f"{number:09d}.jpg", file.getvalue()),
+                    (f"{number:09d}.txt", f"picture number {number}".encode()),
+                ):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -95,7 +110,9 @@ def measure(step: str, folder: Path) -> dict[str, float]:
     """One step in a fresh process: pictures, pictures a second of processor time, peak memory in MB."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()[-1]
+    )
 
 
 def bare(folder: Path) -> dict[str, float]:
@@ -115,12 +132,16 @@ def bare(folder: Path) -> dict[str, float]:
 
 def curated(folder: Path) -> dict[str, float]:
     """The whole curation of the same shards, in this process; downloading them is not counted."""
-    from mgpt.data.curation import curate
-    from mgpt.data.download import download
-    from mgpt.settings.sources import CurateSettings, DatasetSettings, DownloadSettings, SourceSettings
+    from mgpt.config.sources import CurateSettings, DatasetSettings, DownloadSettings, SourceSettings
+    from mgpt.curation import curate
+    from mgpt.download import download
     from mgpt.storage import Store
 
-    sources = {"pairs": SourceSettings(locations=(str(folder / "source"),), datasets={"laion": DatasetSettings(reader="laion")})}
+    sources = {
+        "pairs": SourceSettings(
+            locations=(str(folder / "source"),), datasets={"laion": DatasetSettings(reader="laion")}
+        )
+    }
     shutil.rmtree(folder / "store", ignore_errors=True)
     store = Store(str(folder / "store"))
     manifest = download(sources, DownloadSettings(parallel=1), store, lambda line: None).manifest

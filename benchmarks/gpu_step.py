@@ -1,11 +1,11 @@
 """Training steps of the published models' full sizes on one GPU, with random weights: samples/s, MFU and memory by technique.
 
 Weights are drawn on the device and token ids at random, so nothing is downloaded and neither Ray nor MLflow is needed. The steps run in
-the project's own loop, and the figures are the last row of its curve; the rule of MFU is in `mgpt.train.flops`. Samples a GPU are the
+the project's own loop, and the figures are the last row of its curve; the rule of MFU is in `mgpt.training.flops`. Samples a GPU are the
 published global batch over the published GPUs; lengths of texts are our choice, drawn evenly from a range, the second half supervised.
 
 ways: `port` pads to the longest and computes logits at every position; `supervised` computes the head where a token is supervised;
-`packed` has one row without padding as well (`varlen` attention); `lean` has the layers of `mgpt.model.lean` as well, with Liger's kernels
+`packed` has one row without padding as well (`varlen` attention); `lean` has the layers of `mgpt.models.fused_llama` as well, with Liger's kernels
 where they are installed; `cached` is `lean` that takes the tower's output as given; `checkpointed` is `lean` with the language model's
 activations recomputed; `fused_head` is `lean` whose head and loss are one kernel of Liger's, however small; `deterministic` is `lean` with
 deterministic algorithms. Ways of one model run on the same weights, one after the other. `ceiling_teraflops` is a plain product of two
@@ -33,20 +33,20 @@ from torch import Tensor
 from torch.nn import functional
 from train_step import machine
 
-from mgpt.model import MiniGPTConfig, MiniGPTForConditionalGeneration, language
-from mgpt.model.lean import make_lean
-from mgpt.model.presets import preset, system_config
-from mgpt.settings.training import TrainingSettings
-from mgpt.train.batch import IGNORE, Batch, cut_packed
-from mgpt.train.contracts import TOTALS, StepBatches
-from mgpt.train.curve import Curve
-from mgpt.train.determinism import be_deterministic
-from mgpt.train.flops import StepFlops
-from mgpt.train.gauges import Compute, Memory
-from mgpt.train.loop import Loop
-from mgpt.train.optimiser import make_optimiser
-from mgpt.train.parallel import Replicated
-from mgpt.train.schedule import make_schedule
+from mgpt.config.training import TrainingSettings
+from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, language
+from mgpt.models.fused_llama import make_lean
+from mgpt.models.presets import preset, system_config
+from mgpt.training.batch import IGNORE, Batch, cut_packed
+from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.callbacks.monitors import Compute, Memory
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.determinism import be_deterministic
+from mgpt.training.flops import StepFlops
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS, StepBatches
 
 DISTINCT = 4  # batches that the steps go through
 WHOLE = language.WHOLE_LOGITS_BYTES
@@ -117,7 +117,12 @@ def tiny(name: str) -> MiniGPTConfig:
     text = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 2048}
     qformer = {"vocab": 8, "hidden": 24, "layers": 2, "heads": 2, "inter": 32, "nq": 8}
-    sizes = {"vit": {"width": 32, "depth": 2, "heads": 2, "patch": 8}, "img": 32, "qformer": qformer, "lora": {"r": 4, "alpha": 8}}
+    sizes = {
+        "vit": {"width": 32, "depth": 2, "heads": 2, "patch": 8},
+        "img": 32,
+        "qformer": qformer,
+        "lora": {"r": 4, "alpha": 8},
+    }
     return system_config("minigpt4" if name.startswith("minigpt4") else "minigpt-v2", text, sizes)
 
 
@@ -145,7 +150,10 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
 
 def batches(config: MiniGPTConfig, stage: Stage, way: Way) -> list[list[Batch]]:
     """The batches of `DISTINCT` steps: an image a sample, then text of random ids."""
-    made, drawn = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)  # apart: all ways see the same texts
+    made, drawn = (
+        torch.Generator().manual_seed(1),
+        torch.Generator().manual_seed(2),
+    )  # apart: all ways see the same texts
     steps = []
     for _ in range(DISTINCT):
         lengths = torch.randint(stage.text[0], stage.text[1] + 1, (stage.samples,), generator=made)
@@ -154,11 +162,18 @@ def batches(config: MiniGPTConfig, stage: Stage, way: Way) -> list[list[Batch]]:
         ids = torch.randint(3, config.text_config.vocab_size, (stage.samples, len(places)), generator=made)
         ids[:, : config.num_image_tokens] = config.image_token_id
         supervised = (places >= rows - lengths[:, None] // 2) & (places < rows)
-        tensors = {"input_ids": ids, "attention_mask": (places < rows).long(), "labels": ids.masked_fill(~supervised, IGNORE)}
+        tensors = {
+            "input_ids": ids,
+            "attention_mask": (places < rows).long(),
+            "labels": ids.masked_fill(~supervised, IGNORE),
+        }
         name, shape = "pixel_values", (stage.samples, 3, config.image_size, config.image_size)
         images = torch.randn(shape, generator=drawn)
         if way.cached:
-            name, images = "image_features", torch.randn(stage.samples, config.num_image_tokens, config.projection_inputs, generator=drawn)
+            name, images = (
+                "image_features",
+                torch.randn(stage.samples, config.num_image_tokens, config.projection_inputs, generator=drawn),
+            )
         steps.append(_batches_of_step(tensors, images, name, way.packed))
     return steps
 
@@ -169,10 +184,15 @@ def _batches_of_step(tensors: dict[str, Tensor], images: Tensor, name: str, pack
         return [Batch(tensors | {name: images}, tuple(ids))]
     total = int(tensors["attention_mask"].sum())
     cut = cut_packed(tensors | {"pixel_values": images}, ids, [1] * len(ids), len(ids), total)
-    return [Batch({name if key == "pixel_values" else key: value for key, value in one.tensors.items()}, one.ids) for one in cut]
+    return [
+        Batch({name if key == "pixel_values" else key: value for key, value in one.tensors.items()}, one.ids)
+        for one in cut
+    ]
 
 
-def measure(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int) -> dict[str, float]:
+def measure(
+    stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
+) -> dict[str, float]:
     """The curve's last row, over `steps` steps after as many that warm up. `{"out_of_memory": 1}` where the GPU is too small."""
     try:
         with deterministic(device, way.deterministic):
@@ -181,7 +201,9 @@ def measure(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, devi
         return {"out_of_memory": 1.0}
 
 
-def _measured(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int) -> dict[str, float]:
+def _measured(
+    stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
+) -> dict[str, float]:
     config = model.config
     model.set_activation_checkpointing(language=way.checkpointed)
     if way.lean:
@@ -190,12 +212,23 @@ def _measured(stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, de
     attention = "varlen" if way.packed else "sdpa"
     model.language_model.set_attn_implementation(attention)
     common = {"format": config.prompt_format, "mixture": {"random": 1.0}, "learning_rate": 1e-4, "precision": "bf16"}
-    settings = TrainingSettings(**common, steps=2 * steps, global_batch_size=stage.samples, micro_batch_size=stage.samples)
+    settings = TrainingSettings(
+        **common, steps=2 * steps, global_batch_size=stage.samples, micro_batch_size=stage.samples
+    )
     curve = Curve(steps, gauges=(Compute(StepFlops.of(model)), Memory()))
     parameters = model.trainable_parameters()
     trained: Any = AllLogits(model) if way.all_logits else model
     parallel = Replicated(parameters, len(TOTALS))
-    loop = Loop(trained, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve], attention)
+    loop = Loop(
+        trained,
+        make_optimiser(parameters, settings),
+        make_schedule(settings),
+        parallel,
+        settings,
+        device,
+        [curve],
+        attention,
+    )
     steps_of_batches = batches(config, stage, way)
     if device.type == "cuda":
         steps_of_batches = [[batch.pinned() for batch in step] for step in steps_of_batches]
@@ -234,7 +267,9 @@ def measure_all(stages: list[str], ways: list[str], small: bool, device: torch.d
         mine = [name for name in stages if STAGES[name].model == model_name]
         for way, name in product(ways, mine):
             figures = found[name][way] = measure(STAGES[name], WAYS[way], model, device, steps)
-            print(f"{name:21s} {way:13s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+            print(
+                f"{name:21s} {way:13s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True
+            )
         del model
         torch.cuda.empty_cache()
     return found

@@ -28,22 +28,22 @@ import ray
 import torch
 from train_step import machine
 
-from mgpt.cluster.ingest import Feed, Preparer, stream, worker_dataset
-from mgpt.cluster.start import Start
-from mgpt.data.sample import SCHEMA, Sample, Turn
-from mgpt.data.scenes import language
-from mgpt.data.scenes.world import draw, scenes
-from mgpt.settings.training import TrainingSettings
+from mgpt.config.training import TrainingSettings
+from mgpt.data.synthetic import language
+from mgpt.data.synthetic.world import draw, scenes
+from mgpt.data.types import SCHEMA, Sample, Turn
+from mgpt.execution.data_feed import Feed, Preparer, stream, worker_dataset
+from mgpt.models.loading import Start
 from mgpt.storage import Manifest, Store
-from mgpt.train.ahead import ahead
-from mgpt.train.contracts import TOTALS
-from mgpt.train.curve import Curve
-from mgpt.train.loop import Loop
-from mgpt.train.optimiser import make_optimiser
-from mgpt.train.parallel import Replicated
-from mgpt.train.schedule import make_schedule
+from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.prefetch import ahead
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS
 
-BASES = Path(__file__).parents[1] / "mgpt" / "backbones" / "shapes"
+BASES = Path(__file__).parents[1] / "mgpt" / "models" / "shapes"
 ROWS = 4  # of the curve; the first two are left out: pipes fill then
 
 
@@ -55,10 +55,20 @@ def write_samples(store: Store, count: int) -> Manifest:
         picture = draw(scene)
         picture.save(image, "PNG")
         turns = (Turn("user", ""), Turn("assistant", language.caption(scene, np.random.default_rng(scene.index))))
-        about: dict[str, Any] = {"split": "train", "task": "caption", "licence": "", "source": f"scene#{scene.index}", "turns": turns}
-        samples.append(Sample.create(dataset="scenes", image=image.getvalue(), width=picture.width, height=picture.height, **about))
+        about: dict[str, Any] = {
+            "split": "train",
+            "task": "caption",
+            "licence": "",
+            "source": f"scene#{scene.index}",
+            "turns": turns,
+        }
+        samples.append(
+            Sample.create(dataset="scenes", image=image.getvalue(), width=picture.width, height=picture.height, **about)
+        )
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), sink, row_group_size=64)
+    pq.write_table(
+        pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), sink, row_group_size=64
+    )
     uri = store.uri("data", "scenes", "train", "0.parquet")
     store.write(uri, sink.getvalue())
     return Manifest([store.entry("scenes/train/0.parquet", uri, dataset="scenes", split="train", rows=count)])
@@ -89,16 +99,23 @@ def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
     parameters = model.trainable_parameters()
     curve = Curve(settings.log_every)
     parallel, device = Replicated(parameters, len(TOTALS)), torch.device("cpu")
-    loop = Loop(model, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve])
+    loop = Loop(
+        model, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve]
+    )
     loop.run(ahead(lambda: stream(worker_dataset(feed, 0, 0, 1, 1).iterator()), 2))
     rows = curve.rows[2:]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("samples_per_second", "data_wait", "step_seconds", "padding")}
+    return {
+        name: sum(row[name] for row in rows) / len(rows)
+        for name in ("samples_per_second", "data_wait", "step_seconds", "padding")
+    }
 
 
 def measure(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """All three, on the same samples."""
     start = Start(
-        {"vision": str(BASES / "vision"), "language": str(BASES / "language")}, None, {"merge": 4, "lora": {"r": 16, "lora_alpha": 32}}
+        {"vision": str(BASES / "vision"), "language": str(BASES / "language")},
+        None,
+        {"merge": 4, "lora": {"r": 16, "lora_alpha": 32}},
     )
     numbers = {
         "steps": asked.steps,

@@ -24,10 +24,10 @@ import torch
 import transformers
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
-from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.model.bases import save_base
-from mgpt.model.tokenizer import build_tokenizer
-from mgpt.train.batch import IGNORE, cut_by_length
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.models.backbones import save_base
+from mgpt.models.tokenizer import build_tokenizer
+from mgpt.training.batch import IGNORE, cut_by_length
 
 DATA = Path(__file__).parent / "data" / "model_step"
 MICRO_BATCH = 4
@@ -59,7 +59,12 @@ def build(config: dict[str, Any], folder: Path) -> tuple[MiniGPTForConditionalGe
     )
     save_base(folder / "vision", Blip2VisionModel(vision))
     save_base(folder / "language", LlamaForCausalLM(language), tokenizer=build_tokenizer(DATA / "tokenizer.model"))
-    adapters = {"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"], "target_modules": lora["targets"]}
+    adapters = {
+        "r": lora["r"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "target_modules": lora["targets"],
+    }
     model = MiniGPTForConditionalGeneration.from_bases(folder / "vision", folder / "language", merge=4, lora=adapters)
     processor = MiniGPTProcessor.from_config(model.config, folder / "language")
     processor.max_answer_tokens = config["max_txt_len"]
@@ -73,7 +78,10 @@ def batches(config: dict[str, Any], processor: MiniGPTProcessor) -> list[dict[st
     made = []
     for start in range(0, config["n_batches"] * size, size):
         chosen = [texts[number % len(texts)] for number in range(start, start + size)]
-        talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in chosen]
+        talks = [
+            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            for question, answer in chosen
+        ]
         pixels = torch.randn(size, 3, config["img"], config["img"], generator=generator)
         made.append(dict(processor(pixels, talks, format="minigpt-v2")))
     return made
@@ -84,8 +92,12 @@ def port_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Ten
     hidden = model.vision_tower(batch["pixel_values"]).last_hidden_state[:, 1:]
     images = model.projection(hidden.reshape(hidden.shape[0], hidden.shape[1] // 4, -1))
     is_image = batch["input_ids"] == model.config.image_token_id
-    embeds = model.get_input_embeddings()(batch["input_ids"].masked_fill(is_image, 0)).masked_scatter(is_image[:, :, None], images)
-    loss = model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"], use_cache=False).loss
+    embeds = model.get_input_embeddings()(batch["input_ids"].masked_fill(is_image, 0)).masked_scatter(
+        is_image[:, :, None], images
+    )
+    loss = model.language_model(
+        inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"], use_cache=False
+    ).loss
     loss.backward()
     return loss.detach()
 
@@ -103,11 +115,16 @@ def our_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Tens
     return loss
 
 
-def stepper(model: MiniGPTForConditionalGeneration, config: dict[str, Any], loss_of: Callable[..., torch.Tensor]) -> Step:
+def stepper(
+    model: MiniGPTForConditionalGeneration, config: dict[str, Any], loss_of: Callable[..., torch.Tensor]
+) -> Step:
     """One optimiser step on a batch, returning the loss; the trained weights are the caller's own."""
     wanted = config["optimizer"]
     optimiser = torch.optim.AdamW(
-        model.trainable_parameters().values(), lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=tuple(wanted["betas"])
+        model.trainable_parameters().values(),
+        lr=wanted["lr"],
+        weight_decay=wanted["weight_decay"],
+        betas=tuple(wanted["betas"]),
     )
 
     def step(batch: dict[str, torch.Tensor]) -> float:

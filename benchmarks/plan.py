@@ -1,11 +1,11 @@
 """What `mgpt plan` foretells of a training step, beside what a real one takes: both systems of the shapes world, on CPU, as production
-makes steps (`mgpt.cluster.worker`): lean layers, padded rows with SDPA or packed ones with a mask or `varlen`, pixels or cached features.
+makes steps (`mgpt.execution.train_worker`): lean layers, padded rows with SDPA or packed ones with a mask or `varlen`, pixels or cached features.
 
 Memory: bytes of torch's CPU tensors. Those that stay (weights and buffers, the flat gradient buffer, AdamW's moments, the batch) are added
 up from their storages; what a second step holds beyond them at its fullest is the peak of the allocator's own events, as the profiler
 records them. The interpreter and libraries are not in it. MFU: counted FLOPs over the process's own seconds, the best of some steps, over
 the FLOPs of a matrix product of float32 on one thread, so other work on the machine counts little. Full sizes on a GPU are measured by
-`gpu_step.py`; `tests/plan/test_gpu_memory.py` sets the plan beside them.
+`gpu_step.py`; `tests/unit/planning/test_gpu_memory.py` sets the plan beside them.
 
 Run: python benchmarks/plan.py [--out FILE]. The last line is JSON: a row for each case, with `memory_ratio` (planned / measured) and `mfu`.
 """
@@ -24,25 +24,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgpt.config import Settings, load
+from mgpt.config.models import LoraSettings
 from mgpt.data.packing import pack_rows
-from mgpt.model import MiniGPTForConditionalGeneration
-from mgpt.model.lean import make_lean
-from mgpt.plan.accelerators import measured_cpu
-from mgpt.plan.memory import Kinds, Rows, Way, training_memory
-from mgpt.plan.sizes import Sizes
-from mgpt.plan.stages import sizes_for
-from mgpt.plan.work import Lengths, training_flops
-from mgpt.settings import Settings, load
-from mgpt.settings.models import LoraSettings
-from mgpt.train.batch import Batch
-from mgpt.train.contracts import TOTALS
-from mgpt.train.loop import Loop
-from mgpt.train.optimiser import make_optimiser
-from mgpt.train.parallel import Replicated
-from mgpt.train.schedule import make_schedule
+from mgpt.models import MiniGPTForConditionalGeneration
+from mgpt.models.fused_llama import make_lean
+from mgpt.planning.accelerators import measured_cpu
+from mgpt.planning.memory import Kinds, Rows, Way, training_memory
+from mgpt.planning.sizes import Sizes
+from mgpt.planning.stages import sizes_for
+from mgpt.planning.work import Lengths, training_flops
+from mgpt.training.batch import Batch
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS
 
 ROOT = Path(__file__).parents[1]
-DROPPED = LoraSettings(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "v_proj"))  # as published, but for the rank
+DROPPED = LoraSettings(
+    r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "v_proj")
+)  # as published, but for the rank
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,12 @@ def settings_of(case: Case) -> Settings:
 def make_loop(case: Case) -> Loop:
     """One worker's training of a system of params.yaml, on the shipped bases."""
     settings = settings_of(case)
-    chosen, training = settings.models[case.system], settings.pretrain[case.system].model_copy(update={"precision": case.precision})
+    chosen, training = (
+        settings.models[case.system],
+        settings.pretrain[case.system].model_copy(update={"precision": case.precision}),
+    )
     bases = {part: name for part, name in chosen.bases.items() if name}
-    folders = {part: ROOT / "mgpt" / "backbones" / "shapes" / name.split("/")[1] for part, name in bases.items()}
+    folders = {part: ROOT / "mgpt" / "models" / "shapes" / name.split("/")[1] for part, name in bases.items()}
     held = {"dtype": PRECISIONS[case.bases], "attn_implementation": case.attention}
     model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=chosen.merge, lora=chosen.lora, **held)
     model.train().set_activation_checkpointing(language=case.recomputed)
@@ -155,9 +160,13 @@ def planned(case: Case, sizes: Sizes) -> float:
     """Bytes of tensors by the plan."""
     sizes = replace(sizes, language=replace(sizes.language, lean=case.lean))
     every = case.rows * case.length
-    rows = Rows(*((1, every) if case.packed else (case.rows, case.length)), case.rows, case.rows * case.supervised, case.rows)
+    rows = Rows(
+        *((1, every) if case.packed else (case.rows, case.length)), case.rows, case.rows * case.supervised, case.rows
+    )
     kinds = Kinds(case.bases, None, "bf16" if case.precision == "bf16" else case.bases)
-    return training_memory(sizes, rows, kinds, Way(case.attention, case.recomputed, "fp32" if case.cached else None, cuda=False)).total
+    return training_memory(
+        sizes, rows, kinds, Way(case.attention, case.recomputed, "fp32" if case.cached else None, cuda=False)
+    ).total
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -166,14 +175,26 @@ def measure(case: Case) -> dict[str, Any]:
     loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
     moments = [value for state in loop.optimiser.state.values() for value in state.values()]
-    staying = [*loop.model.parameters(), *loop.model.buffers(), loop.parallel._flat, *moments, *loop.batches[0].tensors.values()]
+    staying = [
+        *loop.model.parameters(),
+        *loop.model.buffers(),
+        loop.parallel._flat,
+        *moments,
+        *loop.batches[0].tensors.values(),
+    ]
     found, foretold = stored(staying) + peak(loop._train_step), planned(case, sizes)
     sample = Lengths(case.length - sizes.image_tokens, case.supervised, 1, case.length, case.supervised)
     flops = case.rows * training_flops(sizes, sample, recomputed=case.recomputed, cached=case.cached).counted
     mfu = flops / fastest(loop._train_step) / measured_cpu().flops["fp32"]
     row = asdict(case) | {"dropout": bool(case.lora)}
     del row["lora"]
-    return {**row, "planned": round(foretold), "measured": found, "memory_ratio": round(foretold / found, 4), "mfu": round(mfu, 3)}
+    return {
+        **row,
+        "planned": round(foretold),
+        "measured": found,
+        "memory_ratio": round(foretold / found, 4),
+        "mfu": round(mfu, 3),
+    }
 
 
 def fastest(step: Callable[[], object]) -> float:
@@ -196,7 +217,9 @@ def main() -> None:
         row = measure(case)
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    result = json.dumps({"cases": rows, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()})
+    result = json.dumps(
+        {"cases": rows, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    )
     if asked.out:
         asked.out.write_text(result + "\n")
     print(result)

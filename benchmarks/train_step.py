@@ -2,7 +2,7 @@
 and together, in time, peak memory and loss.
 
 The port tokenises one conversation at a time, pads to the longest, runs the tower in every step, computes logits at every position, uses
-torch's plain AdamW and reads the loss after each step. `lean` is `mgpt.model.lean`; its last layer computes less only where rows are
+torch's plain AdamW and reads the loss after each step. `lean` is `mgpt.models.fused_llama`; its last layer computes less only where rows are
 packed, so alone it gives the part without that. Every technique alone is the port with that one thing changed. `ours` is all of
 them in float32, `ours_bf16` all of them with bf16 frozen weights under bf16 autocast; `*_uncached` leave the feature cache out. Each has
 its own copy of the same weights and sees the same batches, tokenising included; the steps alternate in one process, the order turning
@@ -44,9 +44,9 @@ from model_step import DATA, build, peak_bytes
 from torch import Tensor
 from torch.nn import functional
 
-from mgpt.model import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.model.lean import make_lean
-from mgpt.train.batch import IGNORE, cut_packed
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.models.fused_llama import make_lean
+from mgpt.training.batch import IGNORE, cut_packed
 
 PACK_TOKENS = 1500  # all samples of a step in one row
 HEADLINE = ("port", "ours", "ours_bf16", "encode", "encode_bf16")
@@ -90,7 +90,10 @@ def raw_steps(config: dict[str, Any]) -> list[Raw]:
     made = []
     for start in range(0, config["n_batches"] * size, size):
         chosen = [texts[number % len(texts)] for number in range(start, start + size)]
-        talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in chosen]
+        talks = [
+            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            for question, answer in chosen
+        ]
         made.append((talks, torch.randn(size, 3, config["img"], config["img"], generator=generator)))
     return made
 
@@ -98,7 +101,9 @@ def raw_steps(config: dict[str, Any]) -> list[Raw]:
 class Runner:
     """Steps of one way, on a model of its own."""
 
-    def __init__(self, way: Way, model: MiniGPTForConditionalGeneration, processor: MiniGPTProcessor, wanted: dict[str, Any]) -> None:
+    def __init__(
+        self, way: Way, model: MiniGPTForConditionalGeneration, processor: MiniGPTProcessor, wanted: dict[str, Any]
+    ) -> None:
         self.way, self.model, self.processor = way, copy.deepcopy(model), processor
         trained = list(self.model.trainable_parameters().values())
         if way.bf16:
@@ -110,7 +115,9 @@ class Runner:
         if way.lean:
             make_lean(self.model.language_model)
         betas = tuple(wanted["betas"])
-        self.optimiser = torch.optim.AdamW(trained, lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=betas, fused=way.fused)
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=betas, fused=way.fused
+        )
         self.losses: list[Tensor | float] = []
 
     def step(self, raw: Raw) -> None:
@@ -135,7 +142,9 @@ class Runner:
         longest = max(single["input_ids"].shape[1] for single in singles)
         fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
         return {
-            name: torch.cat([functional.pad(single[name], (0, longest - single[name].shape[1]), value=value) for single in singles])
+            name: torch.cat(
+                [functional.pad(single[name], (0, longest - single[name].shape[1]), value=value) for single in singles]
+            )
             for name, value in fill.items()
         }
 
@@ -151,9 +160,13 @@ class Runner:
     def _loss(self, inputs: dict[str, Any], supervised: Tensor) -> Tensor:
         if self.way.supervised_only:
             return self.model.loss_sum(inputs)[0] / supervised
-        rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "pixel_values", "image_features")}
+        rest = {
+            name: value for name, value in inputs.items() if name not in ("input_ids", "pixel_values", "image_features")
+        }
         embeds = self.model.embed(inputs["input_ids"], inputs.get("pixel_values"), inputs.get("image_features"))
-        loss: Tensor = self.model.language_model(inputs_embeds=embeds, use_cache=False, num_items_in_batch=supervised, **rest).loss
+        loss: Tensor = self.model.language_model(
+            inputs_embeds=embeds, use_cache=False, num_items_in_batch=supervised, **rest
+        ).loss
         return loss
 
 
@@ -193,7 +206,10 @@ def measure(config: dict[str, Any], steps: int, alone_steps: int, threads: int) 
     with tempfile.TemporaryDirectory() as scratch:
         model, processor = build(config, Path(scratch))
     runners = {name: Runner(way, model, processor, config["optimizer"]) for name, way in WAYS.items()}
-    everyone: dict[str, Any] = runners | {"encode": Encoder(runners["ours"]), "encode_bf16": Encoder(runners["ours_bf16"])}
+    everyone: dict[str, Any] = runners | {
+        "encode": Encoder(runners["ours"]),
+        "encode_bf16": Encoder(runners["ours_bf16"]),
+    }
     work = raw_steps(config)
     with torch.no_grad():
         features = [model.encode_images(pixels) for _, pixels in work]
@@ -216,7 +232,10 @@ def measure(config: dict[str, Any], steps: int, alone_steps: int, threads: int) 
 
     times = alternate(HEADLINE, steps) | alternate(BESIDE, alone_steps)
     losses = {name: [float(loss) for loss in runner.losses] for name, runner in runners.items()}
-    peaks = {name: [peak_bytes(runner.step, seen(name, number)) for number in range(MEMORY_STEPS)] for name, runner in runners.items()}
+    peaks = {
+        name: [peak_bytes(runner.step, seen(name, number)) for number in range(MEMORY_STEPS)]
+        for name, runner in runners.items()
+    }
     return Seen(times, losses, {name: statistics.median(values) for name, values in peaks.items()})
 
 
@@ -237,8 +256,13 @@ def summary(seen: Seen) -> dict[str, Any]:
 
     def ratio(name: str, shows: int = HEADLINE_SHOWS, clock: str = "cpu") -> float:
         encoder = "encode_bf16" if WAYS[name].bf16 else "encode"
-        steps = zip(*(getattr(times[one], clock) for one in ("port" if name in HEADLINE else "port_again", name, encoder)), strict=False)
-        return statistics.median(port / (own + (encoding / shows if WAYS[name].cached else 0.0)) for port, own, encoding in steps)
+        steps = zip(
+            *(getattr(times[one], clock) for one in ("port" if name in HEADLINE else "port_again", name, encoder)),
+            strict=False,
+        )
+        return statistics.median(
+            port / (own + (encoding / shows if WAYS[name].cached else 0.0)) for port, own, encoding in steps
+        )
 
     def difference(name: str) -> float:
         return max(abs(a - b) / b for a, b in zip(losses[name], losses["port"], strict=False))
@@ -250,7 +274,9 @@ def summary(seen: Seen) -> dict[str, Any]:
         "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()},
         "shows": {name: {str(shows): ratio(name, shows) for shows in SHOWS} for name in ("ours", "ours_bf16")},
         "uncached": {name: ratio(f"{name}_uncached") for name in ("ours", "ours_bf16")},
-        "wall_ratio": {name: ratio(name, clock="wall") for name in ("ours", "ours_bf16", "ours_uncached", "ours_bf16_uncached")},
+        "wall_ratio": {
+            name: ratio(name, clock="wall") for name in ("ours", "ours_bf16", "ours_uncached", "ours_bf16_uncached")
+        },
         "bf16_loss_difference": difference("ours_bf16"),
         "alone": {name: ratio(name) for name in TECHNIQUES},
         "alone_memory": {name: peaks[name] / peaks["port"] for name in TECHNIQUES},
@@ -264,7 +290,10 @@ def summary(seen: Seen) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Where and with what the figures were made."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
     return {
         "machine": model or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -280,7 +309,9 @@ def main() -> None:
     config = json.loads((DATA / "config.json").read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=config["measured"])
-    parser.add_argument("--alone-steps", type=int, default=config["measured"], help="measured steps of a technique alone")
+    parser.add_argument(
+        "--alone-steps", type=int, default=config["measured"], help="measured steps of a technique alone"
+    )
     parser.add_argument("--warmup", type=int, default=config["warmup"])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each process")

@@ -2,7 +2,7 @@
 
 `--workers` actors of a local Ray, each a process, are asked for at once, import what a training worker imports, and say so; then they end,
 and so on for `--rounds`: once with Ray's own way to start a process (`plain`), once as forks of one that has imported packages (`forked`,
-`mgpt.cluster.forks`), each in a Ray of its own, one after the other. The first round of each, in which Ray and the server come up, is left
+`mgpt.execution.forks`), each in a Ray of its own, one after the other. The first round of each, in which Ray and the server come up, is left
 out. CPU seconds are those of the workers from their start, of which a fork has spent none when it begins (nor counted are the server's own
 imports, once a Ray); memory is the sum of their proportional set sizes, with the server's and the launchers'.
 
@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from train_step import machine
 
-from mgpt.cluster import forks, launch
+from mgpt.execution import forks, launch
 
 _IMPORT_SECONDS = 20  # the server's, which is not measured
 
@@ -35,7 +35,7 @@ class Worker:
 
     def ready(self) -> tuple[float, int]:
         """(CPU seconds of this process until now, its proportional set size in bytes)."""
-        import mgpt.cluster.worker  # noqa: F401
+        import mgpt.execution.train_worker  # noqa: F401
 
         times = psutil.Process().cpu_times()
         return times.user + times.system, psutil.Process().memory_full_info().pss
@@ -50,7 +50,13 @@ def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:
         if forked:
             forks.start(Path(folder))
             time.sleep(_IMPORT_SECONDS)
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=150 << 20,
+            log_to_driver=False,
+        )
         for number in range(count):
             # Variables that no process has yet: a new one each.
             options: dict[str, Any] = {"runtime_env": {"env_vars": {"MGPT_BENCHMARK_ROUND": str(number)}}}
@@ -73,7 +79,11 @@ def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:
 
 def _helper_bytes() -> int:
     """What the server and the launchers hold."""
-    helpers = [one for one in psutil.Process().children(recursive=True) if {forks.__name__, launch.__file__} & set(one.cmdline())]
+    helpers = [
+        one
+        for one in psutil.Process().children(recursive=True)
+        if {forks.__name__, launch.__file__} & set(one.cmdline())
+    ]
     return sum(int(helper.memory_full_info().pss) for helper in helpers if "ray::" not in helper.cmdline()[0])
 
 
@@ -90,7 +100,16 @@ def main() -> None:
         return
     result: dict[str, Any] = {"workers": asked.workers, "rounds": asked.rounds} | machine()
     for way in ("plain", "forked"):
-        command = [sys.executable, __file__, "--only", way, "--workers", str(asked.workers), "--rounds", str(asked.rounds)]
+        command = [
+            sys.executable,
+            __file__,
+            "--only",
+            way,
+            "--workers",
+            str(asked.workers),
+            "--rounds",
+            str(asked.rounds),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         result[way] = json.loads(done.stdout.splitlines()[-1])

@@ -15,7 +15,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows", description="Runs one stage of the pipeline.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("system", nargs="?", help="where the stage runs once a system: minigpt4 or minigpt-v2")
-    parser.add_argument("--dry", action="store_true", help="only say what would happen: identity and state, or job id and state")
+    parser.add_argument(
+        "--dry", action="store_true", help="only say what would happen: identity and state, or job id and state"
+    )
     asked = parser.parse_args()
     # Looking for garbage, of which they leave none, took a fifth of the imports' time, and a second or two at the end.
     gc.set_threshold(100_000, 50, 50)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mgpt.stage import StageContext, run
+from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 
@@ -13,7 +13,7 @@ def main(system: str | None, dry: bool = False) -> None:
 
 def body(context: StageContext) -> dict[str, object]:
     """Checks every record and keeps what may stay."""
-    from mgpt.data.curation import curate
+    from mgpt.curation import curate
 
     downloaded = Manifest.load(context.result("download") / "manifest.json")
     folder = context.store.uri("curated", context.identity)

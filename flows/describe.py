@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.inputs import bases
-from mgpt.stage import StageContext, run
+from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 SYSTEM = "minigpt4"
@@ -17,8 +17,8 @@ def main(system: str | None, dry: bool = False) -> None:
 def body(context: StageContext) -> dict[str, object]:
     """Writes, mends, filters."""
     with context.ray():
-        from mgpt.cluster.generate import answer_on_ray
-        from mgpt.evaluation.describe import DescribeRequest, describe
+        from mgpt.captioning.describe import DescribeRequest, describe
+        from mgpt.execution.batch_inference import answer_on_ray
 
         request = DescribeRequest(
             settings=context.section,

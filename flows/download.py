@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mgpt.identity import digest
-from mgpt.settings import load
-from mgpt.settings.sources import SourceSettings
-from mgpt.stage import StageContext, run
+from mgpt.config import load
+from mgpt.config.sources import SourceSettings
+from mgpt.pipeline.fingerprint import digest
+from mgpt.pipeline.runner import StageContext, run
 
 
 def main(system: str | None, dry: bool = False) -> None:
@@ -18,7 +18,7 @@ def main(system: str | None, dry: bool = False) -> None:
 
 def body(context: StageContext) -> dict[str, object]:
     """Fetches every source."""
-    from mgpt.data.download import download
+    from mgpt.download import download
 
     context.warm_ray()
     with context.work("download"):
@@ -26,10 +26,19 @@ def body(context: StageContext) -> dict[str, object]:
     fetched.save(context.out)
     lost = sum(int(found["failed"]) for found in fetched.metrics.values())
     size = sum(entry.size for entry in fetched.manifest.entries)
-    return {"sources": len(fetched.metrics), "stored": f"{len(fetched.manifest.entries)} files, {size / 1e6:.1f} MB", "failed": lost}
+    return {
+        "sources": len(fetched.metrics),
+        "stored": f"{len(fetched.manifest.entries)} files, {size / 1e6:.1f} MB",
+        "failed": lost,
+    }
 
 
 def own_folders(sources: Mapping[str, SourceSettings]) -> dict[str, str]:
     """The content of local folders that sources name: dvc.yaml cannot list them, and a picture added there is new input."""
-    paths = {f"sources.{name} {place}": Path(place) for name, source in sources.items() for place in source.locations if "://" not in place}
+    paths = {
+        f"sources.{name} {place}": Path(place)
+        for name, source in sources.items()
+        for place in source.locations
+        if "://" not in place
+    }
     return {name: digest(path) for name, path in paths.items() if path.exists()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.inputs import bases
-from mgpt.stage import StageContext, run
+from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 
@@ -17,8 +17,8 @@ def body(context: StageContext) -> dict[str, object]:
     assert context.system is not None
     stages = [name for name in context.section.checkpoints if name != "untrained"]
     with context.ray():
-        from mgpt.cluster.generate import answer_on_ray
         from mgpt.evaluation import EvaluateRequest, evaluate
+        from mgpt.execution.batch_inference import answer_on_ray
 
         request = EvaluateRequest(
             system=context.system,

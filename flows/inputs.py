@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mgpt.settings.models import ModelSettings
-from mgpt.stage import StageContext
+from mgpt.config.models import ModelSettings
+from mgpt.pipeline.runner import StageContext
 from mgpt.storage import Manifest
 
 
@@ -14,7 +14,7 @@ def model_settings(context: StageContext, system: str) -> ModelSettings:
 
 def bases(context: StageContext, system: str) -> dict[str, str]:
     """Folder or URI of each base of a system by part: `SOURCE/FOLDER` of the download manifest."""
-    from mgpt.data.download import base_folders
+    from mgpt.download import base_folders
 
     manifest, model = Manifest.load(context.result("download") / "manifest.json"), model_settings(context, system)
     return base_folders(manifest, model.bases, context.store)

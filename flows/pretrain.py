@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.training import train_stage
-from mgpt.stage import StageContext, run
+from mgpt.pipeline.runner import StageContext, run
 
 
 def main(system: str | None, dry: bool = False) -> None:

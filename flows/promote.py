@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from flows.inputs import bases
-from mgpt.outcome import RECORD
-from mgpt.stage import StageContext, run
+from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import write_atomic
+from mgpt.storage.artifacts import RECORD
 
 
 def main(system: str | None, dry: bool = False) -> None:
@@ -33,5 +33,7 @@ def body(context: StageContext) -> dict[str, object]:
     )
     with context.work("promote"):
         decision = promote(candidate, context.section, context.store, context.tracker, context.project)
-    write_atomic(context.out / "decision.json", (json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(
+        context.out / "decision.json", (json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n").encode()
+    )
     return {"decision": decision.text()}

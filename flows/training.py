@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.inputs import bases, model_settings
-from mgpt.stage import StageContext
+from mgpt.pipeline.runner import StageContext
 from mgpt.storage import Manifest, write_atomic
 
 if TYPE_CHECKING:
-    from mgpt.cluster.trainer import TrainRequest, TrainResult
     from mgpt.data.mixture import Mixture
+    from mgpt.execution.train import TrainRequest, TrainResult
 
 FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
-LOADING = {"precision", "quantization", "attn_implementation", "checkpoint_vision", "checkpoint_language"}  # that say how it is held
+LOADING = {
+    "precision",
+    "quantization",
+    "attn_implementation",
+    "checkpoint_vision",
+    "checkpoint_language",
+}  # that say how it is held
 
 
 def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
     """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
-    from mgpt.cluster.trainer import TrainRequest, train
+    from mgpt.execution.train import TrainRequest, train
 
     model = model_settings(context, system)
     request = TrainRequest(
@@ -58,8 +64,8 @@ def train_stage(context: StageContext, system: str, manifest: Path, weights: Pat
 
 def planned(request: TrainRequest) -> Mixture:
     """The plan that the workers followed. Call it after `context.ray()`: its modules import Ray, which must first be told its token."""
-    from mgpt.cluster.ingest import Feed
-    from mgpt.cluster.start import Start
+    from mgpt.execution.data_feed import Feed
+    from mgpt.models.loading import Start
 
     return Feed.of(request.settings, request.manifest, Start(request.bases, None)).mixture()
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from mgpt.cli import main
+from mgpt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

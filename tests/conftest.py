@@ -13,15 +13,15 @@ from typing import Any
 import hypothesis
 import pytest
 
-from mgpt.cluster.connect import KEEP_PROCESSES
-from tests.chain.project import TWO_WORKERS, Project, make
-from tests.servers import free_port, wait_for
+from mgpt.execution.session import KEEP_PROCESSES
+from tests.fixtures.project import TWO_WORKERS, Project, make
+from tests.fixtures.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 # They share the Ray of `ray_here`; two of them beside each other would start two.
-USING_RAY = {f"tests/cluster/test_{name}.py" for name in ("features", "forks", "generate", "preflight", "processes", "trainer")} | {
-    "tests/data/curation/test_stage.py"
-}
+USING_RAY = {
+    f"tests/cluster/test_{name}.py" for name in ("features", "forks", "generate", "preflight", "processes", "trainer")
+} | {"tests/integration/curation/test_curate.py"}
 
 # Two cores are shared by all that runs: one thread a process. Ray reads its variables when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +40,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first. Raises UsageError where a test uses the shared Ray from a file that is not known to."""
-    stray = {file for item in items if "ray_here" in getattr(item, "fixturenames", ()) and (file := _file(item.nodeid)) not in USING_RAY}
+    stray = {
+        file
+        for item in items
+        if "ray_here" in getattr(item, "fixturenames", ()) and (file := _file(item.nodeid)) not in USING_RAY
+    }
     if stray:
         raise pytest.UsageError(f"add to USING_RAY in tests/conftest.py: {', '.join(sorted(stray))}")
     order = {"chain": 0, "jobs": 1, "ray": 2}
@@ -62,7 +66,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _group(nodeid: str) -> str:
     """The chain and what kills it, the same as jobs, what shares a Ray, and else each file."""
     file = _file(nodeid)
-    groups = {"tests/chain/test_jobs.py": "jobs", "tests/chain/test_chain.py": "chain", "tests/chaos/test_kills.py": "chain"}
+    groups = {
+        "tests/e2e/test_jobs.py": "jobs",
+        "tests/e2e/test_chain.py": "chain",
+        "tests/chaos/test_kills.py": "chain",
+    }
     return groups.get(file) or ("ray" if file in USING_RAY else file)
 
 
@@ -75,7 +83,9 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real moto S3 server in a process of its own."""
     port = free_port()
     with open(tmp_path_factory.mktemp("moto") / "log.txt", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/moto-api/")
         yield f"http://127.0.0.1:{port}"
@@ -115,7 +125,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
-    from mgpt.cluster import forks
+    from mgpt.execution import forks
 
     if sys.platform == "linux":
         forks.start(tmp_path_factory.mktemp("forks"))  # as the local Ray of a project does

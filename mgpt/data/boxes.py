@@ -131,7 +131,9 @@ def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()
     def token(match: re.Match[str]) -> str:
         grid = GridBox(*map(int, match.groups()))
         if not is_on_grid(grid):
-            raise ValueError(f"{match.group()} is no box: coordinates go from 0 to {GRID}, left before right, top before bottom")
+            raise ValueError(
+                f"{match.group()} is no box: coordinates go from 0 to {GRID}, left before right, top before bottom"
+            )
         boxes.append(to_pixels(grid, width, height))
         return f"<box:{len(boxes) - 1}>"
 

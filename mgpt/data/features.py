@@ -57,11 +57,15 @@ class Pack:
                 raise ValueError(f"a head of {length} bytes")
             head = json.loads(store.read_range(uri, 8, 8 + length))
             parts = {name: head[name]["data_offsets"] for name in ("features", "digests", "checks")}
-            names, checks = (store.read_range(uri, *(8 + length + at for at in parts[name])) for name in ("digests", "checks"))
+            names, checks = (
+                store.read_range(uri, *(8 + length + at for at in parts[name])) for name in ("digests", "checks")
+            )
             _, tokens, width = head["features"]["shape"]
             rest = ((tokens, width), _STORED[head["features"]["dtype"]], float(head["__metadata__"]["seconds"]))
         except (struct.error, ValueError, KeyError) as error:
-            raise ValueError(f"{uri}: no pack of features ({error}); delete it, and the next training computes it again") from error
+            raise ValueError(
+                f"{uri}: no pack of features ({error}); delete it, and the next training computes it again"
+            ) from error
         digests = [names[at : at + 32] for at in range(0, len(names), 32)]
         return cls(uri, digests, np.frombuffer(checks, np.int64).tolist(), 8 + length + parts["features"][0], *rest)
 
@@ -75,7 +79,9 @@ class Pack:
         start = self.start + row * self.size
         found = Store(self.uri.rsplit("/", 1)[0]).read_range(self.uri, start, start + self.size)
         if zlib.crc32(found) != self.checks[row]:
-            raise ValueError(f"{self.uri}: picture {row} was altered; delete the file, and the next training computes it again")
+            raise ValueError(
+                f"{self.uri}: picture {row} was altered; delete the file, and the next training computes it again"
+            )
         return torch.frombuffer(bytearray(found), dtype=self.dtype).reshape(self.shape)
 
 

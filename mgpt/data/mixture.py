@@ -95,7 +95,9 @@ class Mixture:
             at once.
     """
 
-    def __init__(self, seed: int, weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int) -> None:
+    def __init__(
+        self, seed: int, weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int
+    ) -> None:
         _check(weights, sizes, global_batch_size)
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -160,10 +162,17 @@ def _permuted(size: int, seed: int, name: str, epoch: int) -> Permutation:
 
 
 def _check(weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int) -> None:
-    mistakes = [f"weight of {name} is {weight}; give a number >= 0" for name, weight in weights.items() if not 0 <= weight < math.inf]
+    mistakes = [
+        f"weight of {name} is {weight}; give a number >= 0"
+        for name, weight in weights.items()
+        if not 0 <= weight < math.inf
+    ]
     used = [name for name, weight in weights.items() if weight > 0]
     empty = [name for name in used if sizes.get(name, 0) < 1]
-    mistakes += [f"{name} has a weight but {sizes.get(name, 'no known number of')} rows; curate it or leave it out" for name in empty]
+    mistakes += [
+        f"{name} has a weight but {sizes.get(name, 'no known number of')} rows; curate it or leave it out"
+        for name in empty
+    ]
     if not used:
         mistakes.append("no dataset has a weight above 0")
     if global_batch_size < 1:

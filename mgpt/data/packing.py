@@ -21,7 +21,9 @@ SINGLE_ROWS = ("varlen", "flash_attention_2")  # attention implementations that 
 _ROW_TENSORS = ("input_ids", "labels")
 
 
-def plan_packs(lengths: Sequence[int], images: Sequence[int], token_budget: int, image_budget: int | None = None) -> list[list[int]]:
+def plan_packs(
+    lengths: Sequence[int], images: Sequence[int], token_budget: int, image_budget: int | None = None
+) -> list[list[int]]:
     """Which samples share a row: first fit of the longest first, a function of the numbers alone.
 
     Args:
@@ -54,7 +56,9 @@ def plan_packs(lengths: Sequence[int], images: Sequence[int], token_budget: int,
     return [sorted(pack) for pack in packs]
 
 
-def pack_rows(tensors: Mapping[str, Tensor], images: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def pack_rows(
+    tensors: Mapping[str, Tensor], images: Sequence[int], packs: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
     """Right-padded rows `input_ids`, `attention_mask`, `labels` (batch, length) and `pixel_values` or `image_features` (images, ...) as
     packed rows.
 
@@ -65,7 +69,9 @@ def pack_rows(tensors: Mapping[str, Tensor], images: Sequence[int], packs: Seque
     width = max(row["input_ids"].shape[0] for row in rows)
     fill = {"labels": IGNORE}
     packed = {
-        name: torch.stack([functional.pad(row[name], (0, width - row[name].shape[0]), value=fill.get(name, 0)) for row in rows])
+        name: torch.stack(
+            [functional.pad(row[name], (0, width - row[name].shape[0]), value=fill.get(name, 0)) for row in rows]
+        )
         for name in rows[0]
     }
     starts = [sum(images[:row]) for row in range(len(images))]
@@ -93,7 +99,7 @@ def attention_inputs(segment_ids_PL: Tensor, implementation: str, device: torch.
     """What the language model's `forward` takes so that each sample of a packed row is on its own, causally.
 
     segment_ids_PL: on the CPU, so that no value is read back from a device. implementation: transformers' name (`sdpa`, `eager`,
-    `flex_attention`, `flash_attention_2`), or `varlen` of `mgpt.model.attention`; the last two take one row (P = 1) without padding.
+    `flex_attention`, `flash_attention_2`), or `varlen` of `mgpt.models.attention`; the last two take one row (P = 1) without padding.
     device: where the result is needed; by default where the segments are.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mgpt.data.boxes import DELIMITER, Box, to_grid
-from mgpt.data.sample import BOX_TOKEN, Sample, Turn
+from mgpt.data.types import BOX_TOKEN, Sample, Turn
 
 IMAGE_PREFIX = "<Img><ImageHere></Img> "
 BARE_IMAGE = "<ImageHere>"
@@ -113,12 +113,21 @@ def _written_items(text: str, items: Items, where: str) -> str:
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError("it is not a list of objects")
         template = string.Template(items.template)
-        written = [template.substitute({name: _quoted(value, items.quote) for name, value in record.items()}) for record in records]
+        written = [
+            template.substitute({name: _quoted(value, items.quote) for name, value in record.items()})
+            for record in records
+        ]
     except KeyError as error:
-        raise ValueError(f"{where}: an item of the answer lacks the field {error}, which the task's template names") from error
+        raise ValueError(
+            f"{where}: an item of the answer lacks the field {error}, which the task's template names"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{where}: the answer {text[:80]!r} must be a JSON list of objects ({error})") from error
-    return items.empty if not written and items.empty is not None else items.around.replace("{}", items.join.join(written), 1)
+    return (
+        items.empty
+        if not written and items.empty is not None
+        else items.around.replace("{}", items.join.join(written), 1)
+    )
 
 
 def _quoted(value: object, quote: str) -> str:
@@ -194,7 +203,9 @@ def _check_template(key: str, template: str, names: set[str] | None) -> None:
         raise ValueError(f"{key}: {template!r} must use each of {', '.join('$' + name for name in sorted(names))}")
 
 
-def render(sample: Sample, rng: random.Random, *, task: str | None = None, tasks: Mapping[str, Task] | None = None) -> list[Message]:
+def render(
+    sample: Sample, rng: random.Random, *, task: str | None = None, tasks: Mapping[str, Task] | None = None
+) -> list[Message]:
     """The messages of a training example: `[{"role", "content"}, ...]`.
 
     One instruction of the pool is drawn, and one of each turn's alternatives. The first user message of a sample with a picture starts with
@@ -211,7 +222,10 @@ def render(sample: Sample, rng: random.Random, *, task: str | None = None, tasks
     """
     chosen = _task_of(sample, task, tasks)
     first = rng.choice(chosen.instructions) if chosen.instructions else "{}"
-    return [_message(sample, chosen, number, _drawn(turn, rng), first if number == 0 else "{}") for number, turn in enumerate(sample.turns)]
+    return [
+        _message(sample, chosen, number, _drawn(turn, rng), first if number == 0 else "{}")
+        for number, turn in enumerate(sample.turns)
+    ]
 
 
 def prompt(sample: Sample, *, task: str | None = None, tasks: Mapping[str, Task] | None = None) -> list[Message]:
@@ -222,17 +236,24 @@ def prompt(sample: Sample, *, task: str | None = None, tasks: Mapping[str, Task]
     """
     chosen = _task_of(sample, task, tasks)
     turns = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
-    return [_message(sample, chosen, number, turn.text, chosen.evaluation if number == 0 else "{}") for number, turn in enumerate(turns)]
+    return [
+        _message(sample, chosen, number, turn.text, chosen.evaluation if number == 0 else "{}")
+        for number, turn in enumerate(turns)
+    ]
 
 
 def _task_of(sample: Sample, task: str | None, tasks: Mapping[str, Task] | None) -> Task:
     known = shipped_tasks() if tasks is None else tasks
     name = task or sample.task
     if name not in known:
-        raise ValueError(f"{sample.dataset} {sample.source}: task {name!r} is not known; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{sample.dataset} {sample.source}: task {name!r} is not known; known are {', '.join(sorted(known))}"
+        )
     if known[name].image != (sample.image is not None):
         has, wants = ("no picture", "needs one") if sample.image is None else ("a picture", "takes none")
-        raise ValueError(f"{sample.dataset} {sample.source}: the sample has {has} and task {name!r} {wants}; use another task")
+        raise ValueError(
+            f"{sample.dataset} {sample.source}: the sample has {has} and task {name!r} {wants}; use another task"
+        )
     return known[name]
 
 
@@ -247,7 +268,10 @@ def _message(sample: Sample, task: Task, number: int, text: str, instruction: st
     where = f"{sample.dataset} {sample.source}".strip()
     written = task.user(text, instruction) if role == "user" else task.assistant(text, where)
     prefix = IMAGE_PREFIX if number == 0 and task.image else ""
-    return {"role": role, "content": prefix + write_boxes(written, sample.boxes, sample.width, sample.height, task.boxes)}
+    return {
+        "role": role,
+        "content": prefix + write_boxes(written, sample.boxes, sample.width, sample.height, task.boxes),
+    }
 
 
 def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxText | None = None) -> str:
@@ -261,6 +285,8 @@ def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: 
 
     def written(run: re.Match[str]) -> str:
         numbers = [int(number) for number in BOX_TOKEN.findall(run.group())]
-        return form.around.replace("{}", form.delimiter.join(form.text(known[number], width, height) for number in numbers), 1)
+        return form.around.replace(
+            "{}", form.delimiter.join(form.text(known[number], width, height) for number in numbers), 1
+        )
 
     return BOX_TOKENS.sub(written, text)

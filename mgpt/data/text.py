@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from mgpt.data.sample import BOX_TOKEN, Sample, Turn
+from mgpt.data.types import BOX_TOKEN, Sample, Turn
 
 WORDS = 50
 PUNCTUATION = re.compile(r"[.!\"()*#:;~]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgpt.evaluation.run import EvaluateRequest, evaluate, read_samples
+    from mgpt.evaluation.stage import EvaluateRequest, evaluate, read_samples
 
 __all__ = ["EvaluateRequest", "evaluate", "read_samples"]
 
@@ -16,6 +16,6 @@ __all__ = ["EvaluateRequest", "evaluate", "read_samples"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mgpt.evaluation import run
+    from mgpt.evaluation import stage
 
-    return getattr(run, name)
+    return getattr(stage, name)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mgpt.evaluation.evaluator import Evaluation, Prediction
 from mgpt.evaluation.scoring import Score
-from mgpt.evaluation.suite import Evaluation, Prediction
 from mgpt.storage import write_atomic
 
 FILES = ("metrics.json", "slices.json", "predictions.parquet", "scores.txt", "scores.md", "scores.csv")
@@ -30,8 +30,12 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     scores = {name: _chosen(found, descriptive=False) for name, found in evaluation.scores.items()}
     descriptive = {name: _chosen(found, descriptive=True) for name, found in evaluation.scores.items()}
-    slices = {name: {metric: score.slices for metric, score in scores.items()} for name, scores in evaluation.scores.items()}
-    write_atomic(out / "metrics.json", _json({"scores": scores, "descriptive": descriptive, "missing": evaluation.missing}))
+    slices = {
+        name: {metric: score.slices for metric, score in scores.items()} for name, scores in evaluation.scores.items()
+    }
+    write_atomic(
+        out / "metrics.json", _json({"scores": scores, "descriptive": descriptive, "missing": evaluation.missing})
+    )
     write_atomic(out / "slices.json", _json(slices))
     write_atomic(out / "predictions.parquet", _parquet(evaluation))
     write_atomic(out / "scores.txt", (text_table(evaluation) + "\n").encode())
@@ -45,7 +49,11 @@ def _chosen(scores: Mapping[str, Score], descriptive: bool) -> dict[str, dict[st
 
 def _numbers(score: Score) -> dict[str, object]:
     hidden = ("slices", "headline", "descriptive")
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in score.as_dict().items() if key not in hidden}
+    return {
+        key: round(value, 6) if isinstance(value, float) else value
+        for key, value in score.as_dict().items()
+        if key not in hidden
+    }
 
 
 def _json(content: object) -> bytes:
@@ -80,7 +88,9 @@ def _row(prediction: Prediction) -> dict[str, object]:
 
 def headlines(evaluation: Evaluation) -> list[str]:
     """Names of the metrics that stand in the tables, in the order of the tasks."""
-    return list(dict.fromkeys(name for scores in evaluation.scores.values() for name, score in scores.items() if score.headline))
+    return list(
+        dict.fromkeys(name for scores in evaluation.scores.values() for name, score in scores.items() if score.headline)
+    )
 
 
 def cell(score: Score | None) -> str:
@@ -95,7 +105,9 @@ def _table(evaluation: Evaluation) -> list[list[str]]:
         last = evaluation.scores[names[-1]][metric]
         arrow = "" if last.higher_is_better else " (less is better)"
         chance = "-" if last.chance is None else f"{last.chance:.2f}"
-        counts = dict.fromkeys(str(evaluation.scores[name][metric].n) for name in names if metric in evaluation.scores[name])
+        counts = dict.fromkeys(
+            str(evaluation.scores[name][metric].n) for name in names if metric in evaluation.scores[name]
+        )
         rows.append(
             [
                 metric + arrow,
@@ -114,7 +126,9 @@ def text_table(evaluation: Evaluation) -> str:
     rows = _table(evaluation)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"{evaluation.system}: held-out scores with 95 % intervals", lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(
+        [f"{evaluation.system}: held-out scores with 95 % intervals", lines[0], "-" * len(lines[0]), *lines[1:]]
+    )
 
 
 def markdown_table(evaluation: Evaluation) -> str:
@@ -130,5 +144,7 @@ def _plot(evaluation: Evaluation) -> str:
     for name, scores in evaluation.scores.items():
         for metric, score in scores.items():
             chance = "" if score.chance is None else round(score.chance, 6)
-            writer.writerow([name, metric, round(score.value, 6), round(score.low, 6), round(score.high, 6), chance, score.n])
+            writer.writerow(
+                [name, metric, round(score.value, 6), round(score.low, 6), round(score.high, 6), chance, score.n]
+            )
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from mgpt.evaluation.items import Item
+from mgpt.evaluation.examples import Item
 
 PERMUTATIONS = 5  # answers are dealt to other items this many times for the chance level
 DRAWN_AT_ONCE = 1_000_000  # items of resamples that are in memory together
@@ -94,7 +94,13 @@ class Reply:
 
 
 def score_family(
-    family: Family, items: Sequence[Item], replies: Sequence[Reply | None], *, chance: dict[str, float], resamples: int, seed: int
+    family: Family,
+    items: Sequence[Item],
+    replies: Sequence[Reply | None],
+    *,
+    chance: dict[str, float],
+    resamples: int,
+    seed: int,
 ) -> tuple[dict[str, Score], list[Judgement]]:
     """Judge every item and sum up. `replies[i]` belongs to `items[i]`; None means that no answer came back.
 
@@ -112,7 +118,9 @@ def score_family(
         )
     judgements = [judge_reply(family, item, reply) for item, reply in zip(items, replies, strict=True)]
     missing = sum(reply is None for reply in replies)
-    unparsed = sum(not judgement.parsed for judgement, reply in zip(judgements, replies, strict=True) if reply is not None)
+    unparsed = sum(
+        not judgement.parsed for judgement, reply in zip(judgements, replies, strict=True) if reply is not None
+    )
     scores = {}
     for metric in family.metrics:
         parts = [judgement.parts[metric.name] for judgement in judgements]
@@ -159,7 +167,9 @@ def bootstrap(parts: Sequence[Part], resamples: int, seed: int, worst: float = 0
     return float(low), float(high)
 
 
-def chance_levels(family: Family, items: Sequence[Item], replies: Sequence[Reply | None], seed: int) -> dict[str, float]:
+def chance_levels(
+    family: Family, items: Sequence[Item], replies: Sequence[Reply | None], seed: int
+) -> dict[str, float]:
     """What each metric is worth without looking at the pictures: the better of two blind answerers.
 
     - *dealt*: the model's own answers, each dealt to another item (mean over `PERMUTATIONS` seeded shifts of a shuffle), which keeps the
@@ -172,7 +182,11 @@ def chance_levels(family: Family, items: Sequence[Item], replies: Sequence[Reply
     levels = {}
     for metric in family.metrics:
         if metric.has_chance:
-            levels[metric.name] = max(dealt[metric.name], constant.get(metric.name, 0.0)) if metric.higher_is_better else dealt[metric.name]
+            levels[metric.name] = (
+                max(dealt[metric.name], constant.get(metric.name, 0.0))
+                if metric.higher_is_better
+                else dealt[metric.name]
+            )
     return levels
 
 
@@ -197,7 +211,9 @@ def _constant(family: Family, items: Sequence[Item], seed: int) -> dict[str, flo
     for candidate in candidates:
         judged = [family.judge(item, candidate, True) for item in items]
         for metric in family.metrics:
-            best[metric.name] = max(best.get(metric.name, 0.0), ratio([judgement.parts[metric.name] for judgement in judged]))
+            best[metric.name] = max(
+                best.get(metric.name, 0.0), ratio([judgement.parts[metric.name] for judgement in judged])
+            )
     return best
 
 
@@ -213,5 +229,10 @@ def _slices(
     for name, values in sorted(groups.items()):
         for value, members in sorted(values.items()):
             low, high = bootstrap(members, resamples, seed, worst)
-            found.setdefault(name, {})[value] = {"value": ratio(members, worst), "low": low, "high": high, "n": len(members)}
+            found.setdefault(name, {})[value] = {
+                "value": ratio(members, worst),
+                "low": low,
+                "high": high,
+                "n": len(members),
+            }
     return found

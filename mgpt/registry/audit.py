@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mgpt.registry.client import connect
-from mgpt.registry.journal import Journal, Record
-from mgpt.registry.lineage import COMMIT, DIRTY, DVC_LOCK, PARAMS
+from mgpt.registry.audit_log import Journal, Record
 from mgpt.registry.versions import CHAMPION, RECIPE, SCORES, Version, find, models, stored_manifest, versions
 from mgpt.storage import Store
+from mgpt.tracking.client import connect
+from mgpt.tracking.lineage import COMMIT, DIRTY, DVC_LOCK, PARAMS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +45,9 @@ def _alias_now(model: str, records: list[Record], known: list[Version]) -> list[
     current = next((version.number for version in known if CHAMPION in version.aliases), None)
     if current == decided:
         return []
-    return [f"{model}: {CHAMPION} is on {_name(current)}, but the last decision set {_name(decided)}: it was moved by hand"]
+    return [
+        f"{model}: {CHAMPION} is on {_name(current)}, but the last decision set {_name(decided)}: it was moved by hand"
+    ]
 
 
 def _moves_by_hand(model: str, records: list[Record]) -> list[str]:
@@ -85,7 +87,9 @@ def trace(store: Store, tracking_uri: str, reference: str) -> str:
         ValueError: there is no such version.
     """
     version = find(tracking_uri, reference)
-    shown = sorted((name for name in version.tags if name not in (RECIPE, SCORES) and "\n" not in version.tags[name]), key=_rank)
+    shown = sorted(
+        (name for name in version.tags if name not in (RECIPE, SCORES) and "\n" not in version.tags[name]), key=_rank
+    )
     width = max((len(name) for name in shown), default=0)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     lines = [f"{version.model} version {version.number}{aliases}, registered {_time(version.created)}"]
@@ -117,7 +121,9 @@ def overview(tracking_uri: str) -> str:
         return f"no model is registered in {tracking_uri}; the promote stage registers one"
     table = [("model", "version", "aliases", "decision", "registered"), *map(_row, known)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
 
 
 def _row(version: Version) -> tuple[str, str, str, str, str]:

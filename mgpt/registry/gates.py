@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt.settings.registry import GateSettings
+from mgpt.config.registry import GateSettings
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,14 @@ def parse_scores(content: Mapping[str, Any]) -> dict[str, Score]:
             continue
         lacking = sorted(set(wanted) - set(entry))
         if lacking:
-            raise ValueError(f"metric {name!r} lacks {', '.join(lacking)}; promote needs the metrics.json that the evaluate stage writes")
+            raise ValueError(
+                f"metric {name!r} lacks {', '.join(lacking)}; promote needs the metrics.json that the evaluate stage writes"
+            )
         found[name] = Score(**{key: entry[key] for key in wanted})
     if not found:
-        raise ValueError("no metric with a value in the metrics; promote needs the metrics.json that the evaluate stage writes")
+        raise ValueError(
+            "no metric with a value in the metrics; promote needs the metrics.json that the evaluate stage writes"
+        )
     return found
 
 
@@ -66,7 +70,9 @@ def read_scores(path: Path, checkpoint: str) -> dict[str, Score]:
     try:
         by_checkpoint = json.loads(path.read_text(encoding="utf-8"))["scores"]
         if checkpoint not in by_checkpoint:
-            raise ValueError(f"no scores of {checkpoint!r}, only of {', '.join(by_checkpoint)}; name it in evaluate's checkpoints")
+            raise ValueError(
+                f"no scores of {checkpoint!r}, only of {', '.join(by_checkpoint)}; name it in evaluate's checkpoints"
+            )
         return parse_scores(by_checkpoint[checkpoint])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error if isinstance(error, ValueError) else repr(error)}") from error
@@ -76,12 +82,16 @@ def judge(candidate: Scores, champion: Scores | None, gates: GateSettings) -> li
     """Every check of a candidate's scores. `champion` is None where there is none yet, or where it may not be compared."""
     checks = [*_limits(candidate, gates), _nothing_missing(candidate)]
     if champion is not None:
-        checks += [_comparison(name, candidate.get(name), champion.get(name)) for name in gates.compare or sorted(champion)]
+        checks += [
+            _comparison(name, candidate.get(name), champion.get(name)) for name in gates.compare or sorted(champion)
+        ]
     return checks
 
 
 def _limits(candidate: Scores, gates: GateSettings) -> list[Check]:
-    rules = [(name, limit, True) for name, limit in gates.floors.items()] + [(name, limit, False) for name, limit in gates.ceilings.items()]
+    rules = [(name, limit, True) for name, limit in gates.floors.items()] + [
+        (name, limit, False) for name, limit in gates.ceilings.items()
+    ]
     return [_limit(name, candidate.get(name), limit, is_floor) for name, limit, is_floor in sorted(rules)]
 
 
@@ -89,7 +99,11 @@ def _limit(name: str, score: Score | None, limit: float, is_floor: bool) -> Chec
     kind = "floor" if is_floor else "ceiling"
     label = f"{kind} {name}"
     if score is None:
-        return Check(label, False, f"{name} was not measured, so it cannot keep {limit:g}; evaluate it, or correct promote's {kind}s")
+        return Check(
+            label,
+            False,
+            f"{name} was not measured, so it cannot keep {limit:g}; evaluate it, or correct promote's {kind}s",
+        )
     if score.higher_is_better != is_floor:
         better, other = ("higher", "floors") if score.higher_is_better else ("lower", "ceilings")
         return Check(label, False, f"{name} is better when {better}, so it cannot have a {kind}; name it under {other}")
@@ -108,10 +122,16 @@ def _comparison(name: str, score: Score | None, champion: Score | None) -> Check
     """Worse only when the candidate's value lies outside the champion's interval, on the bad side."""
     label = f"champion {name}"
     if score is None:
-        return Check(label, False, f"{name} was not measured for the candidate; evaluate it too, or correct promote's compare")
+        return Check(
+            label, False, f"{name} was not measured for the candidate; evaluate it too, or correct promote's compare"
+        )
     if champion is None:
         return Check(label, True, f"{name} {score.value:.4g}; it was not measured for the champion")
     bound = champion.low if champion.higher_is_better else champion.high
     holds = score.value >= bound if champion.higher_is_better else score.value <= bound
     interval = f"champion {champion.value:.4g} ({champion.low:.4g} to {champion.high:.4g})"
-    return Check(label, holds, f"{name} {score.value:.4g} against {interval}: {'not worse' if holds else 'worse'} beyond its interval")
+    return Check(
+        label,
+        holds,
+        f"{name} {score.value:.4g} against {interval}: {'not worse' if holds else 'worse'} beyond its interval",
+    )

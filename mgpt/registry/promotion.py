@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgpt.registry.client import connect
+from mgpt.config.registry import GateSettings
+from mgpt.registry.audit_log import Action, Journal
 from mgpt.registry.gates import Check, Score, judge, parse_scores, read_scores
-from mgpt.registry.journal import Action, Journal
-from mgpt.registry.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
 from mgpt.registry.versions import (
     CHAMPION,
     SCORES,
@@ -29,13 +28,14 @@ from mgpt.registry.versions import (
     stored_manifest,
     versions,
 )
-from mgpt.settings.registry import GateSettings
 from mgpt.storage import Store
+from mgpt.tracking.client import connect
+from mgpt.tracking.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from mgpt.registry.runs import Tracker
+    from mgpt.tracking.runs import Tracker
 
 SMOKE_TOKENS = 32
 DECISION, PREVIOUS, REASONS = "mgpt.decision", "mgpt.previous_champion", "mgpt.reasons"
@@ -97,7 +97,9 @@ class Decision:
         return asdict(self)
 
 
-def promote(candidate: Candidate, gates: GateSettings, store: Store, tracker: Tracker, project: Path | None = None) -> Decision:
+def promote(
+    candidate: Candidate, gates: GateSettings, store: Store, tracker: Tracker, project: Path | None = None
+) -> Decision:
     """Registers the candidate as a model version, puts it through the gate, and moves `champion` when every check holds.
 
     The same weights never make a second version. A champion that the same weights already are stays; nothing is recorded twice.
@@ -143,10 +145,14 @@ def rollback(model: str, store: Store, tracking_uri: str, reason: str = "") -> D
     current, target = past[-1].version, past[-1].before
     if reigning is None or reigning.number != current:
         found = f"version {reigning.number}" if reigning else "no version"
-        raise ValueError(f"{model}: {CHAMPION} is on {found}, the last decision set version {current}: it was moved by hand; set it back")
+        raise ValueError(
+            f"{model}: {CHAMPION} is on {found}, the last decision set version {current}: it was moved by hand; set it back"
+        )
     before = next((version for version in versions(client, model) if version.number == target), None)
     if before is None:
-        raise ValueError(f"{model} version {target}, champion before version {current}, was deleted; there is nothing to go back to")
+        raise ValueError(
+            f"{model} version {target}, champion before version {current}, was deleted; there is nothing to go back to"
+        )
     stored_manifest(before.recipe)
     check = Check("rollback", True, reason or f"asked for; version {current} was champion")
     decision = Decision(model, current, "rolled back", target, current, [check])
@@ -157,7 +163,12 @@ def rollback(model: str, store: Store, tracking_uri: str, reason: str = "") -> D
 
 
 def _checks(
-    scores: Mapping[str, Score], test_data: str, reigning: Version | None, number: int, journal: Journal, gates: GateSettings
+    scores: Mapping[str, Score],
+    test_data: str,
+    reigning: Version | None,
+    number: int,
+    journal: Journal,
+    gates: GateSettings,
 ) -> list[Check]:
     rival = reigning if reigning is not None and reigning.number != number else None
     comparable = rival is not None and rival.tags.get(TEST_DATA) == test_data
@@ -165,7 +176,9 @@ def _checks(
     checks = judge(scores, against, gates)
     if rival is not None and not comparable:
         fix = "measure the champion on the new data, or set other_test_data: true for this promotion"
-        reason = f"champion version {rival.number} was measured on other test data, so the two cannot be compared; {fix}"
+        reason = (
+            f"champion version {rival.number} was measured on other test data, so the two cannot be compared; {fix}"
+        )
         checks.append(Check("same test data", gates.other_test_data, reason))
     if number in journal.rolled_back():
         reason = f"version {number} was rolled back; train another one, or set rolled_back: true to let it return"
@@ -175,8 +188,8 @@ def _checks(
 
 def _smoke(recipe: Recipe, prompt: str) -> Check:
     """One real answer of the registered model, loaded the way a user loads it: weights and bases verified."""
-    from mgpt.serve.loading import load_registered
-    from mgpt.serve.picture import sample_picture
+    from mgpt.serving.images import sample_picture
+    from mgpt.serving.loading import load_registered
 
     try:
         answer = load_registered(recipe).answer(sample_picture(), prompt, SMOKE_TOKENS)
@@ -196,7 +209,14 @@ def _record(client: MlflowClient, journal: Journal, decision: Decision, tracker:
     """Journal first, alias second: after a crash between the two, the same command brings the alias to what was decided."""
     if not _is_recorded(journal, decision):
         before, after = decision.before, decision.champion
-        journal.append(decision.action, decision.version, before=before, champion=after, reasons=decision.reasons, run=tracker.run_id)
+        journal.append(
+            decision.action,
+            decision.version,
+            before=before,
+            champion=after,
+            reasons=decision.reasons,
+            run=tracker.run_id,
+        )
     number = str(decision.version)
     tags = {DECISION: decision.action, REASONS: "\n".join(decision.reasons)}
     if decision.promoted and decision.before != decision.version:
@@ -214,7 +234,11 @@ def _record(client: MlflowClient, journal: Journal, decision: Decision, tracker:
 def _is_recorded(journal: Journal, decision: Decision) -> bool:
     """Whether the journal says so already: the same decision twice, or a champion that keeps its place."""
     past, promotions = journal.records(), journal.promotions()
-    if past and (past[-1].action, past[-1].version, past[-1].reasons) == (decision.action, decision.version, decision.reasons):
+    if past and (past[-1].action, past[-1].version, past[-1].reasons) == (
+        decision.action,
+        decision.version,
+        decision.reasons,
+    ):
         return True
     keeps = decision.promoted and decision.before == decision.version
     return keeps and bool(promotions) and promotions[-1].version == decision.version

@@ -16,21 +16,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgpt.registry.client import connect
 from mgpt.storage import Manifest, Store, is_remote
+from mgpt.tracking.client import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from mgpt.registry.runs import Tracker
+    from mgpt.tracking.runs import Tracker
 
 CHAMPION = "champion"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 WEIGHTS_DIGEST, RECIPE = "mgpt.weights.digest", "mgpt.recipe"
 SCORES = "mgpt.scores"
 REQUIRED = ("trainable.safetensors", "config.json")
-PYFUNC = Path(__file__).parent.parent / "serve" / "pyfunc_model.py"
+PYFUNC = Path(__file__).parent.parent / "serving" / "pyfunc_model.py"
 LIBRARIES = ("torch", "transformers", "peft", "pillow", "safetensors")
 
 
@@ -61,7 +61,9 @@ class Version:
     def recipe(self) -> Recipe:
         """How to load it. Raises ValueError for a version that the promote stage did not make."""
         if RECIPE not in self.tags:
-            raise ValueError(f"{self.model} version {self.number} was not registered by the promote stage: it does not name its weights")
+            raise ValueError(
+                f"{self.model} version {self.number} was not registered by the promote stage: it does not name its weights"
+            )
         return Recipe(**json.loads(self.tags[RECIPE]))
 
 
@@ -75,7 +77,9 @@ def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manife
     """
     lacking = [name for name in REQUIRED if not (weights / name).is_file()]
     if lacking:
-        raise ValueError(f"{weights}: {', '.join(lacking)} not there, so there is no model to register; run the instruct stage first")
+        raise ValueError(
+            f"{weights}: {', '.join(lacking)} not there, so there is no model to register; run the instruct stage first"
+        )
     local = Store(str(weights))
     names = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*") if path.is_file())
     digest = Manifest([local.entry(name, local.uri(name)) for name in names]).digest
@@ -84,7 +88,9 @@ def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manife
         store.put_folder(weights, folder)
     manifest = Manifest([store.entry(name, f"{folder}/{name}") for name in names])
     if manifest.digest != digest:
-        raise ValueError(f"{folder} does not hold what {weights} holds: a file there was altered. Delete that folder and promote again")
+        raise ValueError(
+            f"{folder} does not hold what {weights} holds: a file there was altered. Delete that folder and promote again"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         manifest.save(Path(scratch) / "manifest.json")
         store.write(f"{folder}.json", (Path(scratch) / "manifest.json").read_bytes())
@@ -109,10 +115,14 @@ def stored_manifest(recipe: Recipe) -> Manifest:
         try:
             local.write_bytes(store.read(f"{folder}.json"))
         except FileNotFoundError as error:
-            raise ValueError(f"{folder}.json is gone, so the registered weights cannot be checked; promote the model again") from error
+            raise ValueError(
+                f"{folder}.json is gone, so the registered weights cannot be checked; promote the model again"
+            ) from error
         manifest = Manifest.load(local)
     if manifest.digest != digest:
-        raise ValueError(f"{folder}.json has digest {manifest.digest[:12]}, but {digest[:12]} was registered; promote the model again")
+        raise ValueError(
+            f"{folder}.json has digest {manifest.digest[:12]}, but {digest[:12]} was registered; promote the model again"
+        )
     manifest.verify()
     return manifest
 
@@ -164,7 +174,7 @@ def _signature() -> object:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    from mgpt.serve.predictor import BATCH_SIZE, MOST_NEW_TOKENS
+    from mgpt.serving.predictor import BATCH_SIZE, MOST_NEW_TOKENS
 
     # A parameter that the signature does not name never reaches the model.
     limits = {"max_new_tokens": MOST_NEW_TOKENS, "batch_size": BATCH_SIZE}
@@ -187,7 +197,10 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
     except MlflowException:
         return []
     found: list[ModelVersion] = list(client.search_model_versions(f"name = '{model}'"))
-    joined = [Version(model, int(item.version), _aliases_of(item, aliases), item.tags, item.creation_timestamp) for item in found]
+    joined = [
+        Version(model, int(item.version), _aliases_of(item, aliases), item.tags, item.creation_timestamp)
+        for item in found
+    ]
     return sorted(joined, key=lambda version: version.number)
 
 
@@ -216,8 +229,12 @@ def find(tracking_uri: str, reference: str) -> Version:
     if match is None:
         raise ValueError(f"{reference!r} names no registered model; write models:/NAME@champion or models:/NAME/NUMBER")
     known = versions(connect(tracking_uri), match["name"])
-    wanted = [version for version in known if match["alias"] in version.aliases or str(version.number) == match["number"]]
+    wanted = [
+        version for version in known if match["alias"] in version.aliases or str(version.number) == match["number"]
+    ]
     if not wanted:
         there = ", ".join(f"{version.number} ({' '.join(version.aliases) or 'no alias'})" for version in known)
-        raise ValueError(f"{reference}: no such version in {tracking_uri}; there is {there or 'none, run the promote stage'}")
+        raise ValueError(
+            f"{reference}: no such version in {tracking_uri}; there is {there or 'none, run the promote stage'}"
+        )
     return wanted[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.browser.browser import EXECUTABLE, Browser, running
+from tests.fixtures.browser import EXECUTABLE, Browser, running
 
 
 @pytest.fixture(scope="session")

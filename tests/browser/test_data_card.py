@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mgpt.storage import Store
-from tests.browser.browser import Browser
-from tests.data.curation.worlds import encoded, own_source, run, write_own
+from tests.fixtures.browser import Browser
+from tests.fixtures.worlds import encoded, own_source, run, write_own
 
 HOSTILE = 'a roof <script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
 TEXTS = "Array.from(document.querySelectorAll('figcaption .text')).map(one => one.textContent)"
@@ -31,14 +31,18 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"image": "china.jpg", "expression": "the roof", "box": [100, 50, 400, 200]},
         {"image": "gone.jpg", "caption": "a picture that is not there"},
     ]
-    write_own(folder / "own", records, {"china.jpg": encoded(china, quality=90), "flower.jpg": encoded(flower, quality=90)})
+    write_own(
+        folder / "own", records, {"china.jpg": encoded(china, quality=90), "flower.jpg": encoded(flower, quality=90)}
+    )
     (folder / "out").mkdir()
     run({"own": own_source(folder / "own", text="none")}, Store(str(folder / "store"))).save(Path(folder / "out"))
     return (folder / "out" / "card.html").as_uri()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
-def test_the_card_shows_its_pictures_and_texts_and_loads_nothing_else(browser: Browser, card: str, width: int, height: int) -> None:
+def test_the_card_shows_its_pictures_and_texts_and_loads_nothing_else(
+    browser: Browser, card: str, width: int, height: int
+) -> None:
     seen = browser.look(card, PICTURES, TEXTS, MARKED, OVERFLOW, "document.title", width=width, height=height)
     pictures, texts, marked, overflow, title = seen.answers
     assert pictures == [[480, 320, True]] * 3
@@ -51,13 +55,18 @@ def test_the_card_shows_its_pictures_and_texts_and_loads_nothing_else(browser: B
 
 def test_a_box_is_seen_where_it_is(browser: Browser, card: str) -> None:
     with_box = "Array.from(document.querySelectorAll('figure')).find(one => one.innerText.includes('refer')).querySelector('img')"
-    seen = browser.look(card, f"(({{x, y, width}}) => [x + scrollX, y + scrollY, width])({with_box}.getBoundingClientRect())")
+    seen = browser.look(
+        card, f"(({{x, y, width}}) => [x + scrollX, y + scrollY, width])({with_box}.getBoundingClientRect())"
+    )
     left, top, width = seen.answers[0]
     picture, scale = Image.open(io.BytesIO(seen.screenshot)).convert("RGB"), width / 640
     middle = round(top + 125 * scale)  # half way down the box from (100, 50) to (400, 200)
     reds = [x for x in range(round(left), round(left + width)) if _is_red(*picture.getpixel((x, middle)))]
     edges = [(x - left) / scale for x in reds]
-    assert {"left" if abs(edge - 100) < 15 else "right" if abs(edge - 400) < 15 else edge for edge in edges} == {"left", "right"}
+    assert {"left" if abs(edge - 100) < 15 else "right" if abs(edge - 400) < 15 else edge for edge in edges} == {
+        "left",
+        "right",
+    }
 
 
 def _is_red(red: int, green: int, blue: int) -> bool:
@@ -66,5 +75,7 @@ def _is_red(red: int, green: int, blue: int) -> bool:
 
 
 def test_what_was_lost_is_on_the_card_with_its_reason(browser: Browser, card: str) -> None:
-    (tables,) = browser.look(card, "Array.from(document.querySelectorAll('tr')).map(one => one.innerText.split(/\\s*\\t\\s*/))").answers
+    (tables,) = browser.look(
+        card, "Array.from(document.querySelectorAll('tr')).map(one => one.innerText.split(/\\s*\\t\\s*/))"
+    ).answers
     assert ["own", "train", "3", "1", "missing image 1"] in tables

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mgpt.cluster.connect import alive, every_local_ray
+from mgpt.execution.session import alive, every_local_ray
 from mgpt.storage import sha256_file
-from tests.chain.project import LONGER, TWO_WORKERS, Project
+from tests.fixtures.project import LONGER, TWO_WORKERS, Project
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = LONGER["steps"]
@@ -93,7 +93,9 @@ def training(chain: Project, mlflow_template: Path, tmp_path: Path) -> Iterator[
     shutil.copyfile(tmp_path / "kept.lock", lock)
 
 
-def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_training(chain: Project, training: Training) -> None:
+def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_training(
+    chain: Project, training: Training
+) -> None:
     undisturbed = training.weights()
 
     # The whole process group, as a terminal that is closed or a machine's own killer would do.
@@ -110,7 +112,10 @@ def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_trainin
 
     # ... beside which another start does not work, but waits. A worker that is killed is replaced, without anybody's help.
     third = training.start("third.log")
-    wait(lambda: "under way in another process; waiting for it" in training.said("third.log"), "the third start does not wait")
+    wait(
+        lambda: "under way in another process; waiting for it" in training.said("third.log"),
+        "the third start does not wait",
+    )
     training.wait_for_step(26)
     training.workers()[0].kill()
     assert third.wait(900) == 0, training.said("third.log")[-4000:]

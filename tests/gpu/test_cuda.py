@@ -7,24 +7,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mgpt.config.training import TrainingSettings
 from mgpt.data.packing import attention_inputs
-from mgpt.model import language
-from mgpt.model.lean import make_lean
-from mgpt.settings.training import TrainingSettings
-from mgpt.train.batch import Batch, cut_packed
-from mgpt.train.contracts import TOTALS, Callback
-from mgpt.train.curve import Curve
-from mgpt.train.determinism import be_deterministic
-from mgpt.train.flops import StepFlops
-from mgpt.train.gauges import Compute, Memory
-from mgpt.train.loop import Loop
-from mgpt.train.optimiser import make_optimiser
-from mgpt.train.parallel import Replicated
-from mgpt.train.schedule import make_schedule
-from mgpt.train.sharded import Sharded
-from mgpt.train.state import TrainingState
-from tests.model import golden_cases as golden
-from tests.model import tiny
+from mgpt.models import language
+from mgpt.models.fused_llama import make_lean
+from mgpt.training.batch import Batch, cut_packed
+from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.callbacks.monitors import Compute, Memory
+from mgpt.training.checkpoint import TrainingState
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.determinism import be_deterministic
+from mgpt.training.flops import StepFlops
+from mgpt.training.fsdp import Sharded
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS, Callback
+from tests.fixtures import golden_cases as golden
+from tests.fixtures import tiny_models as tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")
@@ -52,7 +52,9 @@ def _moved(batch):
     return {name: value.to(CUDA) for name, value in batch.items()}
 
 
-@pytest.mark.parametrize(("version", "name"), [("v1", "instruction"), ("v2", "single_turn"), ("v2", "multi_turn"), ("v2", "text_only")])
+@pytest.mark.parametrize(
+    ("version", "name"), [("v1", "instruction"), ("v2", "single_turn"), ("v2", "multi_turn"), ("v2", "text_only")]
+)
 def test_goldens_hold_on_the_device(version, name):
     texts, tensors = golden.case(version, name)
     batch = golden.processor(version)(tensors.get("input.image"), golden.conversations(texts))
@@ -82,7 +84,12 @@ def _rows(seed, image_tokens=4, count=6, text=(4, 20)):
     mask = (places < lengths[:, None]).long()
     supervised = (places >= lengths[:, None] * 2 // 3) & mask.bool()
     pixels = torch.randn(count // 2, 3, 32, 32, generator=made)
-    tensors = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~supervised, -100), "pixel_values": pixels}
+    tensors = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": ids.masked_fill(~supervised, -100),
+        "pixel_values": pixels,
+    }
     return tensors, [f"{seed}-{row}" for row in range(count)], [1, 0] * (count // 2)
 
 
@@ -150,7 +157,7 @@ def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(bases, bf16
 
 
 def test_a_sample_s_flash_attention_does_not_depend_on_its_neighbours():
-    from mgpt.model.attention import varlen_attention
+    from mgpt.models.attention import varlen_attention
 
     made = torch.Generator(CUDA).manual_seed(0)
     heads = [torch.randn(1, 4, 30, 64, generator=made, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
@@ -162,7 +169,9 @@ def test_a_sample_s_flash_attention_does_not_depend_on_its_neighbours():
 
 
 def _bounds(segments):
-    return {name: value for name, value in attention_inputs(segments, "varlen", CUDA).items() if name != "attention_mask"}
+    return {
+        name: value for name, value in attention_inputs(segments, "varlen", CUDA).items() if name != "attention_mask"
+    }
 
 
 class Halt(Callback):
@@ -174,7 +183,13 @@ class Halt(Callback):
 
 
 def _loop(model, callbacks=(), parallel=None, precision="bf16", steps=6):
-    common = {"format": "minigpt-v2", "mixture": {"a": 1.0}, "learning_rate": 1e-2, "log_every": steps, "checkpoint_every": steps}
+    common = {
+        "format": "minigpt-v2",
+        "mixture": {"a": 1.0},
+        "learning_rate": 1e-2,
+        "log_every": steps,
+        "checkpoint_every": steps,
+    }
     settings = TrainingSettings(**common, steps=steps, global_batch_size=6, micro_batch_size=6, precision=precision)
     parameters = model.trainable_parameters()
     parallel = Replicated(parameters, len(TOTALS)) if parallel is None else parallel

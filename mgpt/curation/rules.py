@@ -1,0 +1,80 @@
+"""What a sample's words and boxes must be. Each rule has a name, which is the reason in the quarantine table."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from mgpt.config.sources import CurateSettings
+from mgpt.data.boxes import Box
+from mgpt.data.types import BOX_TOKEN, Sample
+
+CAPTION_TASKS = ("caption", "caption-bare", "describe", "grounding")
+_LETTER = re.compile(r"[^\W\d_]")
+_LINK = re.compile(r"^\s*(?:https?://|www\.)\S+\s*$", re.IGNORECASE)
+_FILE_NAME = re.compile(r"^\s*[\w\-]+\.(?:jpe?g|png|gif|webp|bmp|tiff?)\s*$", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
+_REPEAT = re.compile(r"(.)\1{19,}|(\b\w+\b)(?:\W+\2){9,}", re.DOTALL)
+
+
+class BadSample(ValueError):
+    """The sample cannot be used; `reason` names the row of the quarantine table."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def check_sample(sample: Sample, settings: CurateSettings) -> None:
+    """Judges words, then licence. Boxes are `fit_boxes`'s.
+
+    Raises:
+        BadSample: text too long, empty text, caption too short, junk text, licence not allowed.
+    """
+    for turn in sample.turns:
+        for text in (turn.text, *turn.alternatives):
+            if len(text) > settings.text_maximum_characters:
+                raise BadSample("text too long", f"{len(text)} > {settings.text_maximum_characters} characters")
+        if turn.role == "assistant":
+            for text in turn.alternatives or (turn.text,):
+                _check_answer(text, sample.task in CAPTION_TASKS, settings)
+    if settings.licences and sample.licence not in settings.licences:
+        raise BadSample("licence not allowed", f"{sample.licence!r} is not in curate.licences")
+
+
+def _check_answer(text: str, caption: bool, settings: CurateSettings) -> None:
+    if not text.strip():
+        raise BadSample("empty text", "the answer has no characters")
+    if _CONTROL.search(text) or _REPEAT.search(text):
+        raise BadSample("junk text", repr(text[:60]))
+    if not caption:
+        return
+    words = BOX_TOKEN.sub(" ", text)
+    if len(words.strip()) < settings.caption_minimum_characters:
+        raise BadSample("caption too short", repr(text))
+    if _LINK.match(words) or _FILE_NAME.match(words) or not _LETTER.search(words):
+        raise BadSample("junk text", repr(text[:60]))
+
+
+def fit_boxes(boxes: tuple[Box, ...], width: int, height: int, settings: CurateSettings) -> tuple[Box, ...]:
+    """Boxes inside a picture of `width` x `height` pixels: those that overshoot by no more than `box_tolerance` are clipped.
+
+    Raises:
+        BadSample: box not finite, box reversed, box outside, box degenerate.
+    """
+    return tuple(_fit(box, width, height, settings) for box in boxes)
+
+
+def _fit(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
+    shown = f"{tuple(box)} on {width}x{height}"
+    if not all(math.isfinite(value) for value in box):
+        raise BadSample("box not finite", shown)
+    if box.x2 < box.x1 or box.y2 < box.y1:
+        raise BadSample("box reversed", shown)
+    slack = settings.box_tolerance
+    if box.x1 < -slack or box.y1 < -slack or box.x2 > width + slack or box.y2 > height + slack:
+        raise BadSample("box outside", shown)
+    fitted = Box(max(box.x1, 0.0), max(box.y1, 0.0), min(box.x2, float(width)), min(box.y2, float(height)))
+    if fitted.x2 - fitted.x1 < settings.box_minimum_side or fitted.y2 - fitted.y1 < settings.box_minimum_side:
+        raise BadSample("box degenerate", shown)
+    return fitted

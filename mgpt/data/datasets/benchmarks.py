@@ -1,0 +1,119 @@
+"""Readers of evaluation sets in the form that the published benchmarks read: OK-VQA, VSR, IconVQA, VizWiz, Hateful Memes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from mgpt.data.datasets.base import Part, Problem, Reader
+from mgpt.data.datasets.files import Images, Refused, places, text_of
+from mgpt.data.datasets.streams import json_or_lines, json_rows, jsonl_rows
+from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names, question_turns
+from mgpt.data.types import Sample, Turn
+
+
+class _Evaluation(Reader):
+    """Rows of a JSON list or of JSON Lines."""
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from json_or_lines(file, part.path)
+
+
+class OkVqaEvaluation(Reader):
+    """`okvqa_test_split.json` (`image_id`, `question`, `question_id`) with the official annotations, `*annotations*.json`, beside it."""
+
+    collection = "coco"
+    patterns = ("okvqa_*_split.json",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        answers = self._answers(part)
+        with part.folder.open(part.path) as file:
+            for key, row in json_rows(file):
+                yield str(row.get("question_id", key)) if isinstance(row, dict) else key, (row, answers)
+
+    def _answers(self, part: Part) -> dict[str, list[str]]:
+        found = [
+            name for name in part.folder.names() if "annotations" in PurePosixPath(name).name and name.endswith(".json")
+        ]
+        if not found:
+            raise ValueError(f"no *annotations*.json beside {part.path}; the questions file holds no answers")
+        with part.folder.open(sorted(found, key=lambda name: ("clean" not in name, name))[0]) as file:
+            return {
+                str(row["question_id"]): [answer["answer"] for answer in row["answers"]]
+                for _, row in json_rows(file, "annotations")
+            }
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        record, answers = row
+        turns = question_turns(text_of(record, "question"), answers.get(key, ()))
+        picture = images.get(*(path for name in coco_names(record["image_id"]) for path in places(name, *COCO_FOLDERS)))
+        yield self._sample(part, key, "vqa", turns, picture, extra={"key": key})
+
+
+class Vsr(_Evaluation):
+    """Visual spatial reasoning, JSON Lines of `image`, `caption`, `label`, `relation`: is the statement true or false?"""
+
+    collection = "coco"
+    patterns = ("*.jsonl",)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        if row.get("label") not in (0, 1):
+            raise Refused("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
+        turns = (Turn("user", text_of(row, "caption")), Turn("assistant", "true" if row["label"] else "false"))
+        picture = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+        extra = {"key": key, "choices": ["true", "false"]} | (
+            {"kind": row["relation"]} if isinstance(row.get("relation"), str) else {}
+        )
+        yield self._sample(part, key, "statement", turns, picture, extra=extra)
+
+
+class IconVqa(_Evaluation):
+    """IconQA's multiple choice by text, `{image_id, question, choices, answer}` with the answer's index; pictures
+    `<image_id>/image.png`."""
+
+    patterns = ("choose_t*xt_*.json",)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        choices, number = list(map(str, row["choices"])), row["answer"]
+        if not isinstance(number, int) or not 0 <= number < len(choices):
+            raise Refused("missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected")
+        turns = question_turns(text_of(row, "question"), (choices[number],))
+        picture = images.get(*places(f"{row['image_id']}/image.png", "images"))
+        yield self._sample(
+            part, key, "vqa", turns, picture, extra={"key": str(row.get("question_id", key)), "choices": choices}
+        )
+
+
+class VizWiz(_Evaluation):
+    """VizWiz, `{image, question, answers: [{answer, answer_confidence}]}`, answered with 'unanswerable' where the picture does not tell."""
+
+    patterns = ("val.json", "train.json", "test.json")
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        name = text_of(row, "image")
+        turns = question_turns(
+            text_of(row, "question"), [text_of(answer, "answer") for answer in row.get("answers") or ()]
+        )
+        picture = images.get(*places(name, "images", "val"))
+        yield self._sample(part, key, "vqa-unanswerable", turns, picture, extra={"key": name})
+
+
+class HatefulMemes(Reader):
+    """Hateful Memes, JSON Lines of `id`, `img`, `label`, `text`."""
+
+    patterns = ("dev*.jsonl", "test*.jsonl", "train*.jsonl")
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from jsonl_rows(file)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        if row.get("label") not in (0, 1):
+            raise Refused("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
+        turns = (Turn("user", text_of(row, "text")), Turn("assistant", "yes" if row["label"] else "no"))
+        extra = {"key": str(row["id"]), "choices": ["yes", "no"]}
+        yield self._sample(
+            part, key, "hateful-meme", turns, images.get(*places(text_of(row, "img"), "images")), extra=extra
+        )

@@ -1,0 +1,130 @@
+"""Readers of pictures with captions: webdataset shards, COCO caption, TextCaps, cc_sbu_align."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mgpt.data.datasets.base import Part, Problem, Reader
+from mgpt.data.datasets.coco_instances import object_names
+from mgpt.data.datasets.files import Images, Picture, Refused, places, text_of, texts_of
+from mgpt.data.datasets.streams import json_rows, tar_rows
+from mgpt.data.types import Sample, Turn
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+
+
+def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
+    """A request without content and its answer; several texts are alternatives.
+
+    Raises:
+        Refused: there is no text.
+    """
+    if not any(text.strip() for text in texts):
+        raise Refused("missing answer", "the caption is empty")
+    return Turn("user", ""), Turn("assistant", texts[0], texts if len(texts) > 1 else ())
+
+
+def member_picture(row: Mapping[str, bytes]) -> Picture:
+    """The picture among the members of a shard's sample.
+
+    Raises:
+        Refused: there is none.
+    """
+    found = next((row[extension] for extension in PICTURES if extension in row), None)
+    if found is None:
+        raise Refused("missing image", f"the shard has {', '.join(sorted(row))} for this key and no picture")
+    return Picture.of(found)
+
+
+class WebDatasetCaptions(Reader):
+    """img2dataset shards: `NNNNNNNNN.jpg`, `.json` with a `caption`, `.txt` (original code, laion_dataset.py:12-30,
+    cc_sbu_dataset.py:8-26)."""
+
+    patterns = ("*.tar",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from tar_rows(file)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        picture = member_picture(row)
+        if "json" in row:
+            text = text_of(json.loads(row["json"]), "caption")
+        elif "txt" in row:
+            text = row["txt"].decode()
+        else:
+            raise Refused("missing answer", "neither .json nor .txt stands beside the picture")
+        yield self._sample(part, key, "caption", caption_turns((text,)), picture)
+
+
+class CocoCaptions(Reader):
+    """Karpathy's COCO captions as one JSON list: a record for each caption in training, a list of captions for each picture elsewhere.
+
+    The original trains only on pictures of train2014 (caption_datasets.py:76-127). Where `instances_*2014.json` lie beside the captions,
+    the names of a picture's objects go along for the hallucination metric.
+    """
+
+    collection = "coco"
+    patterns = ("coco_karpathy_*.json",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        objects = object_names(part) if part.split != "train" else {}
+        with part.folder.open(part.path) as file:
+            for key, row in json_rows(file):
+                yield key, (row, objects)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        record, objects = row
+        path = text_of(record, "image")
+        if part.split == "train" and "train" not in path:
+            raise Refused("not used", f"{path} is a picture of val2014, which the original leaves out of training")
+        captions = (record["caption"],) if isinstance(record.get("caption"), str) else texts_of(record, "caption")
+        extra: dict[str, Any] = {"key": str(record.get("image_id", path))}
+        if names := objects.get(picture_number(path)):
+            extra["objects"] = names
+        picture = images.get(*places(path, "images"))
+        yield self._sample(
+            part, key, "caption", caption_turns(captions), picture, extra=None if part.split == "train" else extra
+        )
+
+
+def picture_number(path: str) -> int:
+    """The number at the end of a COCO file name, `COCO_val2014_000000000042.jpg`; -1 where there is none."""
+    digits = path.rsplit(".", 1)[0].rsplit("_", 1)[-1]
+    return int(digits) if digits.isdecimal() else -1
+
+
+class TextCaps(Reader):
+    """TextCaps' official JSON, `{"data": [{"image_id", "caption_str", "reference_strs"}]}` (original code, text_caps.py:57-77)."""
+
+    patterns = ("TextCaps_*.json",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from json_rows(file, "data")
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        name = text_of(row, "image_id")
+        references = texts_of(row, "reference_strs") if part.split != "train" and "reference_strs" in row else ()
+        text = text_of(row, "caption_str")
+        picture = images.get(*places(f"{name}.jpg", "images", "train_images"))
+        turns = caption_turns((text, *(other for other in references if other != text)))
+        yield self._sample(part, key, "caption", turns, picture, extra=None if part.split == "train" else {"key": name})
+
+
+class CcSbuAlign(Reader):
+    """MiniGPT-4's second stage: `filter_cap.json`, pictures `image/N.jpg` (original code, cc_sbu_dataset.py:29-47). Captions stay as
+    they are."""
+
+    patterns = ("filter_cap.json",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from json_rows(file, "annotations")
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        name = str(row["image_id"])
+        picture = images.get(*places(f"{name}.jpg", "image"))
+        yield self._sample(part, key, "describe", caption_turns((text_of(row, "caption"),)), picture)

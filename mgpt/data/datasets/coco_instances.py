@@ -1,0 +1,59 @@
+"""COCO `instances*.json`: boxes by annotation, object names by picture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from mgpt.data.datasets.base import Part, split_name
+from mgpt.data.datasets.files import Folder
+from mgpt.data.datasets.streams import json_rows
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What references need of an instances file.
+
+    Attributes:
+        boxes: `[x, y, width, height]` in pixels by annotation id, as written.
+        files: picture's file name by picture id.
+    """
+
+    boxes: dict[int, Any]
+    files: dict[int, str]
+
+
+def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instances:
+    """Boxes of the wanted annotations and names of all pictures; outlines and everything else are passed over.
+
+    Raises:
+        ValueError: the file is no instances file.
+        FileNotFoundError: there is none.
+    """
+    with folder.open(path) as file:
+        boxes = {row["id"]: row.get("bbox") for _, row in json_rows(file, "annotations") if row.get("id") in wanted}
+    with folder.open(path) as file:
+        files = {row.get("id"): str(row.get("file_name", "")) for _, row in json_rows(file, "images")}
+    return Instances(boxes, files)
+
+
+def object_names(part: Part) -> dict[int, list[str]]:
+    """Category names of every object by picture id, from the `instances_*.json` of the part's split or of the release (val2014) that
+    holds its pictures; empty where there is none."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for path in part.folder.names():
+        name = PurePosixPath(path).name
+        if name.startswith("instances_") and name.endswith(".json") and split_name(name) in (part.split, "validation"):
+            _add_names(part.folder, path, names)
+    return dict(names)
+
+
+def _add_names(folder: Folder, path: str, names: dict[int, list[str]]) -> None:
+    with folder.open(path) as file:
+        categories = {row["id"]: str(row["name"]) for _, row in json_rows(file, "categories")}
+    with folder.open(path) as file:
+        for _, row in json_rows(file, "annotations"):
+            names[row["image_id"]].append(categories.get(row["category_id"], str(row["category_id"])))

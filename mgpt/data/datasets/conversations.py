@@ -1,0 +1,116 @@
+"""Readers of conversations: LLaVA-Instruct (three files), the multi-task conversations, Unnatural Instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mgpt.data.boxes import Box, tokenise_boxes
+from mgpt.data.datasets.base import Part, Problem, Reader
+from mgpt.data.datasets.files import Images, Picture, Refused, places, text_of
+from mgpt.data.datasets.streams import json_or_lines
+from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names
+from mgpt.data.types import Sample, Turn
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+def spoken(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Role and text of every turn, the `<image>` mark removed.
+
+    Raises:
+        Refused: there are no turns, or they do not alternate from user to assistant.
+    """
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise Refused("missing field", "'conversations' is absent or empty")
+    said = [(SPEAKERS.get(text_of(turn, "from"), ""), text_of(turn, "value")) for turn in turns]
+    if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
+        order = ", ".join(role or "somebody else" for role, _ in said)
+        raise Refused("missing answer", f"turns come from {order}; user and assistant must take turns")
+    return [(role, text.replace("<image>", "").strip() if role == "user" else text) for role, text in said]
+
+
+def boxed_turns(said: Sequence[tuple[str, str]], picture: Picture) -> tuple[tuple[Turn, ...], list[Box]]:
+    """Turns with written boxes as tokens, and the boxes in pixels.
+
+    Raises:
+        ValueError: a text holds a box that no image has.
+    """
+    turns, boxes = [], list[Box]()
+    for role, text in said:
+        tokens, boxes = tokenise_boxes(text, picture.width, picture.height, boxes)
+        turns.append(Turn("user" if role == "user" else "assistant", tokens))
+    return tuple(turns), boxes
+
+
+class _CocoConversations(Reader):
+    """Conversations about COCO pictures by id. The original assumes `COCO_train2014_{id}.jpg` (defect T34); the 2017 names are tried
+    too."""
+
+    collection = "coco"
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            for key, row in json_or_lines(file, part.path):
+                yield f"{row.get('id', '')}/{key}" if isinstance(row, dict) else key, row
+
+    def _picture(self, row: Mapping[str, Any], images: Images) -> Picture:
+        given = [row["image"]] if isinstance(row.get("image"), str) else []
+        names = [*given, *coco_names(str(row["id"]))]
+        return images.get(*dict.fromkeys(path for name in names for path in places(name, *COCO_FOLDERS)))
+
+
+class LlavaFirstTurn(_CocoConversations):
+    """`detail_23k.json` and `complex_reasoning_77k.json`: the first question and answer, line breaks of the question deleted
+    (llava_dataset.py:18-90)."""
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        turns = row.get("conversations")
+        (_, question), (_, answer) = spoken(row | {"conversations": turns[:2] if isinstance(turns, list) else turns})
+        said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
+        yield self._sample(part, key, "instruction", said, self._picture(row, images))
+
+
+class LlavaConversation(_CocoConversations):
+    """`conversation_58k.json`: every turn as it is (llava_dataset.py:95-149)."""
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        turns = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in spoken(row))
+        yield self._sample(part, key, "instruction", turns, self._picture(row, images))
+
+
+class MultitaskConversation(_CocoConversations):
+    """Conversations that mix tasks: identifiers stand in the questions, boxes in the texts (multitask_conversation.py:23-75).
+
+    The file's name differs between the original's instructions and its configuration; both are found.
+    """
+
+    patterns = ("multi*task_conversation*.json",)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        picture = self._picture(row, images)
+        turns, boxes = boxed_turns(spoken(row), picture)
+        yield self._sample(part, key, "instruction", turns, picture, boxes=boxes)
+
+
+class UnnaturalInstructions(Reader):
+    """Text only: the first instance's instruction, with its constraints, and output (unnatural_instruction.py:21-46). A JSON list, or
+    the release's lines."""
+
+    patterns = ("*unnatural*.json", "*unnatural*.jsonl", "core_data.jsonl", "full_data.jsonl")
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from json_or_lines(file, part.path)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        instances = row["instances"]
+        if not instances:
+            raise Refused("missing field", "'instances' is empty")
+        asked, answer = text_of(instances[0], "instruction_with_input"), text_of(instances[0], "output")
+        if not answer.strip():
+            raise Refused("missing answer", "the output is empty")
+        constraints = instances[0].get("constraints")
+        question = asked if constraints is None else f"{asked} {text_of(instances[0], 'constraints')}"
+        yield self._sample(part, key, "text", (Turn("user", question), Turn("assistant", answer)))

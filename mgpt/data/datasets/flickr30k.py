@@ -1,0 +1,172 @@
+"""Readers of Flickr30k's grounded sets: the original's three files, and the same three rebuilt from Flickr30k Entities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from mgpt.data.boxes import Box, tokenise_boxes
+from mgpt.data.datasets.base import Card, Part, Problem, Reader, split_name
+from mgpt.data.datasets.files import Folder, Images, Refused, places, text_of
+from mgpt.data.datasets.streams import json_rows
+from mgpt.data.types import Sample, Turn
+
+Kind = Literal["grounding", "caption", "phrase"]
+FILES = {"grounding": "groundedcaption.json", "caption": "captiontobbox.json", "phrase": "phrasetobbox.json"}
+ENTITY = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]*)?\s([^\]]*)\]")
+FEWEST_PHRASES = 5  # the authors keep pictures with at least five grounded phrases
+
+
+class FlickrGrounded(Reader):
+    """The original's own files, whose boxes are already text (flickr.py:21-159): grounded captions, caption to phrases, phrase to boxes.
+
+    Boxes come back to pixels of the picture, such that writing them again gives the same text.
+    """
+
+    def __init__(self, card: Card, kind: Kind) -> None:
+        super().__init__(card)
+        self.kind: Kind = kind
+        self.patterns = (FILES[kind],)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            yield from json_rows(file)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        picture = images.get(*places(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
+        question, answer = self._said(row)
+        tokens, boxes = tokenise_boxes(answer, picture.width, picture.height)
+        if not boxes:
+            raise Refused("missing box", f"the answer holds no box: {answer[:80]!r}")
+        task = "grounding" if self.kind == "grounding" else "detection"
+        yield self._sample(part, key, task, (Turn("user", question), Turn("assistant", tokens)), picture, boxes=boxes)
+
+    def _said(self, row: Any) -> tuple[str, str]:
+        if self.kind == "grounding":
+            return "", text_of(row, "grounded_caption")
+        if self.kind == "caption":
+            return text_of(row, "caption"), text_of(row, "output")
+        return text_of(row, "phrase"), f"<p>{text_of(row, 'phrase')}</p> {text_of(row, 'bbox')}"
+
+
+class FlickrEntities(Reader):
+    """Flickr30k Entities: `Sentences/N.txt` with `[/EN#chain/type words]`, `Annotations/N.xml` with pixel boxes by chain.
+
+    The original's files are gone, so its three sets are rebuilt: grounded captions and caption to phrases from captions of pictures with
+    at least five grounded phrases, phrase to boxes from every phrase with boxes. Splits come from `train.txt`, `val.txt`, `test.txt`
+    beside the folders, else all is train.
+    """
+
+    def __init__(self, card: Card, kind: Kind) -> None:
+        super().__init__(card)
+        self.kind: Kind = kind
+
+    def files(self, root: str, images: str | None = None) -> list[Part]:
+        """One part for each list of a split, or one over the folder of sentences.
+
+        Raises:
+            ValueError: there is no folder of sentences.
+        """
+        names = Folder(root).names()
+        if not any(PurePosixPath(name).parent.name == "Sentences" for name in names):
+            raise ValueError(f"{self.card.name}: no Sentences/*.txt below {root}; expected: {self.card.formats}")
+        lists = [name for name in names if PurePosixPath(name).name in ("train.txt", "val.txt", "test.txt")]
+        if not lists:
+            folder = next(
+                str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).parent.name == "Sentences"
+            )
+            return [Part(root, folder, "train", images or root)]
+        return [Part(root, name, split_name(name), images or root) for name in lists]
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        path = PurePosixPath(part.path)
+        if path.suffix:
+            numbers, base = part.folder.read(part.path).decode().split(), path.parent
+        else:
+            numbers = sorted(
+                PurePosixPath(name).stem for name in part.folder.names() if PurePosixPath(name).parent == path
+            )
+            base = path.parent
+        for number in numbers:
+            yield number, base
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        sentences = self._read(part, row / "Sentences" / f"{key}.txt").decode().splitlines()
+        chains = _chain_boxes(self._read(part, row / "Annotations" / f"{key}.xml"))
+        picture = images.get(*places(f"{key}.jpg", "images", "flickr30k-images"))
+        grounded = sum(chain in chains for line in sentences for chain, _ in ENTITY.findall(line))
+        for number, line in enumerate(sentences):
+            if self.kind != "phrase" and grounded < FEWEST_PHRASES:
+                few = f"{grounded} grounded phrases, fewer than {FEWEST_PHRASES}"
+                yield Problem(self.card.name, part.split, f"{part.path}#{key}/{number}", "not used", few)
+                continue
+            for place, (task, turns, boxes) in enumerate(self._spoken(line, chains)):
+                name = f"{key}/{number}" if self.kind != "phrase" else f"{key}/{number}/{place}"
+                yield self._sample(part, name, task, turns, picture, boxes=boxes)
+
+    def _read(self, part: Part, path: PurePosixPath) -> bytes:
+        try:
+            return part.folder.read(str(path))
+        except FileNotFoundError as error:
+            raise Refused("missing box", f"{path} is not there") from error
+
+    def _spoken(self, line: str, chains: dict[str, list[Box]]) -> Iterator[tuple[str, tuple[Turn, Turn], list[Box]]]:
+        plain = " ".join(ENTITY.sub(r"\2", line).split())
+        marked, boxes = _grounded(line, chains)
+        if self.kind == "grounding":
+            yield "grounding", (Turn("user", ""), Turn("assistant", marked)), boxes
+        elif self.kind == "caption":
+            found = re.findall(r"<p>.*?</p> (?:<box:\d+>)+", marked)
+            yield "detection", (Turn("user", plain), Turn("assistant", " ".join(found))), boxes
+        else:
+            for chain, phrase in ENTITY.findall(line):
+                if chain in chains:
+                    own = chains[chain]
+                    tokens = "".join(f"<box:{number}>" for number in range(len(own)))
+                    yield "detection", (Turn("user", phrase), Turn("assistant", f"<p>{phrase}</p> {tokens}")), own
+
+
+def _grounded(line: str, chains: dict[str, list[Box]]) -> tuple[str, list[Box]]:
+    """A sentence with its grounded phrases marked up and followed by box tokens."""
+    boxes: list[Box] = []
+
+    def marked(match: re.Match[str]) -> str:
+        chain, words = match.groups()
+        if chain not in chains:
+            return words
+        first = len(boxes)
+        boxes.extend(chains[chain])
+        return f"<p>{words}</p> " + "".join(f"<box:{number}>" for number in range(first, len(boxes)))
+
+    return " ".join(ENTITY.sub(marked, line).split()), boxes
+
+
+def _chain_boxes(data: bytes) -> dict[str, list[Box]]:
+    """Pixel boxes by chain of a VOC-style annotation.
+
+    Raises:
+        Refused: it is no XML, or declares entities.
+    """
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise Refused("unreadable record", "the annotation declares a document type, which can blow up when read")
+    try:
+        root = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise Refused("unreadable record", f"the annotation is no XML: {error}") from error
+    chains: dict[str, list[Box]] = {}
+    for thing in root.iter("object"):
+        corners = thing.find("bndbox")
+        if corners is not None:
+            box = Box(*_numbers([corners.findtext(name) for name in ("xmin", "ymin", "xmax", "ymax")]))
+            for name in thing.findall("name"):
+                chains.setdefault(str(name.text), []).append(box)
+    return chains
+
+
+def _numbers(texts: Sequence[str | None]) -> list[float]:
+    if any(text is None for text in texts):
+        raise Refused("missing box", "a bndbox lacks a corner")
+    return [float(text) for text in texts if text is not None]

@@ -1,0 +1,144 @@
+"""Readers of questions about pictures for training: VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from mgpt.data.datasets.base import Part, Problem, Reader
+from mgpt.data.datasets.files import Images, Refused, places, text_of, texts_of
+from mgpt.data.datasets.streams import json_rows
+from mgpt.data.types import Sample, Turn
+
+COCO_RELEASES = ("train2014", "val2014", "train2017", "val2017")
+COCO_FOLDERS = ("images", *COCO_RELEASES, *(f"images/{release}" for release in COCO_RELEASES))
+OCRVQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
+
+
+def coco_names(number: int | str) -> tuple[str, ...]:
+    """What a COCO picture may be called, given its id (leading zeros or not): the 2017 name, then those of 2014.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    digits = f"{int(number):0>12}"
+    return f"{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"COCO_val2014_{digits}.jpg"
+
+
+def question_turns(question: str, answers: Sequence[str]) -> tuple[Turn, Turn]:
+    """A question and its answers, repeats kept: training draws one, so by frequency, as the original does. The shown text is the most
+    frequent.
+
+    Raises:
+        Refused: nobody answered.
+    """
+    given = tuple(answer for answer in answers if answer.strip())
+    if not given:
+        raise Refused("missing answer", f"{question[:60]!r} has no answer")
+    common = Counter(given).most_common(1)[0][0]
+    return Turn("user", question), Turn("assistant", common, given if len(given) > 1 else ())
+
+
+def question_extra(part: Part, row: Mapping[str, Any], key: str, **more: Any) -> dict[str, Any] | None:
+    """What evaluation needs of a question, nothing in training."""
+    if part.split == "train":
+        return None
+    return {"key": str(row.get("question_id", key))} | {name: value for name, value in more.items() if value}
+
+
+class _Questions(Reader):
+    """Rows of a JSON list or, keyed by question, of a JSON object."""
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            for key, row in json_rows(file):
+                yield str(row.get("question_id", key)) if isinstance(row, dict) else key, row
+
+
+class Vqa(_Questions):
+    """VQAv2 and OK-VQA as LAVIS publishes them, `{"image", "question", "question_id", "answer": [10]}` (original code,
+    coco_vqa_datasets.py:43-91).
+
+    The original drops records without a picture in silence; here each is a problem.
+    """
+
+    collection = "coco"
+    patterns = ("*vqa_*.json",)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        answers = texts_of(row, "answer") if "answer" in row else ()
+        turns = question_turns(text_of(row, "question"), answers)
+        picture = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+        yield self._sample(
+            part, key, "vqa", turns, picture, extra=question_extra(part, row, key, kind=row.get("question_type"))
+        )
+
+
+class AOkVqa(_Questions):
+    """A-OKVQA in both published layouts: LAVIS names the picture in `image`, the official file has `image_id` and COCO-2017 names."""
+
+    collection = "coco"
+    patterns = ("aokvqa_*.json",)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        turns = question_turns(
+            text_of(row, "question"), texts_of(row, "direct_answers") if "direct_answers" in row else ()
+        )
+        picture = images.get(*(path for name in self._names(row) for path in places(name, *COCO_FOLDERS)))
+        yield self._sample(
+            part, key, "vqa", turns, picture, extra=question_extra(part, row, key, choices=row.get("choices"))
+        )
+
+    def _names(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        if row.get("image") is not None:
+            return (text_of(row, "image"),)
+        if row.get("image_id") is None:
+            raise Refused("missing field", "neither 'image' nor 'image_id' names the picture")
+        return coco_names(row["image_id"])
+
+
+class Gqa(_Questions):
+    """GQA as LAVIS publishes it (a list with `image`) or officially (an object by question id with `imageId`) (original code,
+    gqa_datasets.py:41-59)."""
+
+    collection = "vg"
+    patterns = ("*balanced_questions.json", "*questions.json")
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        answers = (row["answer"],) if isinstance(row.get("answer"), str) else ()
+        turns = question_turns(text_of(row, "question"), answers)
+        name = text_of(row, "image") if "image" in row else text_of(row, "imageId") + ".jpg"
+        picture = images.get(*places(name, "images"))
+        yield self._sample(part, key, "vqa", turns, picture, extra=question_extra(part, row, key))
+
+
+class OcrVqa(Reader):
+    """OCR-VQA's `dataset.json`, books by id with parallel lists of questions and answers (original code, ocrvqa_dataset.py:38-76): one
+    sample a question."""
+
+    patterns = ("dataset.json",)
+
+    def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+        with part.folder.open(part.path) as file:
+            for book, row in json_rows(file):
+                questions = row.get("questions") if isinstance(row, dict) else None
+                for number in range(len(questions)) if isinstance(questions, list) else (0,):
+                    yield f"{book}/{number}", (book, number, row)
+
+    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+        book, number, record = row
+        answers = texts_of(record, "answers")
+        if number >= len(answers):
+            raise Refused(
+                "missing answer", f"the book has {len(answers)} answers for {len(record['questions'])} questions"
+            )
+        turns = question_turns(texts_of(record, "questions")[number], answers[number : number + 1])
+        if record["split"] not in OCRVQA_SPLITS:
+            raise Refused("missing field", f"split is {record['split']!r}; 1, 2 or 3 was expected")
+        split = OCRVQA_SPLITS[record["split"]]
+        picture = images.get(*places(book + PurePosixPath(text_of(record, "imageURL")).suffix, "images"))
+        yield self._sample(
+            part, key, "vqa", turns, picture, split=split, extra={"key": key} if split != "train" else None
+        )

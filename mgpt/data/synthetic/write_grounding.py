@@ -1,0 +1,246 @@
+"""Datasets of the shapes world that locate things: RefCOCO, Flickr30k grounded sets, Flickr30k Entities, Visual Genome, GRIT."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from mgpt.data.boxes import Box, format_box
+from mgpt.data.synthetic import language
+from mgpt.data.synthetic.output import Picture, World, xywh
+from mgpt.data.synthetic.world import CANVAS, PixelBox, Split, Thing
+from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN, annotation_id, instances
+from mgpt.data.tasks import write_boxes
+
+REFERENCES = (("refcoco", "unc", "refcoco"), ("refcoco+", "unc", "refcocop"), ("refcocog", "umd", "refcocog"))
+
+
+def write_refcoco(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+    """RefCOCO, RefCOCO+ and RefCOCOg: references pickled as published, their instances, and the evaluation lists keyed by reference.
+
+    RefCOCO refers to all training pictures, the other two to a third each. One box in `FLAWED_ONE_IN` of the training pictures lies
+    outside its picture.
+    """
+    third = len(pictures["train"]) // 3
+    for number, (name, author, short) in enumerate(REFERENCES):
+        train = pictures["train"] if number == 0 else pictures["train"][(number - 1) * third : number * third]
+        chosen = [*train, *pictures["validation"], *pictures["test"]]
+        boxes = instances(chosen, "COCO_train2014_{}.jpg")
+        _spoil(boxes, {picture.number for picture in train})
+        rows = [row for picture in chosen for row in _references(picture, name)]
+        world.write_json(f"refcoco/{name}/instances.json", boxes)
+        world.write_pickle(f"refcoco/{name}/refs({author}).p", rows)
+        for split in ("val", "test") if name == "refcocog" else ("val", "testA", "testB"):
+            questions = [question for row in rows if row["split"] == split for question in _evaluation_rows(row, boxes)]
+            world.write_json(f"refcoco/evaluation/{short}_{split}.json", questions)
+
+
+def _spoil(boxes: dict[str, Any], train: set[int]) -> None:
+    spoiled = [row for row in boxes["annotations"] if row["image_id"] in train][::FLAWED_ONE_IN]
+    for row in spoiled:
+        row["bbox"] = [row["bbox"][0] + 2 * CANVAS, *row["bbox"][1:]]
+
+
+def _references(picture: Picture, name: str) -> Iterator[dict[str, Any]]:
+    split = _refcoco_split(picture, name)
+    for number, thing in enumerate(picture.scene.things):
+        found = language.expressions(picture.scene, thing)
+        said = [*found, *(f"the {text}" for text in found)] if name == "refcocog" else found
+        if said:
+            identifier = annotation_id(picture, number)
+            sentences = [
+                {"raw": text, "sent": text, "sent_id": identifier * 10 + place, "tokens": text.split()}
+                for place, text in enumerate(said)
+            ]
+            yield {
+                "ref_id": identifier,
+                "ann_id": identifier,
+                "image_id": picture.number,
+                "category_id": 1,
+                "split": split,
+                "file_name": f"COCO_train2014_{picture.coco_name}_{identifier}.jpg",
+                "sent_ids": [s["sent_id"] for s in sentences],
+                "sentences": sentences,
+            }
+
+
+def _refcoco_split(picture: Picture, name: str) -> str:
+    if picture.scene.split != "test":
+        return "val" if picture.scene.split == "validation" else "train"
+    return "test" if name == "refcocog" else "testA" if picture.number % 2 else "testB"
+
+
+def _evaluation_rows(row: Mapping[str, Any], boxes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    box = next(other["bbox"] for other in boxes["annotations"] if other["id"] == row["ann_id"])
+    name = f"COCO_train2014_{row['image_id']:012d}_{row['ref_id'] % 10}"
+    return [
+        {"img_id": name, "sents": s["raw"], "bbox": box, "height": CANVAS, "width": CANVAS} for s in row["sentences"]
+    ]
+
+
+def _written(text: str, boxes: Sequence[PixelBox]) -> str:
+    return write_boxes(text, [Box(*box) for box in boxes], CANVAS, CANVAS)
+
+
+def _tokens(first: int, boxes: Sequence[PixelBox]) -> str:
+    return "".join(f"<box:{first + number}>" for number in range(len(boxes)))
+
+
+def write_flickr(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+    """The original's three Flickr30k files, one folder a split: their boxes are text already."""
+    for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        chosen = pictures["train" if split == "train" else "validation" if split == "validation" else "test"]
+        world.write_pictures("flickr30k/images", chosen)
+        grounded = [
+            {"image_id": p.coco_name, "grounded_caption": _written(*language.grounded_caption(p.scene))} for p in chosen
+        ]
+        world.write_json(f"flickr30k/{folder}/groundedcaption.json", grounded)
+        world.write_json(f"flickr30k/{folder}/captiontobbox.json", [_caption_to_boxes(picture) for picture in chosen])
+        world.write_json(
+            f"flickr30k/{folder}/phrasetobbox.json", [row for picture in chosen for row in _phrase_to_boxes(picture)]
+        )
+
+
+def _caption_to_boxes(picture: Picture) -> dict[str, str]:
+    things = picture.scene.things
+    caption = language.enumeration([language.article(thing.kind) for thing in things])
+    output = " ".join(f"<p>{thing.kind}</p> {format_box(Box(*thing.box), CANVAS, CANVAS)}" for thing in things)
+    return {"image_id": picture.coco_name, "caption": caption, "output": output}
+
+
+def _phrase_to_boxes(picture: Picture) -> list[dict[str, str]]:
+    rows = []
+    for phrase, boxes in language.phrases(picture.scene).items():
+        rows.append({"image_id": picture.coco_name, "phrase": phrase, "bbox": _written(_tokens(0, boxes), boxes)})
+    return rows
+
+
+def write_entities(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+    """Flickr30k Entities: marked sentences, VOC-style boxes by chain and lists of the splits, for every fourth picture of Flickr30k."""
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        chosen = pictures["train" if split == "train" else "validation" if split == "validation" else "test"][::4]
+        for picture in chosen:
+            world.write(f"flickr30k_entities/Sentences/{picture.coco_name}.txt", _marked_sentences(picture).encode())
+            world.write(f"flickr30k_entities/Annotations/{picture.coco_name}.xml", _voc(picture).encode())
+        world.write(f"flickr30k_entities/{name}.txt", "".join(f"{picture.coco_name}\n" for picture in chosen).encode())
+
+
+def _marked_sentences(picture: Picture) -> str:
+    marked = [
+        f"[/EN#{100 + number}/other {language.article(thing.kind)}]"
+        for number, thing in enumerate(picture.scene.things)
+    ]
+    lines = [language.enumeration(marked), f"The picture shows {language.enumeration(marked)} ."]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _voc(picture: Picture) -> str:
+    objects = [_voc_object(100 + number, thing) for number, thing in enumerate(picture.scene.things)]
+    size = f"<size><width>{CANVAS}</width><height>{CANVAS}</height><depth>3</depth></size>"
+    return f"<annotation><filename>{picture.coco_name}.jpg</filename>{size}{''.join(objects)}</annotation>\n"
+
+
+def _voc_object(chain: int, thing: Thing) -> str:
+    corners = "".join(
+        f"<{name}>{int(value)}</{name}>"
+        for name, value in zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)
+    )
+    return f"<object><name>{chain}</name><bndbox>{corners}</bndbox></object>"
+
+
+def write_visual_genome(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+    """Visual Genome regions: a phrase for each thing that a simple phrase tells apart, and picture data with addresses."""
+    regions, data = [], []
+    for picture in pictures["train"]:
+        world.write(f"visual_genome/VG_100K/{picture.number}.jpg", picture.jpeg)
+        url = f"https://shapes.example/rak248/VG_100K/{picture.number}.jpg"
+        data.append(
+            {
+                "image_id": picture.number,
+                "url": url,
+                "width": CANVAS,
+                "height": CANVAS,
+                "coco_id": None,
+                "flickr_id": None,
+            }
+        )
+        regions.append({"id": picture.number, "regions": list(_regions(picture))})
+    world.write_json("visual_genome/image_data.json", data)
+    world.write_json("visual_genome/region_descriptions.json", regions)
+
+
+def _regions(picture: Picture) -> Iterator[dict[str, Any]]:
+    for number, thing in enumerate(picture.scene.things):
+        for phrase in language.expressions(picture.scene, thing):
+            x, y, width, height = map(int, xywh(thing.box))
+            identifier = annotation_id(picture, number)
+            yield {
+                "region_id": identifier,
+                "image_id": picture.number,
+                "phrase": phrase,
+                "x": x,
+                "y": y,
+                "width": width,
+                "height": height,
+            }
+
+
+def write_grit(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+    """GRIT: one Parquet file whose captions have their parts located in shares of the picture."""
+    world.write_pictures("grit/images", pictures["train"])
+    file = io.BytesIO()
+    parquet.write_table(
+        pa.Table.from_pylist([_grit_row(picture) for picture in pictures["train"]], schema=_GRIT),
+        file,
+        compression="zstd",
+    )
+    world.write("grit/00000.parquet", file.getvalue())
+
+
+_ELEMENTS = pa.list_(pa.list_(pa.float64()))
+_GRIT = pa.schema(
+    [
+        ("key", pa.string()),
+        ("clip_similarity_vitb32", pa.float64()),
+        ("clip_similarity_vitl14", pa.float64()),
+        ("id", pa.int64()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("noun_chunks", _ELEMENTS),
+        ("ref_exps", _ELEMENTS),
+    ]
+)
+
+
+def _grit_row(picture: Picture) -> dict[str, Any]:
+    things = picture.scene.things
+    caption = language.enumeration([language.article(thing.kind) for thing in things])
+    spans = [match.span(1) for match in re.finditer(r"an? (\w+ \w+)", caption)]
+    chunks = [
+        [*map(float, span), *(value / CANVAS for value in thing.box), 0.9]
+        for span, thing in zip(spans, things, strict=True)
+    ]
+    single = [
+        chunk
+        for chunk, thing in zip(chunks, things, strict=True)
+        if language.expressions(picture.scene, thing) == [thing.kind]
+    ]
+    return {
+        "key": picture.coco_name,
+        "clip_similarity_vitb32": 0.3,
+        "clip_similarity_vitl14": 0.3,
+        "id": picture.number,
+        "url": f"https://shapes.example/{picture.coco_name}.jpg",
+        "caption": caption,
+        "width": CANVAS,
+        "height": CANVAS,
+        "noun_chunks": chunks,
+        "ref_exps": single,
+    }

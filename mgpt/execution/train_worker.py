@@ -1,0 +1,177 @@
+"""What runs in a Ray Train worker: builds the model, goes on from the checkpoint, and gives the loop its stream and callbacks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.v2._internal.execution import context
+
+from mgpt.config.training import TrainingSettings
+from mgpt.execution.checkpoints import retried
+from mgpt.execution.data_feed import NAME, stream
+from mgpt.execution.preemption import obey, told
+from mgpt.execution.train import CURVE, FINISHED, LEDGER, WEIGHTS, Work
+from mgpt.models.fused_llama import make_lean
+from mgpt.storage import Store, sha256_file
+from mgpt.training.async_checkpointer import Keeper
+from mgpt.training.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
+from mgpt.training.callbacks.metrics_logger import Curve, Row, curve_csv
+from mgpt.training.callbacks.monitors import Compute, Memory, Profile
+from mgpt.training.callbacks.sample_log import Ledger
+from mgpt.training.checkpoint import TrainingState
+from mgpt.training.checkpoint_format import DamagedError
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.determinism import be_deterministic, is_indeterminate
+from mgpt.training.flops import StepFlops
+from mgpt.training.fsdp import Sharded
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.prefetch import ahead, primed
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS, Callback, StepBatches
+
+_STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
+
+
+def work(todo: Work) -> dict[str, Any]:
+    """Trains. Returns `{"steps"}`, or `{"refused"}` with the reason when another try would end the same way, or `{"damaged"}` when the
+    checkpoint to go on from is."""
+    for name in ("ray.train", "ray.data", context.__file__):  # Ray 2.60 names the logger of reports after its file
+        logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
+    torch.set_num_threads(todo.workers.threads)
+    device = ray.train.torch.get_device()
+    be_deterministic(device, todo.workers.deterministic)
+    try:
+        steps = _steps(todo, device)
+        loop = make_loop(todo)
+        loop.run(primed(steps))
+    except DamagedError as error:
+        return {"damaged": str(error)}
+    except (ValueError, NonFiniteError) as error:
+        return {"refused": str(error)}
+    except RuntimeError as error:
+        if not is_indeterminate(error):
+            raise
+        return {
+            "refused": f"cluster.training.deterministic: {error}; leave it out, or change what needs that operation"
+        }
+    if loop.parallel.rank == 0:
+        _finish(todo, loop)
+    return {"steps": loop.step}
+
+
+def make_loop(todo: Work) -> Loop:
+    """The loop at the last committed checkpoint, or at its beginning."""
+    settings, device = todo.settings, ray.train.torch.get_device()
+    model: Any = todo.start.model()
+    model.train()
+    make_lean(model.language_model)
+    parallel = _parallel(model, todo, device)
+    parameters = model.trainable_parameters()
+    gauges = (Compute(StepFlops.of(model)), Memory())
+    curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows), gauges)
+    checkpoint = Checkpoint(
+        settings.checkpoint_every,
+        Keeper(report, writes=parallel.rank == 0),
+        reads=lambda step: device.type == "cpu" or _is_watched(settings, step),
+        after_notice=obey,
+    )
+    callbacks: list[Callback] = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
+    if todo.workers.ledger:
+        callbacks.insert(2, Ledger())
+    if settings.early_stop_rows is not None:
+        callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))
+    if todo.workers.profile is not None:
+        callbacks.append(Profile(*todo.workers.profile, lambda name, trace: _write_trace(todo.run_uri, name, trace)))
+    optimiser, attention = make_optimiser(parameters, settings), model.language_model.config._attn_implementation
+    loop = Loop(
+        model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention, notice=told
+    )
+    kept = ray.train.get_checkpoint()
+    if kept is not None:
+        with kept.as_directory() as folder:
+            loop.load(TrainingState.load(folder))
+    return loop
+
+
+def _parallel(model: Any, todo: Work, device: torch.device) -> Replicated:
+    """Moves the model to the device, whole or this worker's share of it."""
+    parameters = model.trainable_parameters()
+    if todo.workers.parallelism == "fsdp" and ray.train.get_context().get_world_size() > 1:
+        image_parts = [part for part in (model.vision_tower, model.qformer) if part is not None]
+        bf16, limit = todo.settings.precision == "bf16", todo.settings.global_batch_size
+        return Sharded(model, parameters, len(TOTALS), image_parts, device, bf16, limit)
+    model.to(device)
+    return Replicated(model.trainable_parameters(), len(TOTALS))
+
+
+def _is_watched(settings: TrainingSettings, step: int) -> bool:
+    """Before every row of the curve and every checkpoint: a damaged state is neither shown nor kept."""
+    return step % settings.log_every == 0 or step % settings.checkpoint_every == 0 or step == settings.steps
+
+
+def _steps(todo: Work, device: torch.device) -> Iterator[StepBatches]:
+    """The stream, which begins to flow while the model is being built."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None and checkpoint.get_metadata()["step"] >= todo.settings.steps:
+        return iter(())
+    return ahead(lambda: _on_host(stream(ray.train.get_dataset_shard(NAME)), device), _STEPS_AHEAD)
+
+
+def _on_host(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
+    """The same steps, in memory from which a CUDA device copies while the process goes on."""
+    for step, batches in steps:
+        yield step, [batch.pinned() for batch in batches] if device.type == "cuda" else batches
+
+
+def _write_trace(run_uri: str, name: str, trace: bytes) -> None:
+    Store(run_uri).write(f"{run_uri}/profile/{name}", trace)
+
+
+def _write_curve(run_uri: str, rows: list[Row]) -> None:
+    Store(run_uri).write(f"{run_uri}/{CURVE}", curve_csv(rows).encode())
+
+
+def report(state: TrainingState) -> None:
+    """Hands a checkpoint to Ray Train; worker 0 writes it, all take part. Each has a folder of its own, so that a retry never mixes with
+    leftovers. Runs beside training, so that neither storage nor Ray's look at its workers holds up a step."""
+    metrics = {"step": state.position}
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(folder)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        checkpoint.set_metadata({"step": state.position})
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=_upload)
+
+
+def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    storage = ray.train.get_context().get_storage()
+    return retried(lambda: storage.persist_current_checkpoint(checkpoint, name), "checkpoint")
+
+
+def _finish(todo: Work, loop: Loop) -> None:
+    """Writes the weights, and last the file that says the run is finished."""
+    store = Store(todo.run_uri)
+    curve = next(callback for callback in loop.callbacks if isinstance(callback, Curve))
+    ledger = next((callback.entries for callback in loop.callbacks if isinstance(callback, Ledger)), None)
+    stalls = next(callback.stalls for callback in loop.callbacks if isinstance(callback, Checkpoint))
+    _write_curve(todo.run_uri, curve.rows)
+    if ledger is not None:
+        store.write(f"{todo.run_uri}/{LEDGER}", json.dumps(ledger).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        loop.model.save_trainable(folder, todo.start.processor())  # type: ignore[attr-defined]
+        store.delete(f"{todo.run_uri}/{WEIGHTS}")
+        store.put_folder(folder, f"{todo.run_uri}/{WEIGHTS}")
+        digest = sha256_file(Path(folder) / "trainable.safetensors")
+    store.write(
+        f"{todo.run_uri}/{FINISHED}", json.dumps({"steps": loop.step, "sha256": digest, "stalls": stalls}).encode()
+    )

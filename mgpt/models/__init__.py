@@ -1,0 +1,48 @@
+"""The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its bases and the original checkpoints.
+
+Names are imported on first use: a prompt format or a preset costs no torch import. Any of the classes brings all of them, and with them
+transformers' `Auto*` classes know folders of these models: `from mgpt.models import MiniGPTProcessor` is enough.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgpt.models.configuration_minigpt import BaseReference, MiniGPTConfig
+    from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
+    from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration, MiniGPTOutput
+    from mgpt.models.processing_minigpt import MiniGPTProcessor
+    from mgpt.models.prompt_formats import PROMPT_FORMATS, PromptFormat
+
+_HOMES = {
+    "BaseReference": "configuration",
+    "MiniGPTConfig": "configuration",
+    "PROMPT_FORMATS": "formats",
+    "PromptFormat": "formats",
+    "MiniGPTImageProcessor": "image",
+    "MiniGPTForConditionalGeneration": "modeling",
+    "MiniGPTOutput": "modeling",
+    "MiniGPTProcessor": "processor",
+}
+
+__all__ = [
+    "PROMPT_FORMATS",
+    "BaseReference",
+    "MiniGPTConfig",
+    "MiniGPTForConditionalGeneration",
+    "MiniGPTImageProcessor",
+    "MiniGPTOutput",
+    "MiniGPTProcessor",
+    "PromptFormat",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] != "formats":
+        for home in ("modeling", "processor"):
+            import_module(f"{__name__}.{home}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,100 @@
+"""Image preprocessing, exact to the original: a bicubic squash to a square, then CLIP's normalisation.
+
+The aspect ratio is not kept (blip_processors.py:96-140). The resize is Pillow's: tensor resizes differ by up to 0.045.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+# blip_processors.py:18-27, the CLIP statistics.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class MiniGPTImageProcessor(BaseImageProcessor):
+    """`processor(image or list of images).pixel_values` is float32 (images, 3, image_size, image_size)."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        image_mean: tuple[float, ...] = IMAGE_MEAN,
+        image_std: tuple[float, ...] = IMAGE_STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def __call__(self, images: Any, *_: Any, **__: Any) -> BatchFeature:
+        """images: one image or a list; each a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array.
+
+        Raises ValueError for something that is no image, or has a side of zero pixels, naming its place in the list.
+        """
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        pixels = [self.pixels(image, f"images[{place}]") for place, image in enumerate(images)]
+        size = (0, 3, self.image_size, self.image_size)
+        return BatchFeature({"pixel_values": torch.stack(pixels) if pixels else torch.empty(size)})
+
+    preprocess = __call__
+
+    def pixels(self, image: Any, name: str = "image") -> torch.Tensor:
+        """One image as float32 (3, image_size, image_size); a float tensor of that shape is taken as finished pixels."""
+        if isinstance(image, torch.Tensor) and image.is_floating_point():
+            if tuple(image.shape) != (3, self.image_size, self.image_size):
+                raise ValueError(
+                    f"{name}: pixels of shape {tuple(image.shape)}, expected (3, {self.image_size}, {self.image_size})"
+                )
+            if not torch.isfinite(image).all():
+                raise ValueError(f"{name}: pixels that are not finite (NaN or infinite); normalise the picture again")
+            return image
+        picture = as_rgb(image, name).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        # Contract: the same float32 operations in the same order as ToTensor and Normalize, so that no bit differs.
+        unit_CHW = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
+        return unit_CHW.sub_(mean).div_(std)
+
+
+def as_rgb(image: Any, name: str = "image") -> Image.Image:
+    """A PIL image in RGB from a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; ValueError otherwise."""
+    if isinstance(image, (Image.Image, str, Path, bytes, bytearray)):
+        picture, size = _decode(image, name)
+    else:
+        array = _checked_array(image, name)
+        picture, size = None if 0 in array.shape else Image.fromarray(array), (array.shape[1], array.shape[0])
+    if picture is None:
+        raise ValueError(f"{name}: the image is {size[0]} x {size[1]} pixels; every side must be at least 1")
+    return picture
+
+
+def _decode(image: Any, name: str) -> tuple[Image.Image | None, tuple[int, int]]:
+    """The picture in RGB, or None when it has no pixels, and its size (width, height)."""
+    try:
+        picture = (
+            image
+            if isinstance(image, Image.Image)
+            else Image.open(BytesIO(image) if isinstance(image, (bytes, bytearray)) else image)
+        )
+        return (None if 0 in picture.size else picture.convert("RGB")), picture.size
+    except Exception as error:  # each of Pillow's decoders raises its own, too large a picture yet another
+        raise ValueError(f"{name}: cannot be read as an image ({error}); check that the file is complete") from error
+
+
+def _checked_array(image: Any, name: str) -> np.ndarray:
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(
+            f"{name}: expected a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; got {type(image).__name__} "
+            f"of shape {array.shape} and type {array.dtype}"
+        )
+    return array

@@ -1,0 +1,54 @@
+"""The model card that goes with saved weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mgpt.models.configuration_minigpt import MiniGPTConfig
+
+
+def model_card(config: MiniGPTConfig) -> str:
+    """A README.md for the Hugging Face hub: what the model is, which bases it needs, how to load it."""
+    bridge = (
+        f"Q-Former with {config.num_query_tokens} queries"
+        if config.qformer_config
+        else f"{config.merge} consecutive patches in one token"
+    )
+    lora = f"LoRA r={config.lora['r']} on {', '.join(config.lora['target_modules'])}" if config.lora else "frozen"
+    bases = "\n".join(
+        f"- {name}: `{base['id']}` {base['revision']} sha256 `{base['sha256']}`" for name, base in config.bases.items()
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [mgpt, minigpt]
+---
+# {config.prompt_format}
+
+A vision-language model made with mgpt.
+
+| part | what |
+|---|---|
+| vision tower | {config.vision_config.model_type}, {config.image_size} px, frozen |
+| bridge | {bridge}: {config.num_image_tokens} image tokens |
+| projection | linear, {config.projection_inputs} to {config.hidden_size}, trained |
+| language model | {config.text_config.model_type}, {lora} |
+| prompt format | `{config.prompt_format}` |
+
+## Bases
+
+{bases or "All weights are in this folder."}
+
+## Use
+
+```python
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+
+model = MiniGPTForConditionalGeneration.from_pretrained("this folder")  # or from_trainable("this folder", bases={{...}})
+processor = MiniGPTProcessor.from_pretrained("this folder")
+messages = [{{"role": "user", "content": "<Img><ImageHere></Img> What is in the image?"}}]
+ids = model.generate(**processor([image], [messages], labels=False), max_new_tokens=64)
+print(processor.answers(ids))
+```
+"""

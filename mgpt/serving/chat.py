@@ -1,0 +1,84 @@
+"""`mgpt chat` and `mgpt predict`: one question about one picture, or a file of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mgpt.serving.images import draw_boxes, read_picture
+from mgpt.serving.loading import load
+from mgpt.serving.predictor import MOST_NEW_TOKENS, Reply
+from mgpt.storage import write_atomic
+
+DEFAULT_MODEL = "models:/minigpt-v2@champion"
+
+
+def chat(
+    image: Path, prompt: str, tracking_uri: str, model: str = DEFAULT_MODEL, output: Path | None = None
+) -> tuple[Reply, Path | None]:
+    """Answers a prompt about a picture, and writes the picture with the answer's boxes.
+
+    Args:
+        model: a registered model (`models:/NAME@ALIAS`) or a folder of trained weights.
+        output: where the picture goes; by default beside the image as `<name>-answer.png`, and only where the answer has boxes.
+
+    Returns the reply, and the written file (None: the answer has no box and no output was asked for).
+
+    Raises:
+        ValueError: the picture or the model cannot be used, or the output cannot be written as a picture.
+    """
+    picture = read_picture(image)
+    reply = load(model, tracking_uri).answer(picture, prompt)
+    if output is None and not reply.boxes:
+        return reply, None
+    target = output or image.with_name(f"{image.stem}-answer.png")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_boxes(picture, reply.boxes).save(target)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{target}: the picture cannot be written ({error}); name a .png or .jpg file in a writable folder"
+        ) from error
+    return reply, target
+
+
+def predict(
+    questions: Path, answers: Path, tracking_uri: str, model: str = DEFAULT_MODEL, max_new_tokens: int = MOST_NEW_TOKENS
+) -> int:
+    """Answers every line of a JSONL file, `{"image": PATH, "prompt": TEXT}`, into a JSONL file; returns how many there are.
+
+    A line's fields are kept; `text`, `plain`, `boxes` and `finished` are added. A relative image path is relative to the questions' folder.
+    The answers appear whole or not at all.
+
+    Raises:
+        ValueError: a line is not such an object, or a picture or the model cannot be used; the line's number is named.
+    """
+    rows = _read_questions(questions)
+    asked = [(questions.parent / row["image"], row["prompt"]) for row in rows]
+    replies = load(model, tracking_uri).answer_all(asked, max_new_tokens)
+    lines = [
+        json.dumps({**row, **reply.as_dict()}, ensure_ascii=False) for row, reply in zip(rows, replies, strict=True)
+    ]
+    write_atomic(answers, ("\n".join(lines) + "\n").encode())
+    return len(lines)
+
+
+def _read_questions(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a JSONL file with an image and a prompt in each line")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not (isinstance(row["image"], str) and isinstance(row["prompt"], str)):
+                raise TypeError("image and prompt must be texts")
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}:{number}: not a question ({error!r}); write {{"image": "PATH", "prompt": "TEXT"}}'
+            ) from error
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no question in it")
+    return rows

@@ -1,0 +1,88 @@
+"""From a folder of trained weights, or a name in the registry, to a model that answers. Every file is verified before it is used."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgpt.models.loading import local_folder
+from mgpt.storage import Store, is_remote
+
+if TYPE_CHECKING:
+    from mgpt.registry.versions import Recipe
+    from mgpt.serving.predictor import Predictor
+
+SHIPPED = Path(__file__).parent.parent / "models" / "shapes"
+PREFIX = "models:/"
+
+
+def load(reference: str, tracking_uri: str) -> Predictor:
+    """A model by name (`models:/minigpt-v2@champion`, `models:/minigpt-v2/3`) or by the folder of its trained weights.
+
+    Raises:
+        ValueError: there is no such model or folder, or its files are gone or altered.
+    """
+    if not reference.startswith(PREFIX):
+        return load_weights(Path(reference))
+    from mgpt.registry.versions import find
+
+    return load_registered(find(tracking_uri, reference).recipe)
+
+
+def load_registered(recipe: Recipe) -> Predictor:
+    """Registered weights from where they are stored, compared with the digest that was registered.
+
+    Raises:
+        ValueError: a file is gone or differs, or a base does.
+    """
+    from mgpt.registry.versions import stored_manifest
+
+    stored_manifest(recipe)
+    if not is_remote(recipe.weights):
+        return load_weights(Path(recipe.weights), recipe.bases)
+    with tempfile.TemporaryDirectory() as scratch:
+        Store(recipe.weights).fetch_folder(recipe.weights, scratch)
+        return load_weights(Path(scratch), recipe.bases)
+
+
+def load_weights(folder: Path, bases: Mapping[str, str] | None = None) -> Predictor:
+    """Trained weights as `save_trainable` wrote them, on their bases, in evaluation mode; on the GPU where there is one.
+
+    Args:
+        bases: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
+
+    Raises:
+        ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one trained on.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.json; give a folder of trained weights, or models:/NAME@champion")
+    import torch
+
+    from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.serving.predictor import Predictor
+
+    wanted = json.loads(path.read_text(encoding="utf-8"))["bases"]
+    found = {name: base_folder(name, base, (bases or {}).get(name)) for name, base in wanted.items()}
+    model = MiniGPTForConditionalGeneration.from_trainable(folder, bases=found)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return Predictor(model, MiniGPTProcessor.from_pretrained(folder), model.config.prompt_format)
+
+
+def base_folder(name: str, base: Mapping[str, str], place: str | None = None) -> Path:
+    """A frozen base as a local folder: from `place`, else from where it was trained, else among those that ship.
+
+    Its hash is compared when it is loaded.
+
+    Raises:
+        ValueError: it is in none of these places.
+    """
+    places = [uri for uri in (place, base.get("uri"), str(SHIPPED / name)) if uri]
+    for uri in places:
+        if Store(uri).exists(f"{uri}/config.json"):
+            return local_folder(uri)
+    known = f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
+    raise ValueError(f"base {name!r} ({known}) is in none of {', '.join(places)}; run the download stage")

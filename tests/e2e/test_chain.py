@@ -1,0 +1,232 @@
+"""The whole (shrunken) chain: it runs, runs nothing twice, and runs exactly what a change is behind. Tests run in this order."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mgpt.pipeline.fingerprint import declarations
+from mgpt.storage import Manifest, sha256_file
+from tests.fixtures.project import Project
+
+pytestmark = pytest.mark.timeout(1800)
+RATE = "instruct.minigpt-v2.learning_rate"
+BEHIND = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
+
+
+def ran(output: str) -> list[str]:
+    """Stages whose command ran."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def identity(project: Project, folder: str) -> str:
+    """The identity of the work that gave a stage's results."""
+    return str(json.loads((project.folder / folder / "run.json").read_text())["identity"])
+
+
+def weights(project: Project, *stage: str) -> bytes:
+    return Path(project.folder, "results", *stage, "weights", "trainable.safetensors").read_bytes()
+
+
+def test_every_stage_ran_and_left_what_it_declares(chain: Project) -> None:
+    declared = declarations(chain.folder)
+    assert sorted(ran(chain.first_output)) == sorted(one.name for one in declared)
+    for one in declared:
+        for path in one.outputs:
+            assert (chain.folder / path).exists(), path
+        assert f"== {one.name} " in chain.first_output
+
+
+def test_the_report_ends_the_chain(chain: Project) -> None:
+    page = chain.run("python", "-m", "mgpt", "report").stdout
+    found = json.loads((chain.folder / "results" / "summary.json").read_text())
+    assert found["champions"] == {"minigpt4": 1, "minigpt-v2": 1}
+    assert set(found["stages"]) == {one.name for one in declarations(chain.folder)}
+    assert 0 < found["orchestration_share"] < 1
+    assert set(found["systems"]["minigpt-v2"]["refer_accuracy"]) == {"value", "low", "high", "chance", "n"}
+    assert "results/evaluate/minigpt-v2/pictures.png" in page
+
+
+def test_each_stage_has_one_mlflow_run_with_its_lineage(chain: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
+    by_identity = {run.data.tags["mgpt.identity"]: run for run in runs}
+    assert len(by_identity) == len(runs)
+    for one in declarations(chain.folder):
+        run = by_identity[identity(chain, one.folder)]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mgpt.stage"] == one.stage
+        assert run.data.tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
+        assert set(one.inputs) == {
+            name.removeprefix("mgpt.input.") for name in run.data.tags if name.startswith("mgpt.input.")
+        }
+    promoted = json.loads((chain.folder / "results/promote/minigpt-v2/run.json").read_text())["lineage"]
+    assert set(promoted) == {
+        "download",
+        "curate",
+        "pretrain@minigpt-v2",
+        "multitask",
+        "instruct@minigpt-v2",
+        "evaluate@minigpt-v2",
+    }
+
+
+def test_training_curves_have_every_step_once_and_the_mixture_stands_beside_the_declared(chain: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    for one in [one for one in declarations(chain.folder) if one.stage in ("pretrain", "multitask", "instruct")]:
+        settings = chain.params()[one.stage][one.system]
+        (run,) = client.search_runs(experiments, f"tags.`mgpt.identity` = '{identity(chain, one.folder)}'")
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+        assert steps == list(range(1, settings["steps"] + 1)), one.name
+        mixture = json.loads((chain.folder / one.folder / "metrics.json").read_text())["mixture"]
+        assert set(mixture) == set(settings["mixture"])
+        assert sum(share["samples"] for share in mixture.values()) == settings["steps"] * settings["global_batch_size"]
+        summary = (chain.folder / one.folder / "summary.txt").read_text()
+        for name, share in mixture.items():
+            assert re.search(rf"{name} +declared .* realised {share['realised']:6.2%} ", summary), summary
+
+
+def test_a_users_photographs_went_through_by_a_params_entry_alone(chain: Project) -> None:
+    import pyarrow.parquet as pq
+
+    shards = Manifest.load(chain.folder / "results/curate/manifest.json").select(dataset="photographs")
+    rows = [row for shard in shards for row in pq.read_table(chain.folder / shard.uri).to_pylist()]
+    assert {(row["task"], row["width"], row["height"], row["licence"]) for row in rows} == {
+        ("caption", 640, 427, "CC BY 4.0"), ("instruction", 640, 427, "CC BY 4.0"),
+    }  # fmt: skip
+    mixture = json.loads((chain.folder / "results/pretrain/minigpt-v2/metrics.json").read_text())["mixture"]
+    assert mixture["photographs"]["samples"] > 0
+
+
+def test_scores_come_by_slice_with_what_was_missing_or_unreadable(chain: Project) -> None:
+    folder = chain.folder / "results/evaluate/minigpt-v2"
+    scores = json.loads((folder / "metrics.json").read_text())["scores"]["instruct"]
+    assert all({"missing", "unparsed", "low", "high", "chance", "n"} <= set(score) for score in scores.values())
+    assert {score["missing"] for score in scores.values()} == {0}
+    slices = json.loads((folder / "slices.json").read_text())["instruct"]
+    assert {name for metric in slices.values() for name in metric} >= {"objects", "size"}
+    assert Image.open(folder / "pictures.png").width > 64
+
+
+def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chain: Project) -> None:
+    from mgpt.registry.versions import models
+    from mgpt.tracking.client import connect
+
+    client = connect(f"sqlite:///{chain.folder / 'mlflow.db'}")
+    found = {version.model: version for version in models(client)}
+    assert {name: (version.number, version.aliases) for name, version in found.items()} == {
+        "minigpt4": (1, ("champion",)), "minigpt-v2": (1, ("champion",)),
+    }  # fmt: skip
+    tags = found["minigpt-v2"].tags
+    assert tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert tags["params.sha256"] == sha256_file(chain.folder / "params.yaml")
+    assert tags["mgpt.data"] == Manifest.load(chain.folder / "results/curate/manifest.json").digest
+    bases = json.loads((chain.folder / "results/instruct/minigpt-v2/weights/config.json").read_text())["bases"]
+    assert {name: tags[f"mgpt.base.{name}.sha256"] for name in bases} == {
+        name: base["sha256"] for name, base in bases.items()
+    }
+    assert client.get_run(tags["mgpt.instruct.run"]).data.tags["mgpt.identity"] == identity(
+        chain, "results/instruct/minigpt-v2"
+    )
+
+
+def test_the_champion_talks_about_a_photograph(chain: Project, tmp_path: Path) -> None:
+    asked = ("--image", "photographs/china.jpg", "--prompt", "[refer] the roof", "--out", str(tmp_path / "answer.png"))
+    chain.run("python", "-m", "mgpt", "chat", *asked)
+    assert Image.open(tmp_path / "answer.png").size == (1280, 854)  # the smaller side is enlarged to 512 at least
+
+
+def test_the_card_shows_the_exact_text_that_a_system_trains_on(chain: Project, tmp_path: Path) -> None:
+    chain.run("python", "-m", "mgpt", "data", "card", "minigpt-v2", "--out", str(tmp_path / "card.html"))
+    text = html.unescape((tmp_path / "card.html").read_text())
+    assert re.search(r"\[INST\] ?<Img>\[16 image tokens\]</Img>", text)
+    assert re.search(r"\[/INST\]<mark>[^<]+</s></mark>", text)
+    refused = chain.run("python", "-m", "mgpt", "data", "card", "minigpt4", "--stage", "multitask", check=False)
+    assert (refused.returncode, "multitask: does not train minigpt4" in refused.stderr) == (2, True)
+
+
+def test_again_nothing_runs_and_it_is_seen_at_once(chain: Project) -> None:
+    before = os.times()
+    assert ran(chain.repro()) == []
+    after = os.times()
+    # Seconds of a processor, not of the clock: those grow with whatever else the machine does.
+    assert after.children_user + after.children_system - before.children_user - before.children_system <= 5
+
+
+def test_a_changed_rate_runs_what_is_behind_it_from_the_first_step(chain: Project) -> None:
+    before = weights(chain, "instruct", "minigpt-v2")
+    old = chain.params()["instruct"]["minigpt-v2"]["learning_rate"]
+    chain.set(RATE, old / 2)
+    output = chain.repro()
+    assert ran(output) == BEHIND
+    assert re.search(r"began at step +0\n", output)
+    changed = weights(chain, "instruct", "minigpt-v2")
+    assert changed != before
+    champion = json.loads((chain.folder / "results/promote/minigpt-v2/decision.json").read_text())["champion"]
+    chain.set(RATE, old)
+    assert "began at step" not in "".join(chain.repro())
+    assert weights(chain, "instruct", "minigpt-v2") == before
+    chain.run("python", "-m", "mgpt", "report")  # tells who is champion now, not who was when the decision was made
+    assert json.loads((chain.folder / "results" / "summary.json").read_text())["champions"]["minigpt-v2"] == champion
+
+
+def test_changed_back_nothing_trains_even_without_dvcs_memory(chain: Project) -> None:
+    before = weights(chain, "instruct", "minigpt-v2")
+    timing = (chain.folder / "results/instruct/minigpt-v2/timing.json").read_text()
+    for path in (".dvc/cache", "results/instruct/minigpt-v2"):
+        shutil.rmtree(chain.folder / path)
+    output = chain.repro("--single-item", "--force", "instruct@minigpt-v2")
+    assert "is finished; its outputs are in" in output
+    assert weights(chain, "instruct", "minigpt-v2") == before
+    assert (chain.folder / "results/instruct/minigpt-v2/timing.json").read_text() == timing
+
+
+def test_dry_says_what_would_happen(chain: Project) -> None:
+    said = chain.run("python", "-m", "flows", "pretrain", "minigpt4", "--dry").stdout
+    assert re.fullmatch(r"pretrain@minigpt4  [0-9a-f]{16}  finished: .*\n", said)
+    other = chain.elsewhere(MGPT_STORAGE__ROOT=str(chain.folder / "empty-store"))
+    assert "would run here" in other.run("python", "-m", "flows", "pretrain", "minigpt4", "--dry").stdout
+
+
+def test_every_file_is_as_its_manifest_says(chain: Project) -> None:
+    manifests = [f"results/{stage}/manifest.json" for stage in ("download", "curate", "describe")]
+    chain.run("python", "-m", "mgpt", "verify", *manifests)
+
+
+def test_five_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
+    text = (chain.folder / "params.yaml").read_text()
+    wrong = {
+        "download.paralel": 4,
+        "pretrain.minigpt4.steps": "many",
+        "multitask.minigpt-v2.mixture.vqav2": -1,
+        "describe.review": "no/such/review.csv",
+        "instruct.minigpt-v2.micro_batch_size": 64,
+    }
+    try:
+        for key, value in wrong.items():
+            chain.set(key, value)
+        done = chain.run("dvc", "repro", check=False)
+    finally:
+        (chain.folder / "params.yaml").write_text(text)
+    assert done.returncode != 0
+    told = done.stdout + done.stderr
+    assert "5 mistakes, nothing was started" in told
+    for key, value in wrong.items():
+        assert re.search(rf"{re.escape(key)} = {re.escape(repr(value))}\n\s+rule: .+\n\s+fix:  .+\n", told), told
+    # DVC takes a stage's old outputs away before it starts its command; with the mistakes mended they are back, and no work is done again:
+    # neither where DVC has them in its cache, nor where it asks each stage for them since its cache is gone.
+    mended = chain.repro()
+    assert mended.count("is finished; its outputs are in") == len(ran(mended))
+    assert (chain.folder / "results/download/manifest.json").is_file()

@@ -1,0 +1,60 @@
+"""One file over a bad line."""
+
+import hashlib
+import random
+
+import pytest
+
+from mgpt.download.fetch import FetchError, Mirror, Patience, fetch
+from mgpt.download.mirrors import locate
+from tests.fixtures.faulty import Faults
+
+PATIENCE = Patience(attempts=12, timeout_seconds=10, backoff_seconds=0.001)
+
+
+def mirrors(*urls):
+    return [Mirror(location, location.list()[0]) for location in (locate(url, ("*",)) for url in urls)]
+
+
+def test_a_body_cut_again_and_again_arrives_whole_and_only_the_rest_is_asked_for(web, tmp_path):
+    body = random.Random(1).randbytes(3_000_000)
+    web.files["/a.bin"] = body
+    web.faults = Faults(0.7, seed=3)
+    found = fetch(mirrors(f"{web.url}/a.bin"), tmp_path / "a.bin", PATIENCE)
+    assert (tmp_path / "a.bin").read_bytes() == body
+    assert found.sha256 == hashlib.sha256(body).hexdigest()
+    assert web.faults.injected > 0
+    ranges = [wanted for _, wanted in web.requests]
+    assert any(wanted for wanted in ranges), "nothing was resumed"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_file_that_changed_between_two_attempts_is_begun_anew(web, tmp_path):
+    old, new = random.Random(1).randbytes(1_000_000), random.Random(2).randbytes(1_000_000)
+    web.files["/a.bin"] = old
+    web.faults = Faults(1.0)
+    with pytest.raises(FetchError):
+        fetch(mirrors(f"{web.url}/a.bin"), tmp_path / "a.bin", Patience(3, 10, 0.001))
+    web.files["/a.bin"] = new
+    web.faults = Faults(0.0)
+    fetch(mirrors(f"{web.url}/a.bin"), tmp_path / "a.bin", PATIENCE)
+    assert (tmp_path / "a.bin").read_bytes() == new
+
+
+def test_mirrors_are_asked_in_order_and_the_last_words_of_all_are_told(web, tmp_path):
+    web.files["/second"] = b"good"
+    found = fetch(mirrors(f"{web.url}/first", f"{web.url}/second"), tmp_path / "x", PATIENCE)
+    assert found.origin.endswith("/second")
+    with pytest.raises(FetchError, match=r"/none: HTTP 404; .*/neither: HTTP 404"):
+        fetch(mirrors(f"{web.url}/none", f"{web.url}/neither"), tmp_path / "y", PATIENCE)
+    assert not (tmp_path / "y").exists()
+
+
+def test_bytes_with_another_digest_are_not_taken(web, tmp_path):
+    web.files["/bad"], web.files["/good"] = b"evil", b"fine"
+    declared = hashlib.sha256(b"fine").hexdigest()
+    found = fetch(mirrors(f"{web.url}/bad", f"{web.url}/good"), tmp_path / "x", Patience(2, 10, 0.001), declared)
+    assert found.origin.endswith("/good")
+    with pytest.raises(FetchError, match="not the declared"):
+        fetch(mirrors(f"{web.url}/bad"), tmp_path / "y", Patience(2, 10, 0.001), declared)
+    assert not (tmp_path / "y").exists()

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.models import *  # noqa: F403

@@ -1,0 +1,142 @@
+"""A saved folder to transformers and nothing but transformers: Auto classes in a fresh process, shards, generation settings, pipelines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GenerationConfig, pipeline
+
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from tests.fixtures import golden_cases as golden
+from tests.fixtures import tiny_models as tiny
+
+QUESTION = "<Img><ImageHere></Img> what is in the image?"
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def saved(request, bases, tmp_path_factory):
+    """(model, processor, folder of both)."""
+    model = tiny.v1(bases) if request.param == "v1" else tiny.v2(bases)
+    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor, folder
+
+
+FRESH = """
+import sys
+import torch
+from mgpt.models import MiniGPTConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from PIL import Image
+folder = sys.argv[1]
+loaded = [one.from_pretrained(folder) for one in (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor)]
+print(*(type(one).__name__ for one in loaded))
+_, pixels, model, other, processor = loaded
+print(AutoTokenizer.from_pretrained(folder)("<s>[INST] hi [/INST]", add_special_tokens=False).input_ids)
+picture = Image.linear_gradient("L").convert("RGB")
+batch = processor([picture], [[{"role": "user", "content": "<Img><ImageHere></Img> what?"}]])
+assert torch.equal(pixels(picture).pixel_values, batch["pixel_values"])
+ids = model.generate(**batch, max_new_tokens=6)
+assert torch.equal(ids, other.generate(**batch, max_new_tokens=6))
+print(ids.tolist())
+"""
+
+
+def test_auto_classes_in_a_fresh_process(saved):
+    """Any one class of `mgpt.model` is all that they need."""
+    from PIL import Image
+
+    model, processor, folder = saved
+    said = subprocess.run([sys.executable, "-c", FRESH, str(folder)], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    kinds, ids, answer = said.stdout.strip().splitlines()[-3:]
+    assert (
+        kinds
+        == "MiniGPTConfig MiniGPTImageProcessor MiniGPTForConditionalGeneration MiniGPTForConditionalGeneration MiniGPTProcessor"
+    )
+    assert json.loads(ids) == [1, 303, 329, 486, 347, 458, 401, 329, 486]
+    batch = processor([Image.linear_gradient("L").convert("RGB")], [golden.talk("<Img><ImageHere></Img> what?")])
+    assert json.loads(answer) == model.generate(**batch, max_new_tokens=6).tolist()
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"dtype": torch.float32}, {"torch_dtype": torch.float32}, {"dtype": "auto"}, {"device_map": "cpu"}]
+)
+def test_shards_reload_to_identical_logits(saved, how, tmp_path):
+    model, processor, _ = saved
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert not list(tmp_path.glob("*.bin"))
+    again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path, **how)
+    batch = processor([tiny.picture(0)], [golden.talk(QUESTION, "a man")])
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert set(again.trainable_parameters()) == set(model.trainable_parameters())
+    assert not again.training
+
+
+def test_a_missing_shard_is_an_error(saved, tmp_path):
+    model, _, _ = saved
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_generation_settings_go_with_the_weights(bases, tmp_path):
+    """Llama-3 and Qwen name their end tokens in generation_config.json alone; without it an answer would not end."""
+    model = tiny.v2(bases)
+    model.generation_config = GenerationConfig(eos_token_id=[2, 7], pad_token_id=5)
+    model.save_pretrained(tmp_path)
+    again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
+    kept = again.language_model.generation_config
+    assert again.generation_config is kept
+    assert (kept.eos_token_id, kept.pad_token_id) == ([2, 7], 5)
+    (tmp_path / "generation_config.json").unlink()
+    own = MiniGPTForConditionalGeneration.from_pretrained(tmp_path).language_model.generation_config
+    assert own.eos_token_id == 2
+
+
+def test_sampling_settings_without_sampling_can_be_saved(bases, tmp_path):
+    """As published Vicuna has them; transformers refuses to save them, and an answer is greedy nevertheless."""
+    folder = shutil.copytree(bases["language"], tmp_path / "language")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
+    model = MiniGPTForConditionalGeneration.from_bases(bases["vision"], folder)
+    model.save_pretrained(tmp_path / "whole")
+    again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert again.generation_config.temperature == 0.9
+    ids = torch.tensor([[1, 5, 9, 30]])
+    assert torch.equal(model.generate(ids, max_new_tokens=8), again.generate(ids, max_new_tokens=8))
+    assert torch.equal(model.generate(ids, max_new_tokens=8), again.generate(ids, max_new_tokens=8))
+
+
+def test_a_pipeline_answers_messages_that_carry_their_image(saved):
+    model, processor, folder = saved
+    ask = pipeline("image-text-to-text", model=str(folder))
+    content = [{"type": "image", "image": tiny.picture(4)}, {"type": "text", "text": "what is in the image?"}]
+    reply = ask(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
+    batch = processor([tiny.picture(4)], [golden.talk(QUESTION)])
+    expected = processor.tokenizer.decode(model.generate(**batch, max_new_tokens=8)[0], skip_special_tokens=True)
+    assert reply[0]["generated_text"] == expected
+
+
+def test_lora_dropout_acts_in_training_mode_only(bases):
+    model = tiny.v2(bases)
+    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    batch = processor([tiny.picture(0)], [golden.talk(QUESTION, "a man")])
+    with torch.no_grad():
+        still = [model(**batch).logits for _ in range(2)]
+        model.train()
+        moving = [model(**batch).logits for _ in range(2)]
+        again = model.eval()(**batch).logits
+    assert torch.equal(still[0], still[1])
+    assert torch.equal(still[0], again)
+    assert not torch.equal(moving[0], moving[1])
+    assert not torch.equal(moving[0], still[0])

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.execution import *  # noqa: F403

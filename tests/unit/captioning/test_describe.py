@@ -1,0 +1,222 @@
+import csv
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mgpt.captioning.describe import CHECKPOINT, DescribeRequest, choose_pictures, describe
+from mgpt.config.evaluation import DescribeSettings
+from mgpt.data.types import SCHEMA, Sample
+from mgpt.data.vocabulary import load_vocabulary
+from mgpt.inference.types import Answer, answer_here
+from mgpt.storage import Manifest, Store
+
+SOUND = "The image shows a red circle at the top and nothing else at all."
+TEXTS = {
+    "sound": SOUND,
+    "repeating": f"{SOUND} {SOUND} There is",
+    "short": "A circle.",
+    "empty": "",
+    "foreign": "В верхней части картинки виден красный круг, и больше ничего там нет.",
+}
+
+
+@pytest.fixture
+def curated(samples, tmp_path):
+    """Two shards of captions as training data."""
+    captions = [sample.revise(split="train") for sample in samples if sample.task == "caption"]
+    store, entries = Store(str(tmp_path / "store")), []
+    for number in range(2):
+        rows = [sample.to_row() for sample in captions[number::2]]
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+        uri = store.uri("curated", f"{number}.parquet")
+        store.write(uri, buffer.getvalue())
+        entries.append(
+            store.entry(f"shapes/train/{number}.parquet", uri, dataset="shapes", split="train", rows=len(rows))
+        )
+    return store, Manifest(entries)
+
+
+def request(curated, bases, checkpoints, out, **settings):
+    store, manifest = curated
+    settings = {"datasets": ("shapes",), "pictures": 10, "max_new_tokens": 6, "continue_below": 5} | settings
+    return DescribeRequest(
+        DescribeSettings(**settings), store, manifest, bases, checkpoints["pretrain"], store.uri("described", "id"), out
+    )
+
+
+def told(source, asks):
+    """A model that says the five texts in turn."""
+    return [{CHECKPOINT: Answer(list(TEXTS.values())[i % len(TEXTS)], True, 20)} for i in range(len(asks))]
+
+
+def rows_of(out):
+    return list(csv.DictReader((out / "review.csv").open()))
+
+
+def write_decisions(out, path, decide):
+    rows = rows_of(out)
+    for row in rows:
+        row.update(decide(row))
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_survivors_are_curated_samples(curated, bases, checkpoints, tmp_path):
+    result = describe(request(curated, bases, checkpoints, tmp_path / "out", shard_rows=3), told)
+    manifest = Manifest.load(tmp_path / "out" / "manifest.json")
+    manifest.verify()
+    assert [entry.meta["rows"] for entry in manifest.entries] == [3, 1]
+    assert {(entry.meta["dataset"], entry.meta["split"]) for entry in manifest.entries} == {("described", "train")}
+    found = [Sample.from_row(row) for entry in manifest.entries for row in pq.read_table(entry.uri).to_pylist()]
+    assert {(sample.task, sample.dataset, sample.turns[0].text, sample.turns[1].text) for sample in found} == {
+        ("describe", "described", "", SOUND)
+    }
+    assert all(sample.image and sample.licence and sample.source.startswith("shapes/") for sample in found)
+    assert result.counts["kept"] == 4
+
+
+def test_every_picture_is_kept_or_has_a_reason(curated, bases, checkpoints, tmp_path):
+    result = describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+    dropped = {name: count for name, count in result.counts.items() if name.startswith("dropped_")}
+    assert dropped == {"dropped_too_short": 4, "dropped_not_english": 2}
+    assert result.counts["kept"] + sum(dropped.values()) == result.counts["pictures"] == 10
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["failure_rate_kept"] == 0.0
+    assert metrics["failure_rate_generated"] == pytest.approx(0.6)  # repeating, short (two words), empty
+    assert metrics["change_mean"] > 0
+    assert "Dropped: not_english" in (tmp_path / "out" / "report.md").read_text()
+    assert "4 too_short" in str(result.summary["dropped"])
+
+
+def test_descriptions_that_miss_what_their_caption_names_are_dropped(curated, bases, checkpoints, tmp_path):
+    filters = {"minimum_named": 1.0, "vocabulary": "shapes"}
+    result = describe(
+        request(curated, bases, checkpoints, tmp_path / "out", minimum_survivors=0, filters=filters), told
+    )
+    sound = [one for one in result.descriptions if one.repaired.text == SOUND]
+    named = [load_vocabulary("shapes").mentions(one.sample.references[0]) for one in sound]
+    assert [one.reason for one in sound] == [
+        "" if names in ([], ["red circle"]) else "misses_objects" for names in named
+    ]
+    assert result.counts["dropped_misses_objects"] > 0
+
+
+def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_path):
+    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+    review = tmp_path / "review.csv"
+
+    def decide(row):
+        if row["original"] == TEXTS["short"]:
+            return {"decision": "accept", "text": "A circle, corrected by hand."}
+        return {"decision": "reject"} if row["original"] == SOUND else {}
+
+    write_decisions(tmp_path / "out", review, decide)
+    result = describe(request(curated, bases, checkpoints, tmp_path / "again", review=str(review)), told)
+    assert (
+        result.counts["accepted_by_reviewer"]
+        == result.counts["rejected_by_reviewer"]
+        == result.counts["dropped_reviewer"]
+        == 2
+    )
+    texts = {
+        pq.read_table(entry.uri).to_pylist()[i]["turns"][1]["text"]
+        for entry in result.manifest.entries
+        for i in range(entry.meta["rows"])
+    }
+    assert texts == {SOUND, "A circle, corrected by hand."}
+    assert {row["decision"] for row in rows_of(tmp_path / "again")} == {"", "accept", "reject"}
+
+
+def test_an_endpoint_mends_every_description_before_the_filters(curated, bases, checkpoints, tmp_path, endpoint):
+    endpoint.mend = lambda paragraph: SOUND.replace("red", "blue") if paragraph == TEXTS["short"] else paragraph
+    settings = {"repair": endpoint.settings, "filters": {"maximum_change": 1.0}}
+    result = describe(request(curated, bases, checkpoints, tmp_path / "out", **settings), told)
+    assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.seen) == sorted([*TEXTS.values()] * 2)
+    assert (result.counts["kept"], result.counts["dropped_too_short"]) == (6, 2)
+    mended = [row for row in rows_of(tmp_path / "out") if row["original"] == TEXTS["short"]]
+    assert {(row["text"], row["steps"]) for row in mended} == {(SOUND.replace("red", "blue"), "endpoint")}
+
+
+def test_only_the_accepted_survive_where_unreviewed_rows_do_not_pass(curated, bases, checkpoints, tmp_path):
+    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+    review = tmp_path / "review.csv"
+    first = rows_of(tmp_path / "out")[0]["key"]
+    write_decisions(tmp_path / "out", review, lambda row: {"decision": "accept"} if row["key"] == first else {})
+    strict = request(curated, bases, checkpoints, tmp_path / "again", review=str(review), accept_unreviewed=False)
+    result = describe(strict, told)
+    assert (result.counts["kept"], result.counts["dropped_unreviewed"]) == (1, 3)
+
+
+def test_a_decision_on_another_text_is_stale(curated, bases, checkpoints, tmp_path):
+    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+    review = tmp_path / "review.csv"
+    write_decisions(tmp_path / "out", review, lambda row: {"decision": "reject"})
+
+    def others(source, asks):
+        return [{CHECKPOINT: Answer(SOUND.replace("red", "blue"), True, 20)} for _ in asks]
+
+    result = describe(request(curated, bases, checkpoints, tmp_path / "again", review=str(review)), others)
+    assert (result.counts["stale_decisions"], result.counts["rejected_by_reviewer"], result.counts["kept"]) == (
+        10,
+        0,
+        10,
+    )
+
+
+def test_the_same_run_gives_the_same_bytes(curated, bases, checkpoints, tmp_path):
+    for name in ("first", "second"):
+        describe(request(curated, bases, checkpoints, tmp_path / name), told)
+    for name in ("manifest.json", "review.csv", "report.md", "metrics.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_too_few_survivors_fail_before_anything_is_curated(curated, bases, checkpoints, tmp_path):
+    with pytest.raises(ValueError, match=r"describe\.minimum_survivors: 4 of 10 .*fewer than 5"):
+        describe(request(curated, bases, checkpoints, tmp_path / "out", minimum_survivors=5), told)
+    assert (tmp_path / "out" / "review.csv").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert curated[0].list(curated[0].uri("described")) == []
+
+
+def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, bases, checkpoints, tmp_path):
+    seen, sources = [], []
+
+    def watched(source, asks):
+        seen.extend(asks)
+        sources.append(source)
+        return answer_here(source, asks)
+
+    # a random model may say nothing that rules can mend, so nothing needs to survive
+    wanted = request(curated, bases, checkpoints, tmp_path / "out", pictures=4, continue_below=6, minimum_survivors=0)
+    result = describe(wanted, watched)
+    assert [one.answer for one in result.descriptions] == [found[CHECKPOINT] for found in answer_here(sources[0], seen)]
+    assert (
+        seen[0]
+        .request.messages[0]["content"]
+        .startswith("<Img><ImageHere></Img> Describe this image in detail. Give as many details")
+    )
+    assert seen[0].continue_below == 6
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_pictures_are_drawn_once_and_by_the_seed(curated):
+    store, manifest = curated
+    settings = DescribeSettings(datasets=("shapes",), pictures=15, seed=1)
+    chosen = choose_pictures(store, manifest, settings)
+    assert len({sample.image for sample in chosen}) == 15
+    assert choose_pictures(store, manifest, settings) == chosen
+    assert choose_pictures(store, manifest, DescribeSettings(datasets=("shapes",), pictures=15, seed=2)) != chosen
+    assert len(choose_pictures(store, manifest, DescribeSettings(datasets=("shapes",), pictures=9999))) == 40
+
+
+def test_datasets_without_training_pictures_are_refused(curated):
+    with pytest.raises(
+        ValueError, match=r"describe\.datasets: cc_sbu has no training samples; the curated datasets are shapes"
+    ):
+        choose_pictures(*curated, DescribeSettings(datasets=("cc_sbu",)))

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.config import *  # noqa: F403

@@ -1,0 +1,24 @@
+"""Captions that say nearly the same."""
+
+from mgpt.curation.caption_duplicates import repeated_captions
+
+
+def test_the_first_of_several_alike_stays():
+    texts = [
+        "a man in a red coat walks his small dog along the sandy beach at sunset",
+        "two cats sleep",
+        "A man in a red coat, walks his small dog along the sandy beach at sunset!",
+        "a man in a red coat walks his small dog along the sandy beach at sunset today",
+        "a bowl of soup",
+        "Two cats sleep.",
+    ]
+    assert repeated_captions(texts, 0.7) == [None, None, 0, 0, None, 1]
+
+
+def test_only_what_is_above_the_threshold_goes():
+    texts = ["a b c d e f g h", "a b c d x y z w"]
+    assert repeated_captions(texts, 0.9) == [None, None]
+
+
+def test_empty_texts_are_alike():
+    assert repeated_captions(["", "...", "x"], 0.9) == [None, 0, None]

@@ -1,0 +1,189 @@
+"""Planted copies are found, and distinct pictures of sparse scenes are told apart."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from mgpt.config.sources import CurateSettings
+from mgpt.curation.image_checks import check_image
+from mgpt.curation.near_duplicates import RADIUS, Similar, _coefficients, _judge, find_matches, find_similar, register
+from mgpt.data.synthetic.world import draw, scenes
+
+COPIES = 200
+
+
+def encoded(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def thumbnail(data):
+    return np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3)
+
+
+def cropped(picture, rng, share=0.05):
+    width, height = (round(side * (1 - share)) for side in picture.size)
+    left, top = rng.integers(0, picture.width - width + 1), rng.integers(0, picture.height - height + 1)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def resized(picture, factor):
+    return picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+CHANGES = {
+    "encoded again at 60": lambda picture, rng: encoded(picture, "JPEG", quality=60),
+    "encoded again at 90": lambda picture, rng: encoded(picture, "JPEG", quality=90),
+    "enlarged by a quarter": lambda picture, rng: encoded(resized(picture, 1.25)),
+    "reduced by a quarter": lambda picture, rng: encoded(resized(picture, 0.75), "JPEG", quality=85),
+    "cropped by a twentieth": lambda picture, rng: encoded(cropped(picture, rng)),
+    "cropped and encoded again": lambda picture, rng: encoded(cropped(picture, rng), "JPEG", quality=85),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [draw(scene) for scene in scenes("train", 2000, 11)]
+
+
+@pytest.fixture(scope="module")
+def originals(pictures):
+    return np.stack([thumbnail(encoded(picture)) for picture in pictures])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_are_found(change, pictures, originals):
+    rng = np.random.default_rng(3)
+    copies = np.stack([thumbnail(CHANGES[change](picture, rng)) for picture in pictures[:COPIES]])
+    both = np.concatenate([originals[:COPIES], copies])
+    found = find_matches(both, np.arange(COPIES, 2 * COPIES), np.arange(COPIES))
+    assert len(found) >= 0.95 * COPIES
+
+
+def test_of_what_is_dropped_at_least_99_of_100_are_copies(pictures, originals):
+    rng = np.random.default_rng(5)
+    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:COPIES]]
+    everything = np.concatenate([originals, np.stack(copies)])
+    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    planted = sum(place >= len(originals) for place in dropped)
+    assert planted >= 0.95 * len(copies)
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
+
+
+def test_the_same_pairs_as_of_comparing_each_with_each(pictures, originals):
+    rng = np.random.default_rng(9)
+    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:30]]
+    everything = np.concatenate([originals[:1200], np.stack(copies), originals[:10]])
+    points = _coefficients(everything).astype(np.float64)
+    first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
+    gone: dict[int, Similar] = {}
+    for pair in sorted(_judge(everything, first, second), key=lambda pair: (pair.second, pair.first)):
+        if pair.first not in gone and pair.second not in gone:
+            gone[pair.second] = pair
+    assert len(first) > 10_000
+    assert len(gone) > 170
+    found = {pair.second: pair for pair in find_similar(everything, np.arange(len(everything)))}
+    assert {second: pair.first for second, pair in found.items()} == {
+        second: pair.first for second, pair in gone.items()
+    }
+    np.testing.assert_allclose(
+        [found[second].distance for second in gone], [pair.distance for pair in gone.values()], atol=0.01
+    )
+
+
+def test_scenes_that_differ_in_one_small_thing_are_distinct():
+    base = Image.new("RGB", (64, 64), (128, 128, 128))
+    one, moved, other = base.copy(), base.copy(), base.copy()
+    one.paste((214, 40, 40), (20, 20, 34, 34))
+    moved.paste((214, 40, 40), (26, 20, 40, 34))
+    other.paste((38, 84, 214), (20, 20, 34, 34))
+    found = find_similar(np.stack([thumbnail(encoded(picture)) for picture in (one, moved, other)]), np.arange(3))
+    assert found == []
+
+
+def test_photographs_changed_and_unchanged():
+    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    rng = np.random.default_rng(0)
+    originals = [thumbnail(encoded(photo)) for photo in (china, flower)]
+    changed = [thumbnail(change(photo, rng)) for change in CHANGES.values() for photo in (china, flower)]
+    everything = np.stack(originals + changed)
+    assert find_similar(everything, np.arange(2)) == []
+    assert [pair.first for pair in find_matches(everything, np.arange(2, len(everything)), np.arange(2))] == [
+        0,
+        1,
+    ] * len(CHANGES)
+
+
+def test_registration_measures_the_cut():
+    china = Image.fromarray(load_sample_images().images[0])
+    cut = china.crop((32, 0, 640, 427 - 21))
+    motion, difference = register(thumbnail(encoded(china))[None], thumbnail(encoded(cut))[None])
+    np.testing.assert_allclose(motion[0], [0.95, 0.05, 0.951, 0.0], atol=0.006)
+    assert difference[0] < 20
+
+
+def test_many_equal_pictures_leave_one():
+    same = np.repeat(thumbnail(encoded(draw(next(scenes("train", 1, 1)))))[None], 300, axis=0)
+    assert [pair.first for pair in find_similar(same, np.arange(300))] == [0] * 299
+
+
+def test_nothing_to_compare():
+    empty = np.zeros((0, 32, 32, 3), np.uint8)
+    assert find_similar(empty, np.arange(0)) == []
+    assert find_matches(empty, np.arange(0), np.arange(0)) == []
+
+
+def tiles(side=128):
+    """Pieces of two photographs that share no point: each is another view of a real scene."""
+    for image in load_sample_images().images:
+        for top in range(0, image.shape[0] - side + 1, side):
+            for left in range(0, image.shape[1] - side + 1, side):
+                yield Image.fromarray(image[top : top + side, left : left + side])
+
+
+def textures(count, side=128):
+    """Noise of many scales, waves, and mosaics of random cells: as busy as photographs of foliage, cloth and walls."""
+    rng = np.random.default_rng(8)
+    down, across = np.mgrid[0:side, 0:side] / side
+    for number in range(count):
+        if number % 3 == 0:
+            pixels = np.zeros((side, side, 3))
+            for cells in (3, 6, 12, 24):
+                coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
+                pixels += np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=float) / cells
+            pixels *= 255 / pixels.max()
+        elif number % 3 == 1:
+            angles, lengths, phases = (rng.uniform(*span, (3, 3)) for span in ((0, 3.14), (3, 20), (0, 6.28)))
+            waves = [
+                np.sin(length * (across * np.cos(angle) + down * np.sin(angle)) + phase)
+                for angle, length, phase in zip(angles.flat, lengths.flat, phases.flat, strict=True)
+            ]
+            pixels = np.stack([sum(waves[n::3]) for n in range(3)], axis=-1) * 40 + 128
+        else:
+            centres, colours = rng.random((40, 2)), rng.integers(0, 256, (40, 3))
+            nearest = ((down[..., None] - centres[:, 0]) ** 2 + (across[..., None] - centres[:, 1]) ** 2).argmin(-1)
+            pixels = colours[nearest]
+        yield Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_copies_of_realistic_pictures_are_found_and_nothing_else():
+    distinct = [*tiles(), *textures(90)]
+    rng = np.random.default_rng(6)
+    originals = [thumbnail(encoded(picture)) for picture in distinct]
+    copies = {name: [thumbnail(change(picture, rng)) for picture in distinct] for name, change in CHANGES.items()}
+    everything = np.stack(originals + [copy for changed in copies.values() for copy in changed])
+    count = len(distinct)
+    found = find_matches(everything, np.arange(count, len(everything)), np.arange(count))
+    right = {pair.second for pair in found if pair.first == pair.second % count}
+    recall = {name: sum(place // count == number for place in right) / count for number, name in enumerate(CHANGES, 1)}
+    assert min(recall.values()) >= 0.95, recall
+    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    planted = sum(place >= count for place in dropped)
+    assert planted >= 0.99 * len(dropped), (
+        f"{len(dropped) - planted} of {count} distinct pictures were taken for copies"
+    )
+    assert planted >= 0.95 * len(CHANGES) * count

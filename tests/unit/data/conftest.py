@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.web import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.datasets import *  # noqa: F403

@@ -1,0 +1,110 @@
+"""The record: its id, its Parquet form, and what it refuses."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgpt.data.boxes import Box
+from mgpt.data.types import SCHEMA, Sample, Turn
+
+FIELDS = {
+    "dataset": "refcoco",
+    "split": "train",
+    "task": "refer",
+    "image": b"\xff\xd8picture",
+    "width": 64,
+    "height": 48,
+    "turns": (Turn("user", "red circle", ("red circle", "the round one")), Turn("assistant", "<box:0>")),
+    "boxes": (Box(1, 2, 30.5, 40),),
+    "licence": "CC BY 4.0",
+    "source": "refs(unc).p#7",
+    "extra": {"key": "7", "objects": ["red circle"]},
+}
+
+
+def sample(**changes) -> Sample:
+    return Sample.create(**(FIELDS | changes))
+
+
+def test_a_row_comes_back_from_parquet_as_it_was():
+    rows = [
+        sample(),
+        sample(image=None, boxes=(), turns=(Turn("user", "größe?"), Turn("assistant", "10")), task="text", extra={}),
+    ]
+    table = pa.Table.from_pylist([row.to_row() for row in rows], schema=SCHEMA)
+    assert [Sample.from_row(row) for row in table.to_pylist()] == rows
+
+
+def test_a_row_may_hold_numpy_arrays():
+    table = pa.Table.from_pylist([sample().to_row()], schema=SCHEMA)
+    assert Sample.from_row(table.to_pandas().iloc[0].to_dict()) == sample()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.floats(allow_nan=False, width=32), min_size=4, max_size=4),
+)
+def test_any_text_and_box_survives_the_row(text: str, corners: list[float]):
+    one = sample(
+        turns=(Turn("user", ""), Turn("assistant", text)) if "<box:" not in text else (Turn("user", ""),),
+        boxes=(Box(*corners),),
+    )
+    table = pa.Table.from_pylist([one.to_row()], schema=SCHEMA)
+    assert Sample.from_row(table.to_pylist()[0]) == one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "other"},
+        {"task": "identify"},
+        {"image": b"other"},
+        {"image": None},
+        {"boxes": (Box(1, 2, 30, 40),)},
+        {"extra": {}},
+        {"turns": (Turn("user", "red circle"), Turn("assistant", "<box:0>"))},
+    ],
+)
+def test_the_id_changes_with_the_content(change):
+    assert sample(**change).id != sample().id
+
+
+@pytest.mark.parametrize("change", [{"split": "test"}, {"licence": "none"}, {"source": "elsewhere"}])
+def test_the_id_does_not_change_with_where_it_was_found(change):
+    assert sample(**change).id == sample().id
+
+
+def test_revising_gives_the_id_of_the_new_content():
+    assert sample().revise(boxes=(Box(0, 0, 1, 1),)) == sample(boxes=(Box(0, 0, 1, 1),))
+    assert sample().revise() == sample()
+
+
+def test_a_sample_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sample().task = "vqa"  # type: ignore[misc]
+
+
+def test_references_are_those_of_the_last_answer():
+    assert sample().references == ("<box:0>",)
+    answers = ("2", "2", "two")
+    assert sample(turns=(Turn("user", "how many?"), Turn("assistant", "2", answers))).references == answers
+    assert sample(turns=(Turn("user", "how many?"),)).references == ()
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ((), "no turns"),
+        ((Turn("system", "x"),), "role 'system' is not known"),
+        ((Turn("user", "<box:1>"),), "<box:1> refers to a box that is not there; the record has 1"),
+        ((Turn("user", "x", ("fine", "<box:7>")),), "<box:7>"),
+        ((Turn("user", "caf\udce9"),), "UTF-16"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused(turns, message: str):
+    with pytest.raises(ValueError, match=message):
+        sample(turns=turns)

@@ -1,0 +1,61 @@
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mgpt.config.evaluation import SystemEvaluationSettings
+from mgpt.data.types import SCHEMA
+from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
+from mgpt.evaluation.report import FILES
+from mgpt.evaluation.stage import PICTURES
+from mgpt.inference.engine import answer_here
+from mgpt.storage import Manifest, Store
+
+
+@pytest.fixture
+def curated(samples, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), buffer)
+    uri = store.uri("curated", "shapes", "test", "0.parquet")
+    store.write(uri, buffer.getvalue())
+    return store, Manifest(
+        [store.entry("shapes/test/0.parquet", uri, dataset="shapes", split="test", rows=len(samples))]
+    )
+
+
+def request(curated, bases, checkpoints, out):
+    store, manifest = curated
+    asks = {"items": 10, "early_items": 5, "max_new_tokens": 5}
+    settings = SystemEvaluationSettings(
+        format="minigpt-v2",
+        checkpoints=("untrained", "pretrain", "instruct"),
+        tasks={"refer": asks, "vqa": asks, "caption": asks},
+        resamples=100,
+    )
+    return EvaluateRequest("minigpt-v2", settings, store, manifest, bases, checkpoints, out)
+
+
+def test_from_shards_to_report_and_pictures(curated, bases, checkpoints, tmp_path):
+    found = evaluate(request(curated, bases, checkpoints, tmp_path / "out"))
+    assert list(found.scores) == ["untrained", "pretrain", "instruct"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, PICTURES}
+
+
+def test_an_answer_that_is_missing_fails_after_the_report(curated, bases, checkpoints, tmp_path):
+    def lossy(source, asks):
+        return [*answer_here(source, asks[:-1]), {}]
+
+    with pytest.raises(ValueError, match="1 answers did not come back"):
+        evaluate(request(curated, bases, checkpoints, tmp_path / "out"), lossy)
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_samples_are_read_as_they_were_written(curated, samples):
+    assert list(read_samples(*curated, ("test",))) == samples
+
+
+def test_a_split_that_is_not_there_is_refused(curated):
+    with pytest.raises(ValueError, match=r"no shards for splits val of coco; it has shapes/test"):
+        list(read_samples(*curated, ("val",), ("coco",)))

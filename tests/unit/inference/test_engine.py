@@ -1,0 +1,80 @@
+import pytest
+
+from mgpt.config.evaluation import GenerationSettings
+from mgpt.inference.engine import Answerer
+from mgpt.inference.generation import answer
+from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource, Request, answer_here
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor, assembly
+
+PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}
+
+
+@pytest.fixture(scope="module")
+def source(bases, checkpoints):
+    return ModelSource.of(bases, checkpoints, "minigpt-v2", GenerationSettings(batch_size=4), seed=5)
+
+
+def asks(samples, count=5, **more):
+    pictures = [sample.image for sample in samples if sample.task == "caption"][:count]
+    return [Ask(Request((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more) for image in pictures]
+
+
+def test_weights_are_looked_for_under_the_name_they_are_saved_with():
+    """The name stands twice, so that who only asks imports none of the model's code."""
+    assert TRAINABLE_FILE == assembly.TRAINABLE_FILE
+
+
+def test_each_checkpoint_answers_as_if_loaded_alone(source, bases, checkpoints, samples):
+    asked = asks(samples)
+    together = answer_here(source, asked)
+    for name, folder in checkpoints.items():
+        model = MiniGPTForConditionalGeneration.from_trainable(folder, bases)
+        alone = answer(model, MiniGPTProcessor.from_pretrained(folder), [ask.request for ask in asked], "minigpt-v2", 8)
+        assert [found[name] for found in together] == alone
+    assert len({tuple(found[name].text for found in together) for name in together[0]}) == 3
+
+
+def test_the_untrained_projection_is_a_fresh_one(source, bases):
+    fresh = MiniGPTForConditionalGeneration.from_bases(**bases, seed=5).trainable_parameters()
+    state = Answerer(source).states[UNTRAINED]
+    assert state.keys() == fresh.keys()
+    assert all(state[name].equal(fresh[name]) for name in fresh)
+
+
+def test_only_the_asked_checkpoints_answer(source, samples):
+    first, second = asks(samples, 2)
+    found = answer_here(source, [first, Ask(second.request, ("instruct",), 4)])
+    assert list(found[0]) == [UNTRAINED, "pretrain", "instruct"]
+    assert list(found[1]) == ["instruct"]
+
+
+def test_a_short_answer_is_continued_once(source, samples):
+    plain = answer_here(source, asks(samples, 3))
+    longer = answer_here(source, asks(samples, 3, continue_below=8))
+    for before, after in zip(plain, longer, strict=True):
+        assert after["instruct"].text.startswith(before["instruct"].text)
+        assert before["instruct"].tokens < after["instruct"].tokens <= 16
+    assert answer_here(source, asks(samples, 3, continue_below=1)) == plain
+
+
+def test_choices_are_the_only_answers(source, samples):
+    found = answer_here(source, asks(samples, 3, choices=("red circle", "blue square")))
+    assert {given.text for one in found for given in one.values()} <= {"red circle", "blue square"}
+
+
+def test_other_bases_are_refused(source, checkpoints, tmp_path_factory):
+    from transformers import LlamaForCausalLM
+
+    from tests.fixtures.training_data import make_bases
+
+    other = make_bases(tmp_path_factory.mktemp("other"))
+    model = LlamaForCausalLM.from_pretrained(other["language"])
+    model.lm_head.weight.data.add_(1)
+    model.save_pretrained(other["language"])
+    with pytest.raises(ValueError, match="language"):
+        Answerer(ModelSource.of(other, checkpoints, "minigpt-v2", GenerationSettings()))
+
+
+def test_a_missing_checkpoint_is_named(bases, checkpoints, tmp_path):
+    with pytest.raises(ValueError, match="multitask"):
+        ModelSource.of(bases, {**checkpoints, "multitask": tmp_path}, "minigpt-v2", GenerationSettings())

@@ -1,0 +1,110 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from mgpt.inference.generation import EndOfText, FeatureCache, answer, choice_losses, picture
+from mgpt.inference.types import Request
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+
+
+@pytest.fixture(scope="module")
+def loaded(bases):
+    """A random model whose projection is strong enough for pictures to change the answer."""
+    model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=3)
+    with torch.no_grad():
+        model.projection.weight.mul_(40)
+    return model, MiniGPTProcessor.from_config(model.config, bases["language"])
+
+
+@pytest.fixture(scope="module")
+def requests(samples):
+    """Requests of very different lengths, with and without pictures, one of several turns."""
+    captions = [sample for sample in samples if sample.task == "caption"][:7]
+    asked = []
+    for number, sample in enumerate(captions):
+        text = "<Img><ImageHere></Img> " + "what is the circle " * (number % 4 + 1)
+        asked.append(Request((sample.image,), ({"role": "user", "content": text},)))
+    history = (
+        {"role": "user", "content": "where"},
+        {"role": "assistant", "content": "left of the square"},
+        {"role": "user", "content": "what"},
+    )
+    return [*asked, Request((), history), Request((), ({"role": "user", "content": "describe"},))]
+
+
+@pytest.mark.parametrize("format", ["minigpt-v2", "minigpt4"])
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_a_batch_answers_as_one_by_one(loaded, requests, format, batch_size):
+    model, processor = loaded
+    alone = [answer(model, processor, [request], format, 12)[0] for request in requests]
+    assert answer(model, processor, requests, format, 12, batch_size) == alone
+    assert len({given.text for given in alone}) > 2  # otherwise equality says nothing
+
+
+def test_cached_features_give_the_same_answers(loaded, requests):
+    model, processor = loaded
+    cache = FeatureCache(model)
+    plain = answer(model, processor, requests, "minigpt-v2", 8, 4)
+    assert answer(model, processor, requests, "minigpt-v2", 8, 4, cache) == plain
+    kept = len(cache.known)
+    assert answer(model, processor, requests, "minigpt-v2", 8, 4, cache) == plain
+    assert len(cache.known) == kept == len({image for request in requests for image in request.images})
+
+
+def test_the_limit_holds(loaded, requests):
+    model, processor = loaded
+    assert all(given.tokens <= 5 for given in answer(model, processor, requests, "minigpt-v2", 5))
+
+
+def test_rows_stop_at_their_own_end_symbol():
+    words = {1: "red", 2: "##", 3: "#", 4: " circle"}
+    stop = EndOfText(lambda rows: ["".join(words.get(int(token), "") for token in row) for row in rows], "###", 9)
+    rows = torch.tensor([[1, 4, 2, 3], [1, 2, 1, 3], [1, 4, 1, 9]])
+    assert stop(rows, None).tolist() == [True, False, True]
+
+
+def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
+    model, processor = loaded
+    choices = ["red", "a blue square is left of the circle"]
+    losses = choice_losses(model, processor, requests[0], choices, "minigpt-v2")
+    for text, loss in zip(choices, losses, strict=True):
+        conversation = [*requests[0].messages, {"role": "assistant", "content": text}]
+        batch = processor(
+            images=[picture(requests[0].images[0])], conversations=[conversation], format="minigpt-v2", labels=True
+        )
+        total, count = model.loss_sum(batch)
+        assert loss == pytest.approx(float(total), rel=1e-4)
+        assert count > 1  # the end symbol counts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "minigpt-v3"}, "not a prompt format"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"requests": [Request((), ())]}, "request 0: the conversation must end with a user message"),
+        ({"requests": [Request((), ({"role": "assistant", "content": "x"},))]}, "must end with a user message"),
+        (
+            {"requests": [Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]},
+            "4 bytes are not a readable picture",
+        ),
+    ],
+)
+def test_bad_requests_are_refused(loaded, change, message):
+    model, processor = loaded
+    call = {
+        "requests": [Request((), ({"role": "user", "content": "x"},))],
+        "format": "minigpt-v2",
+        "max_new_tokens": 2,
+    } | change
+    with pytest.raises(ValueError, match=message):
+        answer(model, processor, **call)
+
+
+def test_pictures_become_rgb():
+    grey = io.BytesIO()
+    Image.new("L", (3, 2), 7).save(grey, "PNG")
+    assert picture(grey.getvalue()).getpixel((0, 0)) == (7, 7, 7)
+    assert picture(Image.new("RGBA", (3, 2))).mode == "RGB"

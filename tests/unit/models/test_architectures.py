@@ -1,0 +1,180 @@
+"""Another tower or language model is a change of parameters: two pairs of other architectures train, save, reload and answer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
+from mgpt.models.backbones import save_base
+from mgpt.models.image_processing_minigpt import IMAGE_MEAN
+from mgpt.models.tokenizer import load_tokenizer
+from tests.fixtures import golden_cases as golden
+from tests.fixtures import tiny_models as tiny
+
+SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {
+    **SIZE,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_key_value_heads": 2,
+}
+VISION = {**SIZE, "image_size": 32, "patch_size": 8}
+PAIRS = {
+    "siglip-qwen": (
+        lambda: SiglipVisionModel(SiglipVisionConfig(**VISION)),
+        lambda: Qwen2ForCausalLM(Qwen2Config(**TEXT, tie_word_embeddings=True)),
+    ),
+    "clip-llama3": (
+        lambda: CLIPVisionModel(CLIPVisionConfig(**VISION)),
+        lambda: LlamaForCausalLM(LlamaConfig(**TEXT, rope_theta=500000.0)),
+    ),
+    "dino-llama3": (lambda: Dinov2Model(Dinov2Config(**VISION)), lambda: LlamaForCausalLM(LlamaConfig(**TEXT))),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_architectures_from_pretrain_on(name, tmp_path):
+    vision, language = PAIRS[name]
+    save_base(tmp_path / "vision", tiny.randomise(vision(), 1))
+    save_base(tmp_path / "language", tiny.randomise(language(), 2), tokenizer=tiny.tokenizer())
+    folders = {"vision": tmp_path / "vision", "language": tmp_path / "language"}
+    model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=4, lora=tiny.LORA)
+    processor = MiniGPTProcessor.from_config(model.config, folders["language"])
+    batch = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    with torch.no_grad():
+        assert model.get_image_features(batch["pixel_values"]).shape == (1, 4, 32)
+    optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        model(**batch).loss.backward()
+        optimiser.step()
+        losses.append(model(**batch, return_logits=False).loss.item())
+    assert losses[-1] < losses[0]
+    model.save_trainable(tmp_path / "trained", processor)
+    again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", folders)
+    prompt = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?")])
+    assert torch.equal(model.generate(**prompt, max_new_tokens=5), again.generate(**prompt, max_new_tokens=5))
+    model.save_pretrained(tmp_path / "whole")
+    whole = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    with torch.no_grad():
+        assert torch.equal(whole(**batch).logits, model(**batch).logits)
+
+
+def byte_level_tokenizer(folder):
+    """A tokenizer as Qwen's: bytes for letters, an end of text of its own, no BOS and no LLaMA special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(
+        ["a man is on the street", "two dogs </s> [INST] what is in the image? [/INST]"], trainer
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
+    """Its own end of text closes an answer, so that generation stops; nothing is read as LLaMA's `<s>` or `</s>`."""
+    from transformers import GenerationConfig
+
+    language = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, "eos_token_id": None, "bos_token_id": None}))
+    language.generation_config = GenerationConfig(eos_token_id=[0])
+    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    save_base(
+        tmp_path / "language", tiny.randomise(language, 2), tokenizer=byte_level_tokenizer(tmp_path / "tokenizer")
+    )
+    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", tmp_path / "language", lora=tiny.LORA)
+    processor = MiniGPTProcessor.from_config(model.config, tmp_path / "language")
+    batch = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    ids = batch["input_ids"][0].tolist()
+    assert ids[-1] == processor.tokenizer.eos_token_id == 0
+    assert (
+        processor.tokenizer.decode([token for token in ids if token < 512])
+        == "[INST] <Img></Img> what?  [/INST]a man<|end|>"
+    )
+    model.save_trainable(tmp_path / "trained", processor)
+    again = MiniGPTForConditionalGeneration.from_trainable(
+        tmp_path / "trained", {n: tmp_path / n for n in ("vision", "language")}
+    )
+    assert again.generation_config.eos_token_id == [0]
+    reader = MiniGPTProcessor.from_pretrained(tmp_path / "trained")
+    talk = golden.talk("<Img><ImageHere></Img> what?", "a man")
+    assert torch.equal(reader([tiny.picture(1)], [talk])["input_ids"], batch["input_ids"])
+    answer = batch["input_ids"][0, batch["labels"][0] != -100]
+    assert reader.answers(answer[None]) == [("a man", True)]
+    assert reader.answers(answer[None, :-1]) == [("a man", False)]
+
+
+def test_a_sentencepiece_model_that_is_not_llamas_is_left_to_its_own_tokenizer(tmp_path):
+    """Gemma's folder holds a tokenizer.model too, whose first pieces are others."""
+    byte_level_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"not LLaMA's")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    assert load_tokenizer(tmp_path).eos_token == "<|end|>"
+
+
+def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, bases):
+    """SigLIP was trained on pixels of mean and deviation 0.5, and says so in its folder; CLIP's, the original's, are the default."""
+    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    halves = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(halves))
+    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", bases["language"])
+    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model.save_trainable(tmp_path / "trained", processor)
+    white = np.full((9, 9, 3), 255, np.uint8)
+    for read in (processor, MiniGPTProcessor.from_pretrained(tmp_path / "trained")):
+        assert torch.equal(read.image_processor(white).pixel_values, torch.ones(1, 3, 32, 32))
+    usual = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"])
+    assert usual.config.image_mean == list(IMAGE_MEAN)
+
+
+def test_the_tower_sees_the_whole_image(tmp_path):
+    """A change in any patch reaches the features, for a tower with CLS and registers in front and one without."""
+    for number, name in enumerate(("siglip-qwen", "dino-llama3")):
+        folder = tmp_path / str(number)
+        save_base(folder / "vision", tiny.randomise(PAIRS[name][0](), 1))
+        save_base(folder / "language", tiny.randomise(PAIRS["clip-llama3"][1](), 2), tokenizer=tiny.tokenizer())
+        model = MiniGPTForConditionalGeneration.from_bases(folder / "vision", folder / "language", merge=1)
+        pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        last = pixels.clone()
+        last[:, :, -8:, -8:] += 1
+        with torch.no_grad():
+            moved = (model.encode_images(last) - model.encode_images(pixels)).abs().amax(-1)[0]
+        assert moved.argmax() == 15
+
+
+def test_only_the_originals_tower_can_be_resized(tmp_path, bases):
+    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    with pytest.raises(ValueError, match=r"image_size: 64 differs from the tower's 32, and only Blip2VisionModel"):
+        MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", bases["language"], image_size=64)
+    resized = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], image_size=64)
+    assert resized.config.num_image_tokens == 16
+    with torch.no_grad():
+        assert resized.get_image_features(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 32)

@@ -1,0 +1,87 @@
+"""What people are told about their own data before training."""
+
+import re
+
+import pytest
+
+from mgpt.cli.datasets import sources_text
+from mgpt.data.datasets import READERS
+from mgpt.pipeline.validate import ValidationError, validate
+from tests.fixtures.worlds import encoded, photo, write_own
+
+
+def test_good_data_shows_counts_and_what_is_trained_on(tmp_path):
+    rows = [
+        {"image": "a.jpg", "caption": "a blurred picture"},
+        {"image": "a.jpg", "expression": "the left half", "box": [0, 0, 24, 40]},
+    ]
+    write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
+    text = validate(tmp_path).text()
+    assert "2 records, 2 usable, 0 not" in text
+    assert "»a blurred picture\n" in text
+    assert "»{<0><0><50><100>}\n" in text
+    assert "[refer]" in text
+    assert text.count("trained on as:") == 2, "one sample of each task"
+
+
+def test_one_file_of_a_folder_may_be_named(tmp_path):
+    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred picture"}], {"a.jpg": encoded(photo(1))})
+    write_own(tmp_path, [{"image": "none.jpg", "caption": "gone"}], {}, "other.jsonl")
+    assert validate(tmp_path / "train.jsonl").report["records"] == 1
+    with pytest.raises(ValidationError, match="0 samples"):
+        validate(tmp_path / "other.jsonl")
+
+
+def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
+    rows = [{"image": f"none{number}.jpg", "caption": "a blurred picture"} for number in range(7)]
+    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred picture"}, *rows], {"a.jpg": encoded(photo(1))})
+    with pytest.raises(ValidationError) as failure:
+        validate(tmp_path)
+    message = str(failure.value)
+    assert "7 images are missing" in message
+    assert message.count("no file none") == 5
+
+
+def test_offenders_that_fail_it_come_before_those_that_do_not(tmp_path):
+    rows = [{"image": "a.jpg", "caption": f"http://a/{number}"} for number in range(9)]
+    rows += [{"image": "a.jpg", "caption": "a blurred picture"}, {"image": "none.jpg", "caption": "a blurred picture"}]
+    write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
+    with pytest.raises(ValidationError, match="1 images are missing") as failure:
+        validate(tmp_path)
+    assert re.search(r"first offenders:\n  train\.jsonl#11: missing image", str(failure.value))
+    assert str(failure.value).count("junk text (") == 4
+
+
+def test_nothing_usable_fails(tmp_path):
+    write_own(tmp_path, [{"image": "a.jpg", "caption": ""}], {"a.jpg": encoded(photo(1))})
+    with pytest.raises(ValidationError, match=r"0 samples[\s\S]*missing answer"):
+        validate(tmp_path)
+
+
+def test_mistakes_of_the_call_are_named(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        validate(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="reader 'x' is not known; use one of"):
+        validate(tmp_path, "x")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="bare has no files; put a JSONL file there"):
+        validate(tmp_path / "bare")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"jsonl: no \*\.jsonl below"):
+        validate(tmp_path)
+
+
+def test_every_source_is_listed_with_licence_and_format():
+    text = sources_text()
+    for reader in READERS.values():
+        assert any(
+            line.startswith(reader.card.name) and " ".join(reader.card.formats.split()) in line
+            for line in text.splitlines()
+        )
+    assert not re.search(r"\buntested\b", text)
+    assert re.search(r"^refcoco .* tested .* dead \+ 2 mirrors", text, re.MULTILINE)
+    one = sources_text("refcoco")
+    assert "licence" in one
+    assert "links" in one
+    with pytest.raises(ValueError, match="not known"):
+        sources_text("nothing")

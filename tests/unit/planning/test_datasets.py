@@ -1,0 +1,87 @@
+"""Nominal lengths of the shapes world against its samples, rendered and tokenised as for training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mgpt.config import Settings, load
+from mgpt.data.datasets import READERS, Problem
+from mgpt.data.synthetic.formats import write_world
+from mgpt.data.tasks import render
+from mgpt.models import BaseReference, MiniGPTProcessor
+from mgpt.models.assembly import config_from_bases
+from mgpt.planning.datasets import lengths
+
+ROOT = Path(__file__).parents[3]
+SHAPES = ROOT / "mgpt" / "models" / "shapes"
+SAMPLES = 25  # of each dataset
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load(ROOT / "params.yaml", {})
+
+
+@pytest.fixture(scope="module")
+def processor() -> MiniGPTProcessor:
+    unread = {part: BaseReference("", "", "") for part in ("vision", "language")}
+    config = config_from_bases(SHAPES / "vision", SHAPES / "language", merge=4, references=unread)
+    return MiniGPTProcessor.from_config(config, SHAPES / "language")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, seed=7, counts={"train": 200, "validation": 10, "test": 10})
+    return folder
+
+
+def counted(
+    settings: Settings, stage: str, system: str, world: Path, processor: MiniGPTProcessor
+) -> tuple[float, float]:
+    """(text, supervised) tokens of the average sample of a stage's mixture."""
+    training, rng = getattr(settings, stage)[system], random.Random(0)
+    text = supervised = 0.0
+    for name, weight in training.mixture.items():
+        data = settings.sources["world"].datasets[name]
+        parts = READERS[data.reader].files(
+            str(world / str(data.root)), str(world / data.images) if data.images else None
+        )
+        good = [
+            one for one in READERS[data.reader].records(parts) if not isinstance(one, Problem) and one.split == "train"
+        ]
+        rows = []
+        for sample in rng.sample(good, min(SAMPLES, len(good))):
+            try:
+                talk = render(sample, rng, task=training.tasks.get(name))
+            except ValueError:  # a planted flaw, which curation takes out
+                continue
+            pictures = [Image.new("RGB", (64, 64))] if sample.image else []
+            row = processor(pictures, [talk], format=training.format, labels=True)
+            rows.append(
+                (
+                    row["input_ids"].shape[1] - processor.num_image_tokens * len(pictures),
+                    int((row["labels"] != -100).sum()),
+                )
+            )
+        share = weight / sum(training.mixture.values()) / len(rows)
+        text += share * sum(row[0] for row in rows)
+        supervised += share * sum(row[1] for row in rows)
+    return text, supervised
+
+
+@pytest.mark.parametrize(
+    ("stage", "system"),
+    [("pretrain", "minigpt4"), ("pretrain", "minigpt-v2"), ("multitask", "minigpt-v2"), ("instruct", "minigpt-v2")],
+)
+def test_the_average_row_is_as_long_as_planned(
+    settings: Settings, world: Path, processor: MiniGPTProcessor, stage: str, system: str
+) -> None:
+    text, supervised = counted(settings, stage, system, world, processor)
+    planned = lengths(settings, getattr(settings, stage)[system])
+    assert planned.text == pytest.approx(text, rel=0.1)
+    assert planned.supervised == pytest.approx(supervised, rel=0.2)

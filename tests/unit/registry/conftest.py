@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.registry_store import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.evaluation import *  # noqa: F403

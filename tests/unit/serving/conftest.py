@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.serving import *  # noqa: F403

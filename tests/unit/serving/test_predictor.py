@@ -1,0 +1,83 @@
+import pytest
+
+from mgpt.serving.images import sample_picture
+from mgpt.serving.predictor import LabelledBox, find_boxes
+from tests.fixtures.registry import BOX_ANSWER, BOX_PROMPT
+
+
+def test_an_answer_of_boxes_is_labelled_by_the_prompt():
+    (box,) = find_boxes("{<10><20><50><100>}", "[refer] the red circle", 200, 50)
+    assert (box.label, round(box.x1), round(box.y1), round(box.x2), round(box.y2)) == (
+        "the red circle",
+        20,
+        10,
+        100,
+        50,
+    )
+
+
+def test_phrases_label_their_boxes():
+    text = "<p>two dogs</p> {<0><0><10><10>}<delim>{<20><20><30><30>} and <p>a cat</p> {<50><50><60><60>}"
+    assert [box.label for box in find_boxes(text, "[grounding] describe this", 100, 100)] == [
+        "two dogs",
+        "two dogs",
+        "a cat",
+    ]
+
+
+def test_a_box_beside_phrases_is_not_lost():
+    text = "<p>a dog</p> {<0><0><10><10>} {<20><20><30><30>} or maybe {<1><1><2><2>}"
+    assert len(find_boxes(text, "where?", 100, 100)) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no box", "{<1><2><3>}", "{<5><5><200><5>}", "{<9><9><1><1>}", "<p>", "\ud800{<<>>"]
+)
+def test_texts_without_a_box_have_none(text):
+    assert find_boxes(text, "[refer] x", 100, 100) == ()
+
+
+def test_a_box_in_the_prompt_is_no_label():
+    assert find_boxes("{<1><1><2><2>}", "[identify] what is {<1><1><2><2>}", 100, 100)[0].label == "what is"
+
+
+def test_one_by_one_equals_a_batch(predictor):
+    small = sample_picture().resize((90, 40))
+    questions = [
+        (sample_picture(), "[refer] the red circle"),
+        (small, "what is in this picture?"),
+        (sample_picture(), "[vqa] a"),
+    ]
+    together = predictor.answer_all(questions, max_new_tokens=12, batch_size=3)
+    assert together == [predictor.answer(image, prompt, max_new_tokens=12) for image, prompt in questions]
+
+
+def test_boxes_are_pixels_of_the_picture_as_given(predictor):
+    reply = predictor.answer(sample_picture(), BOX_PROMPT)
+    assert (reply.text, reply.plain, reply.finished) == (BOX_ANSWER, "", True)
+    (box,) = reply.boxes
+    assert box.label == "the red circle"
+    assert [box.x1, box.y1, box.x2, box.y2] == pytest.approx([22.4, 44.8, 134.4, 201.6])
+    assert not predictor.answer(sample_picture(), BOX_PROMPT, 3).finished
+
+
+def test_no_questions_have_no_answers(predictor):
+    assert predictor.answer_all([]) == []
+
+
+def test_the_guilty_question_is_named(predictor):
+    with pytest.raises(ValueError, match="question 1: the prompt is empty"):
+        predictor.answer_all([(sample_picture(), "a"), (sample_picture(), "  ")])
+    with pytest.raises(ValueError, match="question 1: image: 'x' is neither"):
+        predictor.answer_all([(sample_picture(), "a"), ("x", "b")])
+
+
+def test_replies_are_json():
+    import json
+
+    from mgpt.serving.predictor import Reply
+
+    reply = Reply("t", "t", (LabelledBox("a", 1.0, 2.0, 3.0, 4.0),), True)
+    assert json.loads(json.dumps(reply.as_dict()))["boxes"] == [
+        {"label": "a", "x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
+    ]

@@ -1,0 +1,94 @@
+"""The backbones that ship: as pinned, small, and never taught what the pipeline is to teach."""
+
+import re
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgpt.data.synthetic.world import CANVAS, scenes
+from tools.toy_backbones.__main__ import SHIPPED, check, checksums, recorded
+from tools.toy_backbones.corpus import DIETS, LOOKS, SPANS, examples, lies, percent, where
+from tools.toy_backbones.language import COURSES
+from tools.toy_backbones.targets import BINS, FEATURES, as_features, cell_targets, dense_targets, spread
+
+IDENTIFIERS = ("[vqa]", "[caption]", "[grounding]", "[refer]", "[identify]", "[detection]")
+
+
+def test_files_are_as_pinned_and_within_4_mb() -> None:
+    check(SHIPPED)
+    assert {name.split("/")[0] for name in recorded(SHIPPED)} == {"vision", "qformer", "language"}
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 4_000_000
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing", "not recorded"])
+def test_a_fault_names_the_file(tmp_path: Path, fault: str) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "shapes")
+    target = tmp_path / "shapes" / "vision" / "config.json"
+    if fault == "altered":
+        target.write_text(target.read_text() + " ")
+    elif fault == "missing":
+        target.unlink()
+    else:
+        target = target.with_name("stranger.json")
+        target.write_text("{}")
+    with pytest.raises(ValueError, match=rf"vision/{target.name}: {fault}"):
+        check(tmp_path / "shapes")
+
+
+def test_checksums_do_not_count_themselves() -> None:
+    assert "SHA256SUMS" not in checksums(SHIPPED)
+
+
+@pytest.mark.parametrize("diet", [None, *DIETS])
+def test_no_identifier_and_no_box_notation_about_a_picture(diet: str | None) -> None:
+    world = list(scenes("train", 200, 5))
+    pictured = [e for e in islice(examples(world, 5, ("Repeat this.",), diet), 2000) if e.scene]
+    assert len(pictured) > 1000
+    for example in pictured:
+        for text, _ in example.after:
+            assert "{<" not in text
+            assert not any(identifier in text for identifier in IDENTIFIERS)
+
+
+def test_backbones_read_train_scenes_only() -> None:
+    world = list(scenes("train", 50, 5))
+    assert all(e.scene is None or e.scene.split == "train" for e in islice(examples(world, 5, ("Repeat this.",)), 200))
+
+
+def test_spread_is_read_back_exactly() -> None:
+    pixels = np.array([0.0, 3.0, 17.5, 63.0, 64.0])
+    marks = np.arange(BINS) * CANVAS / (BINS - 1)
+    assert spread(pixels) @ marks == pytest.approx(pixels)
+
+
+def test_targets_hold_every_thing_once_as_owner() -> None:
+    world = list(scenes("validation", 80, 3))
+    dense, cells = dense_targets(world), cell_targets(world)
+    assert dense.owner.sum(1).tolist() == [len(s.things) for s in world]
+    for row, scene in enumerate(world):
+        owned = {tuple(box) for box in dense.box[row][dense.owner[row] == 1].tolist()}
+        assert owned == {t.box for t in scene.things}
+        assert cells.owner[row].sum() <= len(scene.things)
+    assert as_features(dense).shape == (80, 64, FEATURES)
+    assert as_features(cells).shape == (80, 16, FEATURES)
+
+
+def test_courses_name_diets_that_there_are() -> None:
+    assert {diet for course in COURSES for diet in course.shares} == {None, *DIETS}
+
+
+def test_places_are_asked_in_every_wording_and_form_and_answered_rightly() -> None:
+    rng = np.random.default_rng(3)
+    questions = set()
+    for scene in scenes("train", 300, 6):
+        boxes = [tuple(percent(value) for value in thing.box) for thing in scene.things]
+        if turn := where(scene, rng):
+            assert tuple(map(int, re.findall(r"\d+", turn[1]))) in boxes
+        if turn := lies(scene, rng):
+            assert tuple(map(int, re.findall(r"\d+", turn[0]))) in boxes
+            assert any(turn[1].endswith(thing.kind) for thing in scene.things)
+            questions.add(re.sub(r"\d+", "#", turn[0]))
+    assert len(questions) == len(LOOKS) * len(SPANS)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from mgpt.training.checkpoint import TrainingState
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = TrainingState(
+        {"w": torch.randn(3)},
+        {"exp_avg/w": torch.randn(3)},
+        {"kind": "cosine"},
+        {"seed": 1},
+        7,
+        {"Curve": {"rows": [{"step": 5, "loss": 0.1}]}},
+    )
+    state.save(tmp_path)
+    return state, tmp_path
+
+
+def test_what_is_read_is_what_was_written(saved):
+    state, folder = saved
+    read = TrainingState.load(folder)
+    assert torch.equal(read.trainables["w"], state.trainables["w"])
+    assert torch.equal(read.optimiser["exp_avg/w"], state.optimiser["exp_avg/w"])
+    assert (read.schedule, read.rng, read.position, read.callbacks) == (state.schedule, state.rng, 7, state.callbacks)
+
+
+@pytest.mark.parametrize(("name", "at"), [("trainables.safetensors", -1), ("optimiser.safetensors", 30)])
+def test_one_altered_byte_is_found(saved, name, at):
+    path = saved[1] / name
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"altered since it was written \({name}"):
+        TrainingState.load(saved[1])
+
+
+def test_an_altered_position_is_found(saved):
+    path = saved[1] / "state.json"
+    path.write_text(path.read_text().replace('"position": 7', '"position": 6'))
+    with pytest.raises(ValueError, match=r"altered since it was written \(state\.json"):
+        TrainingState.load(saved[1])
+
+
+def test_a_copy_in_host_memory_stays_as_it_was(saved):
+    state, _ = saved
+    copy, was = state.on_host(), state.trainables["w"].clone()
+    state.trainables["w"].add_(1)
+    assert torch.equal(copy.trainables["w"], was)
+    assert copy.position == 7
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimiser.safetensors"])
+def test_missing_file_is_found(saved, name):
+    (saved[1] / name).unlink()
+    with pytest.raises(ValueError, match="incomplete"):
+        TrainingState.load(saved[1])

@@ -1,0 +1,165 @@
+"""Frozen weights split over two real processes with gloo, against both of them holding all: the real model, batches that differ."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+
+from mgpt.config.training import TrainingSettings
+from mgpt.models import MiniGPTForConditionalGeneration
+from mgpt.models.fused_llama import make_lean
+from mgpt.training.batch import IGNORE, Batch
+from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.checkpoint import TrainingState
+from mgpt.training.data_parallel import Replicated
+from mgpt.training.fsdp import Sharded
+from mgpt.training.lr_scheduler import make_schedule
+from mgpt.training.optimizer import make_optimiser
+from mgpt.training.trainer import Loop
+from mgpt.training.types import TOTALS
+from tests.fixtures.toy_training import Halt
+from tests.fixtures.training_data import make_bases
+
+STEPS = 8
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+# What each worker's batches hold in a step, in turn: one image, two, or text alone; nobody, or the other, has as many.
+KINDS = (
+    (("image",), ("text",)),
+    (("text",), ("image",)),
+    (("text", "image", "text"), ("images",)),
+    (("text",), ("text",)),
+    (("image",), ()),
+)
+
+
+def settings(**changes):
+    base = {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 2}
+    return TrainingSettings(format="minigpt-v2", mixture={"a": 1}, **{**base, **changes})
+
+
+def make_batch(config, kind, seed):
+    """Two rows of random tokens, the first with its images' placeholders in front."""
+    made = torch.Generator().manual_seed(seed)
+    images = {"text": 0, "image": 1, "images": 2}[kind]
+    ids = torch.randint(5, 300, (2, 14), generator=made)
+    labels = ids.clone()
+    labels[:, :9] = IGNORE
+    ids[0, 1 : 1 + images * config.num_image_tokens] = config.image_token_id
+    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if images:
+        tensors["pixel_values"] = torch.randn(images, 3, config.image_size, config.image_size, generator=made)
+    return Batch(tensors, (f"{seed}-0", f"{seed}-1"))
+
+
+def stream(config, rank, start=0):
+    for step in range(start, STEPS):
+        kinds = KINDS[step % len(KINDS)][rank]
+        yield step, [make_batch(config, kind, 1000 * step + 100 * rank + at) for at, kind in enumerate(kinds)]
+
+
+def make_loop(bases, form, lora=LORA, **changes):
+    asked, device = settings(**changes), torch.device("cpu")
+    model = MiniGPTForConditionalGeneration.from_bases(**bases, merge=4, lora=lora)
+    model.train()
+    make_lean(model.language_model)
+    parameters = model.trainable_parameters()
+    if form == "fsdp":
+        parallel = Sharded(
+            model, parameters, len(TOTALS), [model.vision_tower], device, asked.precision == "bf16", limit=8
+        )
+    else:
+        parallel = Replicated(parameters, len(TOTALS))
+    return Loop(model, make_optimiser(parameters, asked), make_schedule(asked), parallel, asked, device, [Curve(1)])
+
+
+def outcome(loop):
+    weights = {name: parameter.detach().clone() for name, parameter in loop.model.trainable_parameters().items()}
+    return {"losses": [row["loss"] for row in loop.callbacks[0].rows], "weights": weights}
+
+
+def run(bases, rank, form, **options):
+    loop = make_loop(bases, form, **options)
+    loop.run(stream(loop.model.config, rank))
+    return outcome(loop)
+
+
+def resumed(bases, rank, folder, before, after):
+    """Three steps in one form, the rest in the other, over a checkpoint that worker 0 wrote."""
+    first = make_loop(bases, before)
+    first.callbacks = [*first.callbacks, Halt(3)]
+    first.run(stream(first.model.config, rank))
+    if rank == 0:
+        folder.mkdir()
+        first.state().save(folder)
+    dist.barrier()
+    second = make_loop(bases, after)
+    second.load(TrainingState.load(folder))
+    second.run(stream(second.model.config, rank, start=3))
+    return outcome(second)
+
+
+def held(bases):
+    """The share of the frozen weights' elements that this worker holds."""
+    model = make_loop(bases, "fsdp").model
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return sum(parameter.to_local().numel() for parameter in frozen) / sum(parameter.numel() for parameter in frozen)
+
+
+def work(rank, folder, bases):
+    torch.set_num_threads(1)
+    # A worker that waits for another in vain ends here, and so does the test.
+    dist.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=200), world_size=2, rank=rank)
+    forms = ("replicated", "fsdp")
+    done = {
+        "with lora": {form: run(bases, rank, form) for form in forms},
+        "without lora": {form: run(bases, rank, form, lora=None) for form in forms},
+        "bf16": {form: run(bases, rank, form, precision="bf16") for form in forms},
+        "resumed": {
+            forms[one]: resumed(bases, rank, folder / forms[one], forms[one], forms[not one]) for one in (0, 1)
+        },
+        "held": held(bases),
+    }
+    torch.save(done, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What two workers did in both forms."""
+    folder = tmp_path_factory.mktemp("sharded")
+    processes.spawn(work, (folder, make_bases(folder / "bases")), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", ["with lora", "without lora"])
+def test_mixed_batches_give_the_losses_of_whole_weights_and_never_hang(pair, case):
+    """Images on one worker and text on the other, more batches on one than on the other, none at all on one."""
+    for worker in pair:
+        whole, split = worker[case]["replicated"], worker[case]["fsdp"]
+        assert len(whole["losses"]) == STEPS
+        assert whole["losses"][-1] != whole["losses"][0]
+        assert split["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        for name, weight in whole["weights"].items():
+            assert torch.allclose(split["weights"][name], weight, atol=1e-5)
+
+
+def test_bf16_follows_whole_weights(pair):
+    assert pair[0]["bf16"]["fsdp"]["losses"] == pytest.approx(pair[0]["bf16"]["replicated"]["losses"], rel=2e-2)
+    assert pair[0]["bf16"]["fsdp"]["losses"] != pair[0]["with lora"]["fsdp"]["losses"]
+
+
+def test_checkpoint_of_either_form_goes_on_in_the_other(pair):
+    for worker in pair:
+        whole = worker["with lora"]["replicated"]
+        for written_by in ("replicated", "fsdp"):
+            assert worker["resumed"][written_by]["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+            for name, weight in whole["weights"].items():
+                assert torch.allclose(worker["resumed"][written_by]["weights"][name], weight, atol=1e-5)
+
+
+def test_workers_hold_the_same_trainables_and_half_of_the_frozen_weights(pair):
+    for name, weight in pair[0]["with lora"]["fsdp"]["weights"].items():
+        assert torch.equal(weight, pair[1]["with lora"]["fsdp"]["weights"][name])
+    assert all(0.48 < worker["held"] < 0.52 for worker in pair)

@@ -1,0 +1,305 @@
+"""The shipped language model: transformers' LLaMA of 0.9 M parameters and its sentencepiece tokenizer, trained on `corpus`.
+
+Where an example has a scene, an *oracle* (a linear map of `targets.as_features`, thrown away afterwards) puts 16 soft tokens in its
+place, in two layouts: strips of four patches, and cells of a 4 x 4 grid. The model never meets the shipped tower: aligning the two is
+what the pipeline's pretrain stage does.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import sentencepiece
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mgpt.data.boxes import Box, iou
+from mgpt.data.synthetic.world import Scene, scenes
+from tools.toy_backbones import corpus
+from tools.toy_backbones.corpus import CHATS, Example, examples
+from tools.toy_backbones.targets import FEATURES, IGNORE, as_features, cell_targets, dense_targets
+
+VOCABULARY = 512
+WIDTH = 128
+MERGE = 4
+IMAGE_TOKENS = 16
+MEGABATCH = 4  # batches are cut from this many sorted by length, so that little of a batch is padding
+
+
+@dataclass(frozen=True)
+class Course:
+    """One warm-up-and-decay cycle. `shares`: of batches, by diet; None is everything."""
+
+    steps: int
+    peak: float
+    shares: dict[str | None, float]
+
+
+EVERYTHING: dict[str | None, float] = {None: 1}
+# Places take the most: docs/shapes-world.md has what was seen with 400 steps of them and with more.
+COURSES = (
+    Course(5000, 2.5e-3, EVERYTHING),
+    *(
+        Course(steps, 1e-3, {diet: 1})
+        for diet, steps in (("color", 200), ("existence", 200), ("place", 400), ("relation", 300))
+    ),
+    Course(1000, 1.2e-3, EVERYTHING),
+    Course(3500, 1.8e-3, {"place": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
+    Course(1500, 6e-4, {None: 1, "place": 1, "relation": 0.3}),
+)
+
+
+def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
+    """A LLaMA-style sentencepiece model: BPE, byte fallback, digits one by one, no normalisation. Returns the `.model` file."""
+    world = list(scenes("train", 3000, seed))
+    stream = examples(world, seed, sentences)
+    texts = [
+        segment
+        for _ in range(12_000)
+        for example in [next(stream)]
+        for segment in (example.before, *(t for t, _ in example.after))
+    ]
+    texts = [text.removesuffix("###") for text in texts]  # the end symbol stays a piece of its own
+    texts += list(sentences) * 20 + [part for chat in CHATS for part in chat] * 50
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(t.replace("</s>", "") for t in texts if t),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def build_language_model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+class Oracle(nn.Module):
+    """Soft tokens (B, 16, WIDTH) of what is truly in a scene, with noise: it stands where a vision tower and a projection will."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Linear(MERGE * FEATURES, WIDTH)
+        self.cell = nn.Linear(FEATURES, WIDTH)
+
+    def forward(
+        self, features_patch: torch.Tensor, features_cell: torch.Tensor, by_patch: torch.Tensor
+    ) -> torch.Tensor:
+        patch = features_patch + 0.1 * torch.randn_like(features_patch)
+        cell = features_cell + 0.1 * torch.randn_like(features_cell)
+        return torch.where(
+            by_patch[:, None, None], self.patch(patch.reshape(len(patch), IMAGE_TOKENS, -1)), self.cell(cell)
+        )
+
+
+class Encoder:
+    """Examples to ids: segments one by one, as the original tokenises them; soft tokens are marked by -1."""
+
+    def __init__(self, model: bytes) -> None:
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    def segment(self, text: str) -> list[int]:
+        stop = text.endswith("</s>")
+        return self.pieces.encode(text.removesuffix("</s>")) + ([2] if stop else [])
+
+    def __call__(self, example: Example, starts: int = 1) -> tuple[list[int], list[int], list[float]]:
+        """Ids, labels and weights: an answer counts by the root of its length, so that short ones are heard.
+
+        `starts`: start tokens, one as in the original's training or two as in its conversations.
+        """
+        ids = [1] * starts + self.segment(example.before) + ([-1] * IMAGE_TOKENS if example.scene else [])
+        labels = [IGNORE] * len(ids)
+        weights = [0.0] * len(ids)
+        for text, learned in example.after:
+            part = self.segment(text)
+            ids += part
+            labels += part if learned else [IGNORE] * len(part)
+            weights += [len(part) ** -0.5 if learned else 0.0] * len(part)
+        return ids, labels, weights
+
+
+def batches(
+    encoder: Encoder,
+    world: list[Scene],
+    sentences: tuple[str, ...],
+    batch_size: int,
+    seed: int,
+    diet: str | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless padded batches of similar length: ids, labels, features by patch and cell, layout, rows with a scene."""
+    stream = examples(world, seed, sentences, diet)
+    rng = np.random.default_rng(seed)
+    while True:
+        group = [next(stream) for _ in range(MEGABATCH * batch_size)]
+        encoded = sorted(((*encoder(e, 1 + int(rng.random() < 0.3)), e) for e in group), key=lambda row: len(row[0]))
+        for start in rng.permutation(MEGABATCH) * batch_size:
+            yield _collate(encoded[start : start + batch_size])
+
+
+def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> dict[str, torch.Tensor]:
+    length = max(len(row[0]) for row in rows)
+    pad = lambda values, fill: torch.tensor([v + [fill] * (length - len(v)) for v in values])  # noqa: E731
+    seen = [(row[3].scene, row[3].places) for row in rows if row[3].scene]
+    pictured = [scene for scene, _ in seen if scene]
+    return {
+        "ids": pad([row[0] for row in rows], 0),
+        "labels": pad([row[1] for row in rows], IGNORE),
+        "weights": pad([row[2] for row in rows], 0.0),
+        "patch": torch.from_numpy(as_features(dense_targets(pictured))),
+        "cell": torch.from_numpy(as_features(cell_targets(pictured))),
+        "by_patch": torch.tensor([places == "patch" for _, places in seen]),
+    }
+
+
+def embedded(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Embeddings (B, L, WIDTH) with the soft tokens in their places."""
+    ids = batch["ids"]
+    embeds = model.get_input_embeddings()(ids.clamp(min=0))
+    soft = oracle(batch["patch"], batch["cell"], batch["by_patch"])
+    return embeds.masked_scatter((ids == -1)[..., None], soft.to(embeds.dtype))
+
+
+def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted mean cross-entropy of the learned tokens."""
+    hidden = model.model(inputs_embeds=embedded(model, oracle, batch)).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    learned = labels != IGNORE
+    weights = batch["weights"][:, 1:][learned]
+    return (
+        functional.cross_entropy(model.lm_head(hidden[learned]).float(), labels[learned], reduction="none") * weights
+    ).sum() / weights.sum()
+
+
+def train_language_model(
+    sentences: tuple[str, ...],
+    courses: Sequence[Course] = COURSES,
+    batch_size: int = 64,
+    seed: int = 2,
+    count: int = 20_000,
+) -> tuple[LlamaForCausalLM, Oracle, bytes]:
+    """Train on train scenes, one course after the other; prints held-out losses, and after each course what the model finds in scenes."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(seed, sentences)
+    model, oracle, encoder = build_language_model(), Oracle(), Encoder(tokenizer)
+    for number, course in enumerate(courses):
+        train_course(model, oracle, encoder, sentences, course, batch_size, seed + 100 * number, count)
+        boxes, things = lookups(model, oracle, encoder, list(scenes("validation", 200, seed)))
+        print(
+            f"language course {number + 1} of {len(courses)}: boxes found {boxes:.2f}, things named {things:.2f}",
+            flush=True,
+        )
+    return model.eval().requires_grad_(False), oracle, tokenizer
+
+
+def train_course(
+    model: LlamaForCausalLM,
+    oracle: Oracle,
+    encoder: Encoder,
+    sentences: tuple[str, ...],
+    course: Course,
+    batch_size: int,
+    seed: int,
+    count: int,
+    log_every: int = 100,
+) -> None:
+    """One course in place, the forward pass in bfloat16; prints held-out losses by diet as it goes."""
+    world, held_world = list(scenes("train", count, seed)), list(scenes("validation", 400, seed))
+    streams = [
+        batches(encoder, world, sentences, batch_size, seed + number, diet) for number, diet in enumerate(course.shares)
+    ]
+    held = {
+        diet: list(islice(batches(encoder, held_world, sentences, batch_size, seed, diet), 2)) for diet in course.shares
+    }
+    parameters = [*model.parameters(), *oracle.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=course.peak, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, course.peak, total_steps=course.steps, pct_start=0.08)
+    rng, shares = np.random.default_rng(seed), np.array(list(course.shares.values())) / sum(course.shares.values())
+    for step in range(1, course.steps + 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = language_loss(model, oracle, next(streams[rng.choice(len(streams), p=shares)]))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % log_every == 0:
+            print(
+                f"language {step}/{course.steps} loss {loss.item():.4f} held-out {_held_losses(model, oracle, held)}",
+                flush=True,
+            )
+
+
+@torch.no_grad()
+def _held_losses(model: LlamaForCausalLM, oracle: Oracle, held: dict[str | None, list[dict[str, torch.Tensor]]]) -> str:
+    losses = {
+        diet: np.mean([language_loss(model, oracle, batch).item() for batch in some]) for diet, some in held.items()
+    }
+    return " ".join(f"{diet or 'everything'} {loss:.4f}" for diet, loss in losses.items())
+
+
+def lookups(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, world: list[Scene]) -> tuple[float, float]:
+    """Shares of scenes in which a thing's box is found (overlap above one half, in words and numbers) and a box's thing is named."""
+    rng = np.random.default_rng(0)
+    found, named = [], []
+    for scene in world:
+        if where := corpus.where(scene, rng):
+            found.append(_overlap(_answer(model, oracle, encoder, scene, where[0]), where[1]) > 0.5)
+        if lies := corpus.lies(scene, rng):
+            named.append(_answer(model, oracle, encoder, scene, lies[0]) == lies[1])
+    return float(np.mean(found)), float(np.mean(named))
+
+
+@torch.no_grad()
+def _answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, scene: Scene, question: str) -> str:
+    """Greedy, from the soft tokens of strips."""
+    start, middle, _ = CHATS[1]
+    example = Example(f"{start}<Img>", [(f"</Img> {question}{middle}", False)], scene)
+    batch = _collate([(*encoder(example), example)])
+    tokens = model.generate(  # type: ignore[misc]  # transformers declares a base of `generate` that LLaMA does not name
+        inputs_embeds=embedded(model, oracle, batch),
+        attention_mask=torch.ones_like(batch["ids"]),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return str(encoder.pieces.decode([token for token in tokens[0].tolist() if token > 2])).strip()
+
+
+def _overlap(first: str, second: str) -> float:
+    """Intersection over union of the boxes that two texts tell; 0 where one tells none."""
+    numbers = [[int(number) for number in re.findall(r"\d+", text)] for text in (first, second)]
+    return iou(Box(*numbers[0]), Box(*numbers[1])) if all(len(some) == 4 for some in numbers) else 0.0

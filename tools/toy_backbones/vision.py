@@ -1,0 +1,154 @@
+"""The shipped vision tower: transformers' EVA-layout ViT, trained to know at each patch what lies there.
+
+It plays the part of EVA-CLIP: trained elsewhere and frozen ever after. Its final norm keeps the default affine (as MiniGPT-v2 uses it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Blip2VisionConfig, Blip2VisionModel
+
+from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, WORDS, Scene, draw, scenes
+from tools.toy_backbones.targets import BINS, IGNORE, PATCH, Targets, dense_targets, spread
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CLASSES = {
+    "owner": 2,
+    "covered": 2,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "size": len(SIZES),
+    "sign": 2,
+    "word": len(WORDS),
+    "background": len(BACKGROUNDS),
+}
+WEIGHTS = {
+    "owner": 3.0,
+    "covered": 1.0,
+    "shape": 1.5,
+    "colour": 1.0,
+    "size": 1.0,
+    "sign": 1.0,
+    "word": 1.0,
+    "background": 0.3,
+}
+
+
+def build_tower() -> Blip2VisionModel:
+    """0.4 M parameters: 64 px, patch 8, width 96, 4 blocks; the norm after it as the original has it (eps 1e-5, no learned affine)."""
+    config = Blip2VisionConfig(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=CANVAS,
+        patch_size=PATCH,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        qkv_bias=True,
+    )
+    tower = Blip2VisionModel(config)
+    tower.post_layernorm.eps = 1e-5
+    tower.post_layernorm.requires_grad_(False)
+    return tower
+
+
+class Readout(nn.Module):
+    """Linear heads on token features: what each place holds. Thrown away after training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classes = nn.ModuleDict({name: nn.Linear(width, count) for name, count in CLASSES.items()})
+        self.box = nn.Linear(width, 4 * BINS)
+
+    def loss(self, hidden_BLD: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum of the weighted cross-entropies; a place's box counts where a thing covers it, owners four times."""
+        total = hidden_BLD.new_zeros(())
+        for name, head in self.classes.items():
+            total = total + WEIGHTS[name] * functional.cross_entropy(
+                head(hidden_BLD).flatten(0, 1), targets[name].flatten(), ignore_index=IGNORE
+            )
+        log_p = self.box(hidden_BLD).unflatten(-1, (4, BINS)).log_softmax(-1)
+        weight = targets["covered"] + 3.0 * targets["owner"]
+        per_place = -(targets["box"] * log_p).sum((-1, -2)) * weight
+        return total + 1.5 * per_place.sum() / weight.sum()
+
+    @torch.no_grad()
+    def report(self, hidden_BLD: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Accuracy of each head, and the mean box error in pixels at the owners."""
+        found = {}
+        for name, head in self.classes.items():
+            known = targets[name] != IGNORE
+            found[name] = (head(hidden_BLD).argmax(-1) == targets[name])[known].float().mean().item()
+        owners = targets["owner"] == 1
+        marks = torch.arange(BINS) * (CANVAS / (BINS - 1))
+        predicted = (self.box(hidden_BLD).unflatten(-1, (4, BINS)).softmax(-1) @ marks)[owners]
+        found["box_error_px"] = (predicted - targets["box"][owners] @ marks).abs().mean().item()
+        found["owner_f1"] = _f1(self.classes["owner"](hidden_BLD).argmax(-1), targets["owner"])
+        return found
+
+
+def _f1(predicted: torch.Tensor, truth: torch.Tensor) -> float:
+    hits = ((predicted == 1) & (truth == 1)).sum().item()
+    return 2 * hits / max((predicted == 1).sum().item() + (truth == 1).sum().item(), 1)
+
+
+def as_tensors(targets: Targets) -> dict[str, torch.Tensor]:
+    """The targets with the box as weights over marks (scenes, places, 4, BINS)."""
+    fields = {name: torch.from_numpy(getattr(targets, name)) for name in CLASSES}
+    return {**fields, "box": torch.from_numpy(spread(targets.box))}
+
+
+def pixels(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to normalised float (B, 3, H, W) with CLIP's mean and deviation, as the processors do."""
+    return torch.from_numpy((pictures.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+
+
+def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
+    """Scenes of a split and their pictures (count, 64, 64, 3) uint8."""
+    world = list(scenes(split, count, seed))  # type: ignore[arg-type]
+    return world, np.stack([np.asarray(draw(scene)) for scene in world])
+
+
+def train_tower(
+    steps: tuple[int, ...], batch_size: int = 64, seed: int = 1, count: int = 20_000
+) -> tuple[Blip2VisionModel, Readout]:
+    """Train on `count` scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
+    torch.manual_seed(seed)
+    tower, readout = build_tower(), Readout(96)
+    for cycle, length in enumerate(steps):
+        train_cycle(tower, readout, length, batch_size, seed + 100 * cycle, count)
+    return tower.eval().requires_grad_(False), readout
+
+
+def train_cycle(
+    tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100
+) -> None:
+    """One cycle of training in place; prints held-out accuracies as it goes."""
+    (world, pictures), (held_world, held_pictures) = load("train", count, seed), load("validation", 400, seed)
+    held_targets = as_tensors(dense_targets(held_world))
+    parameters = [p for p in [*tower.parameters(), *readout.parameters()] if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=steps, pct_start=0.1)
+    rng = np.random.default_rng(seed)
+    for step in range(steps):
+        rows = rng.integers(len(world), size=batch_size)
+        hidden_BLD = tower(pixels(pictures[rows])).last_hidden_state[:, 1:]
+        loss = readout.loss(hidden_BLD, as_tensors(dense_targets([world[r] for r in rows])))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        if (step + 1) % log_every == 0:
+            with torch.no_grad():
+                report = readout.report(tower(pixels(held_pictures)).last_hidden_state[:, 1:], held_targets)
+            print(
+                f"vision {step + 1}/{steps} loss {loss.item():.3f} "
+                + " ".join(f"{k} {v:.3f}" for k, v in report.items()),
+                flush=True,
+            )

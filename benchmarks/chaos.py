@@ -70,7 +70,7 @@ def trained(folder: Path, address: str, name: str, workers: str, dropout: float,
     import ray
 
     ray.init(address=address, log_to_driver=False)
-    bases = {part: str(folder / "bases" / part) for part in ("vision", "language")}
+    backbones = {part: str(folder / "backbones" / part) for part in ("vision", "language")}
     out = folder / "out" / name
     out.mkdir(parents=True, exist_ok=True)
     least, _, most = workers.partition("-")
@@ -83,7 +83,7 @@ def trained(folder: Path, address: str, name: str, workers: str, dropout: float,
             settings,
             group,
             Manifest.load(folder / "manifest.json"),
-            bases,
+            backbones,
             str(folder / "runs" / name),
             out,
             fresh=fresh,
@@ -177,11 +177,11 @@ class Trials:
     """One folder of runs on one cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
-        from tests.fixtures.training_data import make_bases, make_data
+        from tests.fixtures.training_data import make_backbones, make_data
 
         self.folder, self.cluster = folder, cluster
         self.noticed: int | None = None  # the step that was kept when the run was told that a node goes
-        make_bases(folder / "bases")
+        make_backbones(folder / "backbones")
         make_data(Store(str(folder / "data"))).save(folder / "manifest.json")
 
     def driver(

@@ -1,12 +1,12 @@
 """How fast curation is beside the least that could be done, and whether its memory grows with the data.
 
-    python benchmarks/curate.py [--pictures 2000] [--most 20000] [--side 512] [--keep FOLDER] [--out FILE]
+    python benchmarks/curate.py [--images 2000] [--most 20000] [--side 512] [--keep FOLDER] [--out FILE]
 
-Bare work is reading, decoding and hashing the same pictures in one process. Curation, on the same shards in one process, adds checks,
+Bare work is reading, decoding and hashing the same images in one process. Curation, on the same shards in one process, adds checks,
 fingerprints, records, duplicates, Parquet and the card. Peak memory is of a fresh process for each size. The last line is JSON:
-`throughput_ratio` (curation's pictures a second over bare's, at the size where it is smaller; goal 0.8 or more: above 1, since curation
-makes a small picture of a JPEG), `throughput_ratios` (at each size) and `peak_memory_growth` (peak at `--most` over peak at `--pictures`).
-`--keep` is where pictures stay for another run; `--out` takes the line.
+`throughput_ratio` (curation's images a second over bare's, at the size where it is smaller; goal 0.8 or more: above 1, since curation
+makes a small image of a JPEG), `throughput_ratios` (at each size) and `peak_memory_growth` (peak at `--most` over peak at `--images`).
+`--keep` is where images stay for another run; `--out` takes the line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PER_SHARD = 1000
 def main() -> None:
     """Runs every size in processes of their own and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=2_000)
+    parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--most", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--keep", type=Path)
@@ -48,17 +48,15 @@ def main() -> None:
         print(json.dumps(bare(asked.folder) if asked.step == "bare" else curated(asked.folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        small, large = (
-            pictures(asked.keep or Path(scratch), count, asked.side) for count in (asked.pictures, asked.most)
-        )
+        small, large = (images(asked.keep or Path(scratch), count, asked.side) for count in (asked.images, asked.most))
         found = {"bare": measure("bare", small), "curate": measure("curate", small)}
         found |= {"bare, most": measure("bare", large), "curate, most": measure("curate", large)}
     for name, row in found.items():
         print(
-            f"{name:>14}: {row['pictures']:>6} pictures, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB"
+            f"{name:>14}: {row['pictures']:>6} images, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB"
         )
     pairs = (("bare", "curate"), ("bare, most", "curate, most"))
-    ratios = {str(found[own]["pictures"]): round(found[own]["rate"] / found[bare]["rate"], 3) for bare, own in pairs}
+    ratios = {str(found[own]["images"]): round(found[own]["rate"] / found[bare]["rate"], 3) for bare, own in pairs}
     growth = found["curate, most"]["peak_mb"] / found["curate"]["peak_mb"]
     versions = {name: version(name) for name in ("numpy", "pillow", "pyarrow", "scipy")} | {
         "python": platform.python_version()
@@ -77,8 +75,8 @@ def main() -> None:
     print(line)
 
 
-def pictures(folder: Path, count: int, side: int) -> Path:
-    """The folder below `folder` with `count` pictures; a whole one of an earlier run is used again."""
+def images(folder: Path, count: int, side: int) -> Path:
+    """The folder below `folder` with `count` images; a whole one of an earlier run is used again."""
     found = folder / f"{count}-{side}"
     if not (found / "whole").exists():
         shutil.rmtree(found, ignore_errors=True)
@@ -99,7 +97,7 @@ def write_shards(folder: Path, count: int, side: int) -> None:
                 small.resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
                 for name, data in (
                     (f"{number:09d}.jpg", file.getvalue()),
-                    (f"{number:09d}.txt", f"picture number {number}".encode()),
+                    (f"{number:09d}.txt", f"image number {number}".encode()),
                 ):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
@@ -107,7 +105,7 @@ def write_shards(folder: Path, count: int, side: int) -> None:
 
 
 def measure(step: str, folder: Path) -> dict[str, float]:
-    """One step in a fresh process: pictures, pictures a second of processor time, peak memory in MB."""
+    """One step in a fresh process: images, images a second of processor time, peak memory in MB."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return json.loads(
@@ -116,8 +114,8 @@ def measure(step: str, folder: Path) -> dict[str, float]:
 
 
 def bare(folder: Path) -> dict[str, float]:
-    """Reads, decodes and hashes every picture."""
-    started, pictures = time.process_time(), 0
+    """Reads, decodes and hashes every image."""
+    started, images = time.process_time(), 0
     for path in sorted((folder / "source").glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -126,8 +124,8 @@ def bare(folder: Path) -> dict[str, float]:
                     data = file.read()
                     hashlib.sha256(data).hexdigest()
                     Image.open(io.BytesIO(data)).convert("RGB")
-                    pictures += 1
-    return result(pictures, time.process_time() - started)
+                    images += 1
+    return result(images, time.process_time() - started)
 
 
 def curated(folder: Path) -> dict[str, float]:
@@ -150,10 +148,10 @@ def curated(folder: Path) -> dict[str, float]:
     return result(found.report["records"], time.process_time() - started)
 
 
-def result(pictures: int, seconds: float) -> dict[str, float]:
+def result(images: int, seconds: float) -> dict[str, float]:
     """What a step reports."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"pictures": pictures, "rate": pictures / seconds, "peak_mb": peak}
+    return {"images": images, "rate": images / seconds, "peak_mb": peak}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from mgpt.training.prefetch import ahead
 from mgpt.training.trainer import Loop
 from mgpt.training.types import TOTALS
 
-BASES = Path(__file__).parents[1] / "mgpt" / "models" / "shapes"
+BACKBONES = Path(__file__).parents[1] / "mgpt" / "models" / "shapes"
 ROWS = 4  # of the curve; the first two are left out: pipes fill then
 
 
@@ -52,8 +52,8 @@ def write_samples(store: Store, count: int) -> Manifest:
     samples = []
     for scene in scenes("train", count, 3):
         image = io.BytesIO()
-        picture = draw(scene)
-        picture.save(image, "PNG")
+        drawn = draw(scene)
+        drawn.save(image, "PNG")
         turns = (Turn("user", ""), Turn("assistant", language.caption(scene, np.random.default_rng(scene.index))))
         about: dict[str, Any] = {
             "split": "train",
@@ -63,7 +63,7 @@ def write_samples(store: Store, count: int) -> Manifest:
             "turns": turns,
         }
         samples.append(
-            Sample.create(dataset="scenes", image=image.getvalue(), width=picture.width, height=picture.height, **about)
+            Sample.create(dataset="scenes", image=image.getvalue(), width=drawn.width, height=drawn.height, **about)
         )
     sink = io.BytesIO()
     pq.write_table(
@@ -113,7 +113,7 @@ def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
 def measure(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """All three, on the same samples."""
     start = Start(
-        {"vision": str(BASES / "vision"), "language": str(BASES / "language")},
+        {"vision": str(BACKBONES / "vision"), "language": str(BACKBONES / "language")},
         None,
         {"merge": 4, "lora": {"r": 16, "lora_alpha": 32}},
     )

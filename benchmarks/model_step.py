@@ -25,7 +25,7 @@ import transformers
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.models.backbones import save_base
+from mgpt.models.backbones import save_backbone
 from mgpt.models.tokenizer import build_tokenizer
 from mgpt.training.batch import IGNORE, cut_by_length
 
@@ -36,7 +36,7 @@ Step = Callable[[dict[str, torch.Tensor]], float]
 
 
 def build(config: dict[str, Any], folder: Path) -> tuple[MiniGPTForConditionalGeneration, MiniGPTProcessor]:
-    """The model of the configured sizes on random bases, and its processor."""
+    """The model of the configured sizes on random backbones, and its processor."""
     torch.manual_seed(config["seed"])
     vit, llama, lora = config["vit"], config["llama"], config["lora"]
     vision = Blip2VisionConfig(
@@ -57,15 +57,17 @@ def build(config: dict[str, Any], folder: Path) -> tuple[MiniGPTForConditionalGe
         num_attention_heads=llama["heads"],
         max_position_embeddings=llama["max_pos"],
     )
-    save_base(folder / "vision", Blip2VisionModel(vision))
-    save_base(folder / "language", LlamaForCausalLM(language), tokenizer=build_tokenizer(DATA / "tokenizer.model"))
+    save_backbone(folder / "vision", Blip2VisionModel(vision))
+    save_backbone(folder / "language", LlamaForCausalLM(language), tokenizer=build_tokenizer(DATA / "tokenizer.model"))
     adapters = {
         "r": lora["r"],
         "lora_alpha": lora["alpha"],
         "lora_dropout": lora["dropout"],
         "target_modules": lora["targets"],
     }
-    model = MiniGPTForConditionalGeneration.from_bases(folder / "vision", folder / "language", merge=4, lora=adapters)
+    model = MiniGPTForConditionalGeneration.from_backbones(
+        folder / "vision", folder / "language", merge=4, lora=adapters
+    )
     processor = MiniGPTProcessor.from_config(model.config, folder / "language")
     processor.max_answer_tokens = config["max_txt_len"]
     return model.train(), processor

@@ -1,4 +1,4 @@
-"""What `mgpt plan` foretells of a training step, beside what a real one takes: both systems of the shapes world, on CPU, as production
+"""What `mgpt plan` foretells of a training step, beside what a real one takes: both models of the shapes world, on CPU, as production
 makes steps (`mgpt.execution.train_worker`): lean layers, padded rows with SDPA or packed ones with a mask or `varlen`, pixels or cached features.
 
 Memory: bytes of torch's CPU tensors. Those that stay (weights and buffers, the flat gradient buffer, AdamW's moments, the batch) are added
@@ -49,17 +49,17 @@ DROPPED = LoraSettings(
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of one image each whose last `supervised` tokens are; `packed` makes one row of them. `precision` is the training's, `bases` the
-    frozen weights'. `lora` in place of the system's own. Without `lean`, the language model is as any but LLaMA would be."""
+    """Rows of one image each whose last `supervised` tokens are; `packed` makes one row of them. `precision` is the training's, `backbones` the
+    frozen weights'. `lora` in place of the model's own. Without `lean`, the language model is as any but LLaMA would be."""
 
-    system: str
+    model_name: str
     rows: int
     length: int
     supervised: int
     attention: str = "sdpa"
     packed: bool = False
     cached: bool = False
-    bases: str = "fp32"
+    backbones: str = "fp32"
     precision: str = "fp32"
     recomputed: bool = False
     lora: LoraSettings | None = None
@@ -72,23 +72,25 @@ CASES = [
     Case("minigpt4", 8, 120, 64, cached=True),  # instruct, its long descriptions
     Case("minigpt-v2", 8, 64, 8, cached=True),  # pretrain, multitask and instruct
     Case("minigpt-v2", 16, 160, 80),  # instruct, its long answers
-    Case("minigpt-v2", 16, 64, 24, bases="bf16", precision="bf16"),
+    Case("minigpt-v2", 16, 64, 24, backbones="bf16", precision="bf16"),
     Case("minigpt-v2", 16, 64, 24, precision="bf16"),
-    Case("minigpt4", 16, 64, 24, bases="bf16", precision="bf16", recomputed=True),
+    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recomputed=True),
     Case("minigpt-v2", 16, 64, 24, recomputed=True),
     Case("minigpt4", 16, 48, 24, "varlen", packed=True),
-    Case("minigpt4", 8, 120, 64, "varlen", packed=True, cached=True, bases="bf16", precision="bf16"),
+    Case("minigpt4", 8, 120, 64, "varlen", packed=True, cached=True, backbones="bf16", precision="bf16"),
     Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, cached=True),
     Case("minigpt-v2", 16, 160, 80, "varlen", packed=True),
-    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, bases="bf16", precision="bf16", lora=DROPPED),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", lora=DROPPED),
     Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, precision="bf16", lora=DROPPED),
     Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, lora=DROPPED),
     Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, recomputed=True),
-    Case("minigpt4", 16, 64, 24, "varlen", packed=True, cached=True, bases="bf16", precision="bf16", recomputed=True),
+    Case(
+        "minigpt4", 16, 64, 24, "varlen", packed=True, cached=True, backbones="bf16", precision="bf16", recomputed=True
+    ),
     Case("minigpt-v2", 8, 64, 24, packed=True),
     Case("minigpt-v2", 16, 64, 8, lean=False),
-    Case("minigpt4", 16, 64, 24, bases="bf16", precision="bf16", recomputed=True, lean=False),
-    Case("minigpt4", 16, 64, 24, "varlen", packed=True, bases="bf16", precision="bf16", lean=False),
+    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recomputed=True, lean=False),
+    Case("minigpt4", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", lean=False),
 ]
 TIMED = 5  # steps, of which the fastest counts
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -132,22 +134,22 @@ def peak(step: Callable[[], object]) -> int:
 def settings_of(case: Case) -> Settings:
     """params.yaml with the case's LoRA."""
     settings = load(ROOT / "params.yaml", {})
-    changed = {"precision": case.bases} | ({"lora": case.lora} if case.lora else {})
-    model = settings.models[case.system].model_copy(update=changed)
-    return settings.model_copy(update={"models": {**settings.models, case.system: model}})
+    changed = {"precision": case.backbones} | ({"lora": case.lora} if case.lora else {})
+    model = settings.models[case.model_name].model_copy(update=changed)
+    return settings.model_copy(update={"models": {**settings.models, case.model_name: model}})
 
 
 def make_loop(case: Case) -> Loop:
-    """One worker's training of a system of params.yaml, on the shipped bases."""
+    """One worker's training of a model of params.yaml, on the shipped backbones."""
     settings = settings_of(case)
     chosen, training = (
-        settings.models[case.system],
-        settings.pretrain[case.system].model_copy(update={"precision": case.precision}),
+        settings.models[case.model_name],
+        settings.pretrain[case.model_name].model_copy(update={"precision": case.precision}),
     )
-    bases = {part: name for part, name in chosen.bases.items() if name}
-    folders = {part: ROOT / "mgpt" / "models" / "shapes" / name.split("/")[1] for part, name in bases.items()}
-    held = {"dtype": PRECISIONS[case.bases], "attn_implementation": case.attention}
-    model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=chosen.merge, lora=chosen.lora, **held)
+    backbones = {part: name for part, name in chosen.backbones.items() if name}
+    folders = {part: ROOT / "mgpt" / "models" / "shapes" / name.split("/")[1] for part, name in backbones.items()}
+    held = {"dtype": PRECISIONS[case.backbones], "attn_implementation": case.attention}
+    model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=chosen.merge, lora=chosen.lora, **held)
     model.train().set_activation_checkpointing(language=case.recomputed)
     if case.lean:
         make_lean(model.language_model)
@@ -163,7 +165,7 @@ def planned(case: Case, sizes: Sizes) -> float:
     rows = Rows(
         *((1, every) if case.packed else (case.rows, case.length)), case.rows, case.rows * case.supervised, case.rows
     )
-    kinds = Kinds(case.bases, None, "bf16" if case.precision == "bf16" else case.bases)
+    kinds = Kinds(case.backbones, None, "bf16" if case.precision == "bf16" else case.backbones)
     return training_memory(
         sizes, rows, kinds, Way(case.attention, case.recomputed, "fp32" if case.cached else None, cuda=False)
     ).total
@@ -171,7 +173,7 @@ def planned(case: Case, sizes: Sizes) -> float:
 
 def measure(case: Case) -> dict[str, Any]:
     """A real step beside its plan: bytes, and the share of the peak where it computes in float32."""
-    loop, sizes = make_loop(case), sizes_for(settings_of(case), case.system)
+    loop, sizes = make_loop(case), sizes_for(settings_of(case), case.model_name)
     loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
     moments = [value for state in loop.optimiser.state.values() for value in state.values()]

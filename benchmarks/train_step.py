@@ -11,7 +11,7 @@ other models finds nothing of its own in the caches, which costs a short step mo
 
 The feature cache is not free: an image is encoded once and shown `shows` times, so a cached step is charged the encoding of its images
 divided by `shows`. The shapes pipeline shows an image of minigpt-v2's training 19 times ((240 + 500 + 240) steps of 32 samples of 1,600
-pictures), which is what the headline charges; `shows` in the result holds other numbers, once included.
+images), which is what the headline charges; `shows` in the result holds other numbers, once included.
 
 Run: OMP_WAIT_POLICY=passive python benchmarks/train_step.py [--steps 20] [--processes 2] [--threads 1] [--out FILE]. Processes measure side
 by side, one thread each unless told otherwise, as a training's workers do (`cluster.training`): two cores are two such workers. The last

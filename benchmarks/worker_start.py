@@ -38,7 +38,7 @@ class Worker:
         import mgpt.execution.train_worker  # noqa: F401
 
         times = psutil.Process().cpu_times()
-        return times.user + times.system, psutil.Process().memory_full_info().pss
+        return times.user + times.model_name, psutil.Process().memory_full_info().pss
 
 
 def rounds(workers: int, count: int, forked: bool) -> dict[str, float]:

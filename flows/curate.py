@@ -6,9 +6,9 @@ from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 
-def main(system: str | None, dry: bool = False) -> None:
+def main(model_name: str | None, dry: bool = False) -> None:
     """The `curate` stage."""
-    run("curate", system, body, dry=dry)
+    run("curate", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
@@ -16,7 +16,7 @@ def body(context: StageContext) -> dict[str, object]:
     from mgpt.curation import curate
 
     downloaded = Manifest.load(context.result("download") / "manifest.json")
-    folder = context.store.uri("curated", context.identity)
+    folder = context.store.uri("curated", context.fingerprint)
     with context.ray(), context.work("curate"):
         curated = curate(downloaded, context.settings.sources, context.section, context.store, folder)
     curated.save(context.out)

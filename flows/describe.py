@@ -1,17 +1,17 @@
-"""The pretrained MiniGPT-4 describes pictures; what is mended and survives becomes its instruction data."""
+"""The pretrained MiniGPT-4 describes images; what is mended and survives becomes its instruction data."""
 
 from __future__ import annotations
 
-from flows.inputs import bases
+from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 SYSTEM = "minigpt4"
 
 
-def main(system: str | None, dry: bool = False) -> None:
+def main(model_name: str | None, dry: bool = False) -> None:
     """The `describe` stage."""
-    run("describe", system, body, dry=dry)
+    run("describe", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
@@ -24,9 +24,9 @@ def body(context: StageContext) -> dict[str, object]:
             settings=context.section,
             store=context.store,
             curated=Manifest.load(context.result("curate") / "manifest.json"),
-            bases=bases(context, SYSTEM),
+            backbones=backbones(context, SYSTEM),
             weights=context.result("pretrain", SYSTEM) / "weights",
-            folder=context.store.uri("described", context.identity),
+            folder=context.store.uri("described", context.fingerprint),
             out=context.out,
         )
         with context.work("describe"):
@@ -37,4 +37,4 @@ def body(context: StageContext) -> dict[str, object]:
 
 def report(done: int, total: int) -> None:
     """Progress."""
-    print(f"describe: {done} of {total} pictures", flush=True)
+    print(f"describe: {done} of {total} images", flush=True)

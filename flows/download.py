@@ -11,9 +11,9 @@ from mgpt.pipeline.fingerprint import digest
 from mgpt.pipeline.runner import StageContext, run
 
 
-def main(system: str | None, dry: bool = False) -> None:
+def main(model_name: str | None, dry: bool = False) -> None:
     """The `download` stage."""
-    run("download", system, body, extra=own_folders(load().sources), dry=dry)
+    run("download", model_name, body, extra=own_folders(load().sources), dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
@@ -34,7 +34,7 @@ def body(context: StageContext) -> dict[str, object]:
 
 
 def own_folders(sources: Mapping[str, SourceSettings]) -> dict[str, str]:
-    """The content of local folders that sources name: dvc.yaml cannot list them, and a picture added there is new input."""
+    """The content of local folders that sources name: dvc.yaml cannot list them, and an image added there is new input."""
     paths = {
         f"sources.{name} {place}": Path(place)
         for name, source in sources.items()

@@ -1,32 +1,32 @@
-"""Held-out scores of every checkpoint of a system, with a grid of pictures."""
+"""Held-out scores of every checkpoint of a model, with a grid of images."""
 
 from __future__ import annotations
 
-from flows.inputs import bases
+from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import Manifest
 
 
-def main(system: str | None, dry: bool = False) -> None:
-    """The `evaluate` stage of a system."""
-    run("evaluate", system, body, dry=dry)
+def main(model_name: str | None, dry: bool = False) -> None:
+    """The `evaluate` stage of a model."""
+    run("evaluate", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
     """Asks, scores, draws."""
-    assert context.system is not None
+    assert context.model_name is not None
     stages = [name for name in context.section.checkpoints if name != "untrained"]
     with context.ray():
         from mgpt.evaluation import EvaluateRequest, evaluate
         from mgpt.execution.batch_inference import answer_on_ray
 
         request = EvaluateRequest(
-            system=context.system,
+            model_name=context.model_name,
             settings=context.section,
             store=context.store,
             curated=Manifest.load(context.result("curate") / "manifest.json"),
-            bases=bases(context, context.system),
-            checkpoints={name: context.result(name, context.system) / "weights" for name in stages},
+            backbones=backbones(context, context.model_name),
+            checkpoints={name: context.result(name, context.model_name) / "weights" for name in stages},
             out=context.out,
         )
         with context.work("evaluate"):

@@ -1,4 +1,4 @@
-"""The bases that `download` stored, as later stages find them."""
+"""The backbones that `download` stored, as later stages find them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from mgpt.pipeline.runner import StageContext
 from mgpt.storage import Manifest
 
 
-def model_settings(context: StageContext, system: str) -> ModelSettings:
-    """The settings of a system's model."""
-    return context.settings.models[system]
+def model_settings(context: StageContext, model_name: str) -> ModelSettings:
+    """The settings of a model's model."""
+    return context.settings.models[model_name]
 
 
-def bases(context: StageContext, system: str) -> dict[str, str]:
-    """Folder or URI of each base of a system by part: `SOURCE/FOLDER` of the download manifest."""
-    from mgpt.download import base_folders
+def backbones(context: StageContext, model_name: str) -> dict[str, str]:
+    """Folder or URI of each base of a model by part: `SOURCE/FOLDER` of the download manifest."""
+    from mgpt.download import backbone_folders
 
-    manifest, model = Manifest.load(context.result("download") / "manifest.json"), model_settings(context, system)
-    return base_folders(manifest, model.bases, context.store)
+    manifest, model = Manifest.load(context.result("download") / "manifest.json"), model_settings(context, model_name)
+    return backbone_folders(manifest, model.backbones, context.store)

@@ -1,4 +1,4 @@
-"""Aligns a system's fresh projection with its frozen bases, on curated captions."""
+"""Aligns a model's fresh projection with its frozen backbones, on curated captions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from flows.training import train_stage
 from mgpt.pipeline.runner import StageContext, run
 
 
-def main(system: str | None, dry: bool = False) -> None:
-    """The `pretrain` stage of a system."""
-    run("pretrain", system, body, dry=dry)
+def main(model_name: str | None, dry: bool = False) -> None:
+    """The `pretrain` stage of a model."""
+    run("pretrain", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
     """Trains from fresh weights."""
-    assert context.system is not None
-    return train_stage(context, context.system, context.result("curate") / "manifest.json", weights=None)
+    assert context.model_name is not None
+    return train_stage(context, context.model_name, context.result("curate") / "manifest.json", weights=None)

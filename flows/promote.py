@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 
-from flows.inputs import bases
+from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
 from mgpt.storage import write_atomic
 from mgpt.storage.artifacts import RECORD
 
 
-def main(system: str | None, dry: bool = False) -> None:
-    """The `promote` stage of a system."""
-    run("promote", system, body, dry=dry)
+def main(model_name: str | None, dry: bool = False) -> None:
+    """The `promote` stage of a model."""
+    run("promote", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
     """Registers, judges, decides."""
     from mgpt.registry.promotion import Candidate, promote
 
-    assert context.system is not None
-    evaluated = context.result("evaluate", context.system)
+    assert context.model_name is not None
+    evaluated = context.result("evaluate", context.model_name)
     record = json.loads((evaluated / RECORD).read_text(encoding="utf-8"))
-    lineage = record["lineage"] | {record["name"]: record["identity"]}
+    lineage = record["lineage"] | {record["name"]: record["fingerprint"]}
     candidate = Candidate(
-        system=context.system,
-        weights=context.result("instruct", context.system) / "weights",
+        model_name=context.model_name,
+        weights=context.result("instruct", context.model_name) / "weights",
         metrics=evaluated / "metrics.json",
         data=context.result("curate") / "manifest.json",
-        bases=bases(context, context.system),
-        stages={name.partition("@")[0]: identity for name, identity in lineage.items()},
+        backbones=backbones(context, context.model_name),
+        stages={name.partition("@")[0]: fingerprint for name, fingerprint in lineage.items()},
     )
     with context.work("promote"):
         decision = promote(candidate, context.section, context.store, context.tracker, context.project)

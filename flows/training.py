@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.inputs import bases, model_settings
+from flows.inputs import backbones, model_settings
 from mgpt.pipeline.runner import StageContext
 from mgpt.storage import Manifest, write_atomic
 
@@ -25,16 +25,16 @@ LOADING = {
 }  # that say how it is held
 
 
-def train_stage(context: StageContext, system: str, manifest: Path, weights: Path | None) -> dict[str, object]:
-    """Trains one system in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
+def train_stage(context: StageContext, model_name: str, manifest: Path, weights: Path | None) -> dict[str, object]:
+    """Trains one model in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
     from mgpt.execution.train import TrainRequest, train
 
-    model = model_settings(context, system)
+    model = model_settings(context, model_name)
     request = TrainRequest(
         settings=context.section,
         workers=context.settings.cluster.training,
         manifest=Manifest.load(manifest),
-        bases=bases(context, system),
+        backbones=backbones(context, model_name),
         run_uri=context.run_uri,
         out=context.out,
         weights=weights,
@@ -67,7 +67,7 @@ def planned(request: TrainRequest) -> Mixture:
     from mgpt.execution.data_feed import Feed
     from mgpt.models.loading import Start
 
-    return Feed.of(request.settings, request.manifest, Start(request.bases, None)).mixture()
+    return Feed.of(request.settings, request.manifest, Start(request.backbones, None)).mixture()
 
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -18,11 +17,6 @@ from tests.fixtures.project import TWO_WORKERS, Project, make
 from tests.fixtures.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
-# They share the Ray of `ray_here`; two of them beside each other would start two.
-USING_RAY = {
-    f"tests/cluster/test_{name}.py" for name in ("features", "forks", "generate", "preflight", "processes", "trainer")
-} | {"tests/integration/curation/test_curate.py"}
-
 # Two cores are shared by all that runs: one thread a process. Ray reads its variables when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,46 +30,6 @@ for variable, value in KEEP_PROCESSES.items():
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.register_profile("search")
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first. Raises UsageError where a test uses the shared Ray from a file that is not known to."""
-    stray = {
-        file
-        for item in items
-        if "ray_here" in getattr(item, "fixturenames", ()) and (file := _file(item.nodeid)) not in USING_RAY
-    }
-    if stray:
-        raise pytest.UsageError(f"add to USING_RAY in tests/conftest.py: {', '.join(sorted(stray))}")
-    order = {"chain": 0, "jobs": 1, "ray": 2}
-    items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs a group whole. (pytest-xdist's own marks for that have no effect under pytest 9.)"""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Groups(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid)
-
-    return Groups(config, log)
-
-
-def _group(nodeid: str) -> str:
-    """The chain and what kills it, the same as jobs, what shares a Ray, and else each file."""
-    file = _file(nodeid)
-    groups = {
-        "tests/e2e/test_jobs.py": "jobs",
-        "tests/e2e/test_chain.py": "chain",
-        "tests/chaos/test_kills.py": "chain",
-    }
-    return groups.get(file) or ("ray" if file in USING_RAY else file)
-
-
-def _file(nodeid: str) -> str:
-    return nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

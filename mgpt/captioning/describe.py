@@ -1,7 +1,7 @@
-"""The `describe` stage's body: the pretrained model describes training pictures, and what can be mended and passes becomes MiniGPT-4's
+"""The `describe` stage's body: the pretrained model describes training images, and what can be mended and passes becomes MiniGPT-4's
 instruction data.
 
-After the construction of the second stage's data in the MiniGPT-4 paper: random pictures, the conversational prompt, a "Continue" turn for
+After the construction of the second stage's data in the MiniGPT-4 paper: random images, the conversational prompt, a "Continue" turn for
 short answers, a repair step, filters, and a person's review.
 """
 
@@ -43,7 +43,7 @@ class DescribeRequest:
     settings: DescribeSettings
     store: Store
     curated: Manifest
-    bases: Mapping[str, str | Path]
+    backbones: Mapping[str, str | Path]
     weights: Path
     folder: str
     out: Path
@@ -51,7 +51,7 @@ class DescribeRequest:
 
 @dataclass(frozen=True)
 class Description:
-    """One picture's description on its way. `reason`: why it goes, empty where it stays. `decision`: the reviewer's, empty where there is
+    """One image's description on its way. `reason`: why it goes, empty where it stays. `decision`: the reviewer's, empty where there is
     none.
     """
 
@@ -70,7 +70,7 @@ class Description:
 
 @dataclass(frozen=True)
 class DescribeResult:
-    """`counts`: pictures, continued, kept, reviewed, and one `dropped_<reason>` each; they add up: pictures = kept + all dropped."""
+    """`counts`: images, continued, kept, reviewed, and one `dropped_<reason>` each; they add up: images = kept + all dropped."""
 
     manifest: Manifest
     counts: dict[str, int]
@@ -87,7 +87,7 @@ class DescribeResult:
         )
         kept = [one.change for one in self.descriptions if one.survives]
         return {
-            "pictures": self.counts["pictures"],
+            "images": self.counts["images"],
             "kept": self.counts["kept"],
             "dropped": reasons,
             "changed by repair": f"{float(np.mean(kept)) if kept else 0.0:.0%} of the words of the kept",
@@ -98,12 +98,12 @@ def describe(request: DescribeRequest, answer_all: AnswerAll) -> DescribeResult:
     """Write the surviving descriptions as curated Samples (dataset `described`, task `describe`), `manifest.json`, `review.csv`,
     `metrics.json` and `report.md`.
 
-    Raises ValueError when there are no pictures, the review file is unusable, the endpoint fails, or fewer than `minimum_survivors`
+    Raises ValueError when there are no images, the review file is unusable, the endpoint fails, or fewer than `minimum_survivors`
     survive (the review and report are written first, the manifest is not).
     """
     settings = request.settings
     reviewed = read_review(settings.review) if settings.review else {}
-    samples = choose_pictures(request.store, request.curated, settings)
+    samples = choose_images(request.store, request.curated, settings)
     answers = _generate(request, samples, answer_all)
     descriptions = _decide(settings, _mend(settings, samples, answers), reviewed)
     result = DescribeResult(Manifest([]), count(descriptions), descriptions)
@@ -124,11 +124,11 @@ def describe(request: DescribeRequest, answer_all: AnswerAll) -> DescribeResult:
     return DescribeResult(manifest, result.counts, descriptions)
 
 
-def choose_pictures(store: Store, curated: Manifest, settings: DescribeSettings) -> list[Sample]:
-    """`settings.pictures` different pictures (fewer where there are fewer), drawn by the seed from the training shards of the named
+def choose_images(store: Store, curated: Manifest, settings: DescribeSettings) -> list[Sample]:
+    """`settings.images` different images (fewer where there are fewer), drawn by the seed from the training shards of the named
     datasets.
 
-    Only shards that hold a drawn row are read. Raises ValueError when the datasets have no training pictures.
+    Only shards that hold a drawn row are read. Raises ValueError when the datasets have no training images.
     """
     entries = sorted(
         (
@@ -147,18 +147,18 @@ def choose_pictures(store: Store, curated: Manifest, settings: DescribeSettings)
         )
     drawn = [rows[i] for i in np.random.default_rng(settings.seed).permutation(len(rows))]
     chosen: dict[str, Sample] = {}
-    for start in range(0, len(drawn), settings.pictures):
-        wanted = drawn[start : start + settings.pictures]
+    for start in range(0, len(drawn), settings.images):
+        wanted = drawn[start : start + settings.images]
         read = _read_rows(store, entries, wanted)
         for place in wanted:
             sample = read[place]
-            if sample.image is not None and len(chosen) < settings.pictures:
+            if sample.image is not None and len(chosen) < settings.images:
                 chosen.setdefault(hashlib.sha256(sample.image).hexdigest(), sample)
-        if len(chosen) == settings.pictures:
+        if len(chosen) == settings.images:
             break
     if not chosen:
         raise ValueError(
-            f"describe.datasets: the samples of {', '.join(settings.datasets)} have no pictures; name datasets with pictures"
+            f"describe.datasets: the samples of {', '.join(settings.datasets)} have no images; name datasets with images"
         )
     return list(chosen.values())
 
@@ -184,11 +184,11 @@ def _generate(request: DescribeRequest, samples: Sequence[Sample], answer_all: A
         )
         for sample in samples
     ]
-    source = ModelSource.of(request.bases, {CHECKPOINT: request.weights}, settings.format, settings.generation)
+    source = ModelSource.of(request.backbones, {CHECKPOINT: request.weights}, settings.format, settings.generation)
     answers = answer_all(source, asks)
     missing = sum(CHECKPOINT not in found for found in answers)
     if missing:
-        raise ValueError(f"describe: {missing} of {len(asks)} pictures got no description; run the stage again")
+        raise ValueError(f"describe: {missing} of {len(asks)} images got no description; run the stage again")
     return [found[CHECKPOINT] for found in answers]
 
 
@@ -235,7 +235,7 @@ def _decide(
 def count(descriptions: Sequence[Description]) -> dict[str, int]:
     """See `DescribeResult.counts`."""
     counts = {
-        "pictures": len(descriptions),
+        "images": len(descriptions),
         "kept": sum(one.survives for one in descriptions),
         "repaired": sum(bool(one.repaired.steps) for one in descriptions),
         "accepted_by_reviewer": sum(one.decision == "accept" for one in descriptions),
@@ -249,7 +249,7 @@ def count(descriptions: Sequence[Description]) -> dict[str, int]:
 
 
 def _review_row(one: Description) -> ReviewRow:
-    picture = f"{one.sample.dataset}/{one.sample.source}"
+    image = f"{one.sample.dataset}/{one.sample.source}"
     return ReviewRow(
         one.sample.id,
         one.decision,
@@ -258,7 +258,7 @@ def _review_row(one: Description) -> ReviewRow:
         one.change,
         " ".join(one.repaired.steps),
         one.answer.text,
-        picture,
+        image,
         digest(one.answer.text),
     )
 

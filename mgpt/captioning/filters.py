@@ -31,7 +31,7 @@ class Filters:
         self.seen: Counter[str] = Counter()
 
     def reason(self, text: str, change: float, caption: str = "") -> str:
-        """Why a description goes, whose picture came with `caption`; an empty string for one that stays. The first rule that it breaks is
+        """Why a description goes, whose image came with `caption`; an empty string for one that stays. The first rule that it breaks is
         named."""
         settings = self.settings
         lowered = text.lower().replace("’", "'")

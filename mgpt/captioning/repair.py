@@ -1,7 +1,7 @@
 """Mending a generated description: by a language model behind an OpenAI-compatible endpoint where one is configured, and always by
 deterministic rules.
 
-The prompt and the reading of the reply follow the MiniGPT-4 paper and the early script of its authors: the prompt is the system message,
+The prompt and the reading of the reply follow the MiniGPT-4 paper and the early script of its authors: the prompt is the model message,
 the paragraph the user message; a reply that says "already correct" keeps the paragraph. The paper's hand-written rules for what the
 endpoint misses are not published; the rules here are ours.
 """
@@ -47,7 +47,7 @@ class Repaired:
 def repair_by_rules(text: str) -> Repaired:
     """Meaningless characters, stutters, repeated sentences, fragments and a cut last sentence go; sentences get capitals and full stops.
 
-    Deterministic, and the identity on its own results.
+    Deterministic, and the fingerprint on its own results.
     """
     steps: list[str] = []
     for name, step in (

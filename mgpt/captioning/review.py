@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = ("key", "decision", "text", "reason", "change", "steps", "original", "picture", "digest")
+COLUMNS = ("key", "decision", "text", "reason", "change", "steps", "original", "image", "digest")
 DECISIONS = ("", "accept", "reject")
 
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """`key`: the picture's sample. `reason`: why the filters would drop it, empty where they would not. `digest`: of the generated text,
+    """`key`: the image's sample. `reason`: why the filters would drop it, empty where they would not. `digest`: of the generated text,
     so that a decision on another text is not taken for one on this."""
 
     key: str
@@ -27,7 +27,7 @@ class ReviewRow:
     change: float
     steps: str
     original: str
-    picture: str
+    image: str
     digest: str
 
 
@@ -51,7 +51,7 @@ def write_review(rows: Iterable[ReviewRow]) -> bytes:
                 f"{row.change:.3f}",
                 row.steps,
                 row.original,
-                row.picture,
+                row.image,
                 row.digest,
             ]
         )
@@ -104,6 +104,6 @@ def _row(record: dict[str, str], where: str) -> ReviewRow:
         changed,
         record["steps"],
         record["original"],
-        record["picture"],
+        record["image"],
         record["digest"],
     )

@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgpt.models.presets import SYSTEMS
+from mgpt.models.presets import MODEL_NAMES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the `convert` subcommand its three forms; `run` answers them."""
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
     original = forms.add_parser("original", help="join the original files into one Hugging Face folder")
-    bases = forms.add_parser("bases", help="the original vision side as frozen base folders, to train from")
-    for form in (original, bases):
-        form.add_argument("system", choices=SYSTEMS)
+    backbones = forms.add_parser("backbones", help="the original vision side as frozen base folders, to train from")
+    for form in (original, backbones):
+        form.add_argument("model_name", choices=MODEL_NAMES)
         form.add_argument("--eva-vit", type=Path, required=True, help="eva_vit_g.pth")
         form.add_argument("--qformer", type=Path, help="blip2_pretrained_flant5xxl.pth, for minigpt4")
         form.add_argument("--sizes", type=Path, help="JSON of non-standard sizes")
@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back = forms.add_parser("to-original", help="write a .pth that the original code loads")
     back.add_argument("folder", type=Path, help="a whole folder, or one of trained weights")
     back.add_argument(
-        "--base", action="append", default=[], metavar="NAME=FOLDER", help="for a folder of trained weights: its bases"
+        "--base",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="for a folder of trained weights: its backbones",
     )
     back.add_argument("--out", type=Path, required=True)
 
@@ -40,25 +44,25 @@ def run(asked: argparse.Namespace) -> None:
         print(f"{asked.out}: {len(state)} tensors")
         return
     sizes = _sizes(asked.sizes)
-    if asked.form == "bases":
-        hashes = convert.convert_bases(asked.system, asked.eva_vit, asked.out, asked.qformer, sizes)
+    if asked.form == "backbones":
+        hashes = convert.convert_backbones(asked.model_name, asked.eva_vit, asked.out, asked.qformer, sizes)
         print("\n".join(f"{asked.out / name}: sha256 {sha256}" for name, sha256 in hashes.items()))
         return
     out = convert.convert_original(
-        asked.system, asked.eva_vit, asked.llm, asked.released, asked.out, asked.qformer, sizes
+        asked.model_name, asked.eva_vit, asked.llm, asked.released, asked.out, asked.qformer, sizes
     )
-    print(f"{out}: {asked.system}, ready for MiniGPTForConditionalGeneration.from_pretrained")
+    print(f"{out}: {asked.model_name}, ready for MiniGPTForConditionalGeneration.from_pretrained")
 
 
-def _load(folder: Path, bases: list[str]) -> Any:
+def _load(folder: Path, backbones: list[str]) -> Any:
     from mgpt.models import MiniGPTForConditionalGeneration
 
-    if not bases:
+    if not backbones:
         return MiniGPTForConditionalGeneration.from_pretrained(folder)
-    wrong = [pair for pair in bases if "=" not in pair]
+    wrong = [pair for pair in backbones if "=" not in pair]
     if wrong:
         raise ValueError(f"--base: {', '.join(wrong)} has no '='; write vision=FOLDER")
-    return MiniGPTForConditionalGeneration.from_trainable(folder, dict(pair.split("=", 1) for pair in bases))
+    return MiniGPTForConditionalGeneration.from_trainable(folder, dict(pair.split("=", 1) for pair in backbones))
 
 
 def _sizes(path: Path | None) -> dict[str, Any] | None:

@@ -58,14 +58,14 @@ def _parser(asked_for: str) -> argparse.ArgumentParser:
     _add(
         commands,
         "convert",
-        "original files of both systems into folders, and back",
+        "original files of both models into folders, and back",
         _convert,
         _convert_arguments if asked_for == "convert" else None,
     )
-    chat = _add(commands, "chat", "ask a model about a picture; writes the picture with its boxes", _chat)
+    chat = _add(commands, "chat", "ask a model about an image; writes the image with its boxes", _chat)
     chat.add_argument("--image", type=Path, required=True)
     chat.add_argument("--prompt", required=True, help="for instance: [refer] the red circle")
-    chat.add_argument("--out", type=Path, help="the picture with the boxes (IMAGE-answer.png beside the image)")
+    chat.add_argument("--out", type=Path, help="the image with the boxes (IMAGE-answer.png beside the image)")
     predict = _add(commands, "predict", "answer every line of a JSONL file of image and prompt", _predict)
     predict.add_argument("questions", type=Path)
     predict.add_argument("answers", type=Path)
@@ -78,12 +78,12 @@ def _parser(asked_for: str) -> argparse.ArgumentParser:
 
 def _add_registry(commands: Commands) -> None:
     promote = _add(commands, "promote", "the registry's champion: --rollback brings back the one before", _promote)
-    promote.add_argument("system")
+    promote.add_argument("model_name")
     promote.add_argument("--rollback", action="store_true", required=True)
     promote.add_argument("--reason", default="", help="kept in the decision journal")
     _add(commands, "models", "registered versions with their aliases", _models)
     audit = _add(commands, "audit", "what was changed past the promote stage; code 1 where there is anything", _audit)
-    audit.add_argument("system", nargs="?")
+    audit.add_argument("model_name", nargs="?")
     trace = _add(commands, "trace", "what a version was made of, and every decision about it", _trace)
     trace.add_argument("model", help="for instance models:/minigpt-v2@champion")
 
@@ -96,9 +96,9 @@ def _add_data(commands: Commands) -> None:
     validate.add_argument("path", type=Path)
     validate.add_argument("--reader", default="jsonl")
     card = forms.add_parser(
-        "card", help="the data card of curated data with a system's exact training text, token by token"
+        "card", help="the data card of curated data with a model's exact training text, token by token"
     )
-    card.add_argument("system", help="for instance minigpt-v2")
+    card.add_argument("model_name", help="for instance minigpt-v2")
     card.add_argument("--stage", help="whose prompt format is shown: multitask, instruct or pretrain")
     card.add_argument("--out", type=Path, help="the page (card-SYSTEM.html)")
 
@@ -165,7 +165,7 @@ def _cluster(asked: argparse.Namespace) -> None:
 def _promote(asked: argparse.Namespace) -> None:
     from mgpt.registry.promotion import rollback
 
-    print(rollback(asked.system, _store(), _tracking(), asked.reason).text())
+    print(rollback(asked.model_name, _store(), _tracking(), asked.reason).text())
 
 
 def _models(_: argparse.Namespace) -> None:
@@ -177,7 +177,7 @@ def _models(_: argparse.Namespace) -> None:
 def _audit(asked: argparse.Namespace) -> int:
     from mgpt.registry.audit import audit
 
-    found = audit(_store(), _tracking(), asked.system)
+    found = audit(_store(), _tracking(), asked.model_name)
     print("\n".join(found) or "the registry is as the promote stage left it")
     return 1 if found else 0
 
@@ -196,7 +196,9 @@ def _data(asked: argparse.Namespace) -> None:
     elif asked.form == "card":
         from mgpt.reporting.training_card import training_card
 
-        print(training_card(Path.cwd(), asked.system, asked.out or Path(f"card-{asked.system}.html"), asked.stage))
+        print(
+            training_card(Path.cwd(), asked.model_name, asked.out or Path(f"card-{asked.model_name}.html"), asked.stage)
+        )
     else:
         from mgpt.pipeline.validate import validate
 
@@ -218,10 +220,10 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _chat(asked: argparse.Namespace) -> None:
     from mgpt.serving.chat import chat
 
-    reply, picture = chat(asked.image, asked.prompt, _tracking(), asked.model, asked.out)
+    reply, image = chat(asked.image, asked.prompt, _tracking(), asked.model, asked.out)
     print(reply.text)
-    if picture is not None:
-        print(f"boxes drawn into {picture}")
+    if image is not None:
+        print(f"boxes drawn into {image}")
 
 
 def _predict(asked: argparse.Namespace) -> None:

@@ -22,14 +22,14 @@ from mgpt.config.training import TrainingSettings
 
 __all__ = ["Mistake", "Settings", "SettingsError", "load"]
 
-JOB_IDENTITY = (
+JOB_FINGERPRINT = (
     "MGPT_JOB_IDENTITY"  # set by the client of a Ray job, which has judged the settings where the sources are
 )
-BySystem = Annotated[dict[str, TrainingSettings], Field(min_length=1)]
+ByModel = Annotated[dict[str, TrainingSettings], Field(min_length=1)]
 
 
 class Settings(Section):
-    """Every section of the params file. Stages' sections bear the stages' names; what differs between systems sits under the system's
+    """Every section of the params file. Stages' sections bear the stages' names; what differs between models sits under the model's
     name.
     """
 
@@ -37,10 +37,10 @@ class Settings(Section):
     download: DownloadSettings = DownloadSettings()
     curate: CurateSettings = CurateSettings()
     models: Annotated[dict[str, ModelSettings], Field(min_length=1)]
-    pretrain: BySystem
+    pretrain: ByModel
     describe: DescribeSettings = DescribeSettings()
-    multitask: BySystem
-    instruct: BySystem
+    multitask: ByModel
+    instruct: ByModel
     evaluate: EvaluateSettings
     promote: Annotated[dict[str, GateSettings], Field(min_length=1)]
     tracking: TrackingSettings = TrackingSettings()
@@ -65,15 +65,15 @@ def load(path: str | Path = "params.yaml", environment: Mapping[str, str] = os.e
     mistakes += found
     if settings is not None:
         assert isinstance(settings, Settings)
-        mistakes += mistakes_between_sections(settings, content, in_job=JOB_IDENTITY in environment)
+        mistakes += mistakes_between_sections(settings, content, in_job=JOB_FINGERPRINT in environment)
     if mistakes or not isinstance(settings, Settings):
         raise SettingsError(str(path), mistakes)
     return settings
 
 
-def section(settings: Any, stage: str, system: str | None = None) -> Any:
-    """The settings of a stage, or of one system in it."""
+def section(settings: Any, stage: str, model_name: str | None = None) -> Any:
+    """The settings of a stage, or of one model in it."""
     from mgpt.config.restricted_view import child
 
     whole = child(settings, stage)
-    return child(whole, system) if system else whole
+    return child(whole, model_name) if model_name else whole

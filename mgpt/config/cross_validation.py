@@ -15,7 +15,7 @@ from mgpt.config.loader import Mistake
 
 if TYPE_CHECKING:
     from mgpt.config import Settings
-    from mgpt.config.evaluation import SystemEvaluationSettings
+    from mgpt.config.evaluation import ModelEvaluationSettings
 
 DESCRIBED = "described"  # the dataset that the describe stage makes
 _TRAININGS = ("pretrain", "multitask", "instruct")
@@ -50,7 +50,10 @@ def mistakes_between_sections(settings: Settings, content: Any, in_job: bool) ->
         content: the params file as plain values, before anything wrong was dropped from it.
         in_job: a job does not look for local sources: they lie where its client runs.
     """
-    given, checks = Given(content), [_models, _bases, _mixtures, _datasets, _checkpoints, _gates, _cluster, _sharding]
+    given, checks = (
+        Given(content),
+        [_models, _backbones, _mixtures, _datasets, _checkpoints, _gates, _cluster, _sharding],
+    )
     return [one for check in checks + ([] if in_job else [_sources]) for one in check(settings, given)]
 
 
@@ -73,65 +76,68 @@ def _sources(settings: Settings, _: Given) -> Found:
 
 def _models(settings: Settings, given: Given) -> Found:
     for stage in (*_TRAININGS, "promote"):
-        for system in getattr(settings, stage):
-            if system not in given.below("models"):
-                fix = f"add models.{system}, or remove this section; models: {', '.join(settings.models)}"
-                yield Mistake(f"{stage}.{system}", "...", "a system that is trained or promoted has a model", fix)
+        for model_name in getattr(settings, stage):
+            if model_name not in given.below("models"):
+                fix = f"add models.{model_name}, or remove this section; models: {', '.join(settings.models)}"
+                yield Mistake(f"{stage}.{model_name}", "...", "a model that is trained or promoted has a model", fix)
 
 
-def _bases(settings: Settings, given: Given) -> Found:
-    for system, model in settings.models.items():
+def _backbones(settings: Settings, given: Given) -> Found:
+    for model_name, model in settings.models.items():
         for part in _PARTS:
             base = getattr(model, part)
             if base is not None and base.partition("/")[0] not in given.below("sources"):
                 yield _unknown(
-                    f"models.{system}.{part}", base, "SOURCE/FOLDER, with SOURCE one of sources", given.below("sources")
+                    f"models.{model_name}.{part}",
+                    base,
+                    "SOURCE/FOLDER, with SOURCE one of sources",
+                    given.below("sources"),
                 )
 
 
 def _mixtures(settings: Settings, given: Given) -> Found:
     for stage in _TRAININGS:
         allowed = given.datasets | ({DESCRIBED} if stage == "instruct" else set())
-        for system, training in getattr(settings, stage).items():
+        for model_name, training in getattr(settings, stage).items():
             for name in sorted(set(training.mixture) - allowed):
                 yield _unknown(
-                    f"{stage}.{system}.mixture.{name}", training.mixture[name], "one of sources.*.datasets", allowed
+                    f"{stage}.{model_name}.mixture.{name}", training.mixture[name], "one of sources.*.datasets", allowed
                 )
 
 
 def _datasets(settings: Settings, given: Given) -> Found:
     named = {"describe": settings.describe.datasets} | {
-        f"evaluate.{system}": of.datasets for system, of in _evaluated(settings)
+        f"evaluate.{model_name}": of.datasets for model_name, of in _evaluated(settings)
     }
     for section, datasets in named.items():
         for name in sorted(set(datasets) - given.datasets):
             yield _unknown(f"{section}.datasets", name, "one of sources.*.datasets", given.datasets)
 
 
-def _evaluated(settings: Settings) -> Iterator[tuple[str, SystemEvaluationSettings]]:
+def _evaluated(settings: Settings) -> Iterator[tuple[str, ModelEvaluationSettings]]:
     for name, field in type(settings.evaluate).model_fields.items():
         yield field.alias or name, getattr(settings.evaluate, name)
 
 
 def _checkpoints(settings: Settings, given: Given) -> Found:
     """What is judged must have been trained."""
-    for system, judged in _evaluated(settings):
-        trained = {"untrained", *(stage for stage in _TRAININGS if system in given.below(stage))}
+    for model_name, judged in _evaluated(settings):
+        trained = {"untrained", *(stage for stage in _TRAININGS if model_name in given.below(stage))}
         for name in [one for one in judged.checkpoints if one not in trained]:
             yield _unknown(
-                f"evaluate.{system}.checkpoints", name, f"untrained, or a stage that trains {system}", trained
+                f"evaluate.{model_name}.checkpoints", name, f"untrained, or a stage that trains {model_name}", trained
             )
 
 
 def _gates(settings: Settings, given: Given) -> Found:
     """A metric is named after its task: `refer_accuracy` is measured where evaluate asks `refer`."""
-    for system, gate in settings.promote.items():
-        asked = sorted(given.below("evaluate", system, "tasks"))
+    for model_name, gate in settings.promote.items():
+        asked = sorted(given.below("evaluate", model_name, "tasks"))
         for rule, metrics in (("floors", gate.floors), ("ceilings", gate.ceilings), ("compare", gate.compare)):
             for name in metrics:
                 if not name.startswith(tuple(f"{task}_" for task in asked)):
-                    fix = f"correct the name, or ask its task in evaluate.{system}.tasks; asked: {', '.join(asked) or 'none'}"
-                    yield Mistake(f"promote.{system}.{rule}", name, "a metric of a task that evaluate asks", fix)
+                    fix = f"correct the name, or ask its task in evaluate.{model_name}.tasks; asked: {', '.join(asked) or 'none'}"
+                    yield Mistake(f"promote.{model_name}.{rule}", name, "a metric of a task that evaluate asks", fix)
 
 
 def _cluster(settings: Settings, _: Given) -> Found:
@@ -154,12 +160,12 @@ def _cluster(settings: Settings, _: Given) -> Found:
 
 def _sharding(settings: Settings, _: Given) -> Found:
     """Quantised weights are packed: FSDP cannot give each worker a share of them."""
-    for system, model in settings.models.items():
+    for model_name, model in settings.models.items():
         if settings.cluster.training.parallelism == "fsdp" and model.quantization:
-            rule = f"replicated where a language model is quantised, as models.{system} is ({model.quantization})"
+            rule = f"replicated where a language model is quantised, as models.{model_name} is ({model.quantization})"
             yield Mistake(
                 "cluster.training.parallelism",
                 "fsdp",
                 rule,
-                f"set it to replicated, or models.{system}.quantization to null",
+                f"set it to replicated, or models.{model_name}.quantization to null",
             )

@@ -31,7 +31,7 @@ class GenerationSettings(Section):
     workers: Count = 2
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Count = 64
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen bases
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen backbones
 
 
 class RepairSettings(Section):
@@ -70,8 +70,8 @@ class FilterSettings(Section):
     minimum_sentences: Annotated[int, Field(ge=0)] = 1
     maximum_change: Share = 0.8  # share of the words of the original that repair may remove or replace
     maximum_foreign: Share = 0.1  # share of letters that are not of the Latin alphabet
-    maximum_same: Count = 1_000_000  # how many pictures may get the same description
-    # Share of the objects named by the (first) caption of the picture which the description must name too: in place of the paper's reading
+    maximum_same: Count = 1_000_000  # how many images may get the same description
+    # Share of the objects named by the (first) caption of the image which the description must name too: in place of the paper's reading
     # of each by hand, where captions are true. What an object is says `vocabulary`: shapes, coco, or the path of a YAML file.
     minimum_named: Share = 0.0
     vocabulary: VocabularyName = ""
@@ -84,14 +84,14 @@ class FilterSettings(Section):
 
 
 class DescribeSettings(Section):
-    """The `describe` section. Numbers of the paper: 5,000 pictures, of which about 3,500 survive; continue where the text has at most 80
+    """The `describe` section. Numbers of the paper: 5,000 images, of which about 3,500 survive; continue where the text has at most 80
     tokens.
     """
 
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "cc_sbu",
-    )  # whose training pictures; the paper: Conceptual Captions
-    pictures: Count = 5000
+    )  # whose training images; the paper: Conceptual Captions
+    images: Count = 5000
     seed: Annotated[int, Field(ge=0)] = 0
     format: Literal["minigpt4", "minigpt4-llama2"] = "minigpt4"
     prompt: Annotated[str, Field(min_length=1)] = (
@@ -140,8 +140,8 @@ class AskSettings(Section):
         return self
 
 
-class SystemEvaluationSettings(Section):
-    """What is asked of one system's checkpoints."""
+class ModelEvaluationSettings(Section):
+    """What is asked of one model's checkpoints."""
 
     format: Annotated[str, Field(min_length=1)]
     checkpoints: Annotated[tuple[Literal["untrained", "pretrain", "multitask", "instruct"], ...], Field(min_length=1)]
@@ -150,11 +150,11 @@ class SystemEvaluationSettings(Section):
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     ranked_datasets: tuple[str, ...] = ("iconvqa",)  # answered by the most likely of the record's choices
     vocabulary: Annotated[VocabularyName, Field(min_length=1)] = "shapes"  # shapes, coco, or a YAML file
-    # name -> largest share of the picture, ascending; the last holds the rest
+    # name -> largest share of the image, ascending; the last holds the rest
     size_limits: dict[str, Share] = Field(default={"small": 0.07, "large": 1.0})
     resamples: Annotated[int, Field(ge=100)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
-    pictures: Annotated[int, Field(ge=0)] = 12  # in the grid, a task a row
+    images: Annotated[int, Field(ge=0)] = 12  # in the grid, a task a row
     generation: GenerationSettings = GenerationSettings()
 
     @field_validator("tasks")
@@ -170,7 +170,7 @@ class SystemEvaluationSettings(Section):
     def _ascending(cls, limits: dict[str, float]) -> dict[str, float]:
         if not limits or list(limits.values()) != sorted(limits.values()) or list(limits.values())[-1] != 1.0:
             raise mistake(
-                "shares of the picture in ascending order that end with 1.0",
+                "shares of the image in ascending order that end with 1.0",
                 "for instance {small: 0.01, medium: 0.1, large: 1.0}",
             )
         return limits
@@ -179,5 +179,5 @@ class SystemEvaluationSettings(Section):
 class EvaluateSettings(Section):
     """Section `evaluate`."""
 
-    minigpt4: SystemEvaluationSettings
-    minigpt_v2: Annotated[SystemEvaluationSettings, Field(alias="minigpt-v2")]
+    minigpt4: ModelEvaluationSettings
+    minigpt_v2: Annotated[ModelEvaluationSettings, Field(alias="minigpt-v2")]

@@ -1,4 +1,4 @@
-"""Where things run and lie: `storage` and `cluster`. Neither is part of a stage's identity: the same work elsewhere is the same work."""
+"""Where things run and lie: `storage` and `cluster`. Neither is part of a stage's fingerprint: the same work elsewhere is the same work."""
 
 from __future__ import annotations
 

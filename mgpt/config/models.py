@@ -1,4 +1,4 @@
-"""Settings of the `models` section: of which bases each system is made, and what is trained on them."""
+"""Settings of the `models` section: of which backbones each model is made, and what is trained on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class LoraSettings(Section):
 
 
 class ModelSettings(Section):
-    """One system: names of downloaded bases, how image tokens come about, and LoRA where the language model is tuned."""
+    """One model: names of downloaded backbones, how image tokens come about, and LoRA where the language model is tuned."""
 
     vision: str
     language: str
     qformer: str | None = None
     preset: str | None = Field(
         default=None,
-        description="published model, a key of mgpt.models.presets.PUBLISHED, to plan with where the bases are not at hand",
+        description="published model, a key of mgpt.models.presets.PUBLISHED, to plan with where the backbones are not at hand",
     )
     merge: int = Field(
         default=4,
@@ -37,7 +37,7 @@ class ModelSettings(Section):
     lora: LoraSettings | None = None
     seed: int = Field(default=0, ge=0, description="of the fresh projection and LoRA")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of the frozen bases; trained weights stay fp32"
+        default="fp32", description="of the frozen backbones; trained weights stay fp32"
     )
     quantization: Literal["8bit", "4bit"] | None = Field(
         default=None, description="of the language model; needs bitsandbytes and a GPU"
@@ -53,6 +53,6 @@ class ModelSettings(Section):
     )
 
     @property
-    def bases(self) -> dict[str, str | None]:
+    def backbones(self) -> dict[str, str | None]:
         """`SOURCE/FOLDER` of each base by part; None for a part that the model lacks."""
         return {"vision": self.vision, "language": self.language, "qformer": self.qformer}

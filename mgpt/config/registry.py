@@ -32,7 +32,7 @@ class TrackingSettings(Section):
 
 
 class GateSettings(Section):
-    """What one system's candidate must show to become champion. Names are those of its metrics file."""
+    """What one model's candidate must show to become champion. Names are those of its metrics file."""
 
     floors: dict[str, float] = Field(default_factory=dict)  # least value of a metric where higher is better
     ceilings: dict[str, float] = Field(default_factory=dict)  # largest value of a metric where lower is better

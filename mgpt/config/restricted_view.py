@@ -1,4 +1,4 @@
-"""A view of the settings that shows a stage only the keys it declared in dvc.yaml, so that its identity cannot miss one."""
+"""A view of the settings that shows a stage only the keys it declared in dvc.yaml, so that its fingerprint cannot miss one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Where things lie and run: read by every stage, part of no identity.
+# Where things lie and run: read by every stage, part of no fingerprint.
 ALWAYS = ("storage", "cluster", "tracking")
 
 
@@ -28,7 +28,7 @@ def key_of(value: Any, name: str) -> str:
 
 
 class UndeclaredRead(Exception):
-    """A stage read a key that dvc.yaml does not declare for it: its result would depend on what its identity leaves out."""
+    """A stage read a key that dvc.yaml does not declare for it: its result would depend on what its fingerprint leaves out."""
 
 
 class DeclaredView(Mapping[str, Any]):

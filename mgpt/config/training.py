@@ -1,4 +1,4 @@
-"""Settings of the training stages: `pretrain`, `multitask` and `instruct`, one per system below each.
+"""Settings of the training stages: `pretrain`, `multitask` and `instruct`, one per model below each.
 
 Contract: a key here is a key of `params.yaml`, as `pretrain.minigpt-v2.learning_rate`.
 """
@@ -56,7 +56,7 @@ class WorkerSettings(Section):
 
 
 class TrainingSettings(Section):
-    """How one system is trained in one stage. Counts are optimiser steps and samples; learning rates are per step."""
+    """How one model is trained in one stage. Counts are optimiser steps and samples; learning rates are per step."""
 
     format: str = Field(description="prompt format, one of PROMPT_FORMATS")
     mixture: dict[str, float] = Field(
@@ -91,10 +91,10 @@ class TrainingSettings(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     features: bool | Literal["auto"] = Field(
         default="auto",
-        description="whether the frozen tower's output is computed once a picture and kept: on, off or auto",
+        description="whether the frozen tower's output is computed once an image and kept: on, off or auto",
     )
     features_above: float = Field(
-        default=1.5, ge=1, description="auto keeps features when a picture is shown more often than so"
+        default=1.5, ge=1, description="auto keeps features when an image is shown more often than so"
     )
     features_gigabytes: float = Field(
         default=50, gt=0, description="auto keeps no features of a training that would fill more than so much"

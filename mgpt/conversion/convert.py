@@ -22,11 +22,11 @@ from mgpt.conversion.key_mapping import (
     to_original_state,
     to_our_state,
 )
-from mgpt.models import backbones as base_folders
+from mgpt.models import backbones as backbone_folders
 from mgpt.models.assembly import load_trainable, written_whole
-from mgpt.models.configuration_minigpt import BaseReference, MiniGPTConfig
+from mgpt.models.configuration_minigpt import BackboneReference, MiniGPTConfig
 from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration, Parts
-from mgpt.models.presets import SYSTEMS, original_config, pretrained_image_size
+from mgpt.models.presets import MODEL_NAMES, original_config, pretrained_image_size
 from mgpt.models.processing_minigpt import MiniGPTProcessor
 from mgpt.models.vision import resize_positions
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def from_original(
-    system: str,
+    model_name: str,
     eva_vit: str | Path,
     llm: str | Path,
     released: str | Path,
@@ -44,22 +44,22 @@ def from_original(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> MiniGPTForConditionalGeneration:
-    """A published system from its original files, in evaluation mode.
+    """A published model from its original files, in evaluation mode.
 
-    system: "minigpt4", "minigpt4-llama2" or "minigpt-v2". eva_vit, released, qformer: `.pth` files (qformer for minigpt4 only). llm: the
-    language model's Hugging Face folder. sizes: see `mgpt.models.presets.original_config`. dtype: of the frozen bases.
+    model: "minigpt4", "minigpt4-llama2" or "minigpt-v2". eva_vit, released, qformer: `.pth` files (qformer for minigpt4 only). llm: the
+    language model's Hugging Face folder. sizes: see `mgpt.models.presets.original_config`. dtype: of the frozen backbones.
 
-    Raises ValueError for a file that is absent, cut, unsafe to unpickle, or whose keys or shapes are not those of the system.
+    Raises ValueError for a file that is absent, cut, unsafe to unpickle, or whose keys or shapes are not those of the model.
     """
-    if system in SYSTEMS and SYSTEMS[system].qformer != (qformer is not None):
+    if model_name in MODEL_NAMES and MODEL_NAMES[model_name].qformer != (qformer is not None):
         raise ValueError(
-            f"qformer: {system} {'needs the BLIP-2 file' if qformer is None else 'has no Q-Former; leave it out'}"
+            f"qformer: {model_name} {'needs the BLIP-2 file' if qformer is None else 'has no Q-Former; leave it out'}"
         )
-    config = original_config(system, llm, sizes)
-    config.bases = _references(eva_vit=eva_vit, llm=llm, qformer=qformer)
+    config = original_config(model_name, llm, sizes)
+    config.backbones = _references(eva_vit=eva_vit, llm=llm, qformer=qformer)
     blip2 = {} if qformer is None else blip2_state(qformer)
     parts = Parts(
-        _vision(config, eva_vit, blip2, pretrained_image_size(sizes), dtype), base_folders.load_language(llm, dtype)
+        _vision(config, eva_vit, blip2, pretrained_image_size(sizes), dtype), backbone_folders.load_language(llm, dtype)
     )
     if qformer is not None:
         parts.qformer, parts.query_tokens = _qformer(config, qformer, blip2, dtype)
@@ -93,7 +93,7 @@ def to_original(model: MiniGPTForConditionalGeneration, path: str | Path | None 
 
 
 def convert_original(
-    system: str,
+    model_name: str,
     eva_vit: str | Path,
     llm: str | Path,
     released: str | Path,
@@ -104,16 +104,16 @@ def convert_original(
 ) -> Path:
     """`from_original`, written with its processor as a whole Hugging Face folder; all or nothing. ValueError when `out` exists."""
     out = _fresh(out)
-    model = from_original(system, eva_vit, llm, released, qformer, sizes, dtype=dtype)
-    processor = MiniGPTProcessor.from_original(system, llm, sizes)
-    with written_whole(out) as staging, base_folders.quiet_transformers():
+    model = from_original(model_name, eva_vit, llm, released, qformer, sizes, dtype=dtype)
+    processor = MiniGPTProcessor.from_original(model_name, llm, sizes)
+    with written_whole(out) as staging, backbone_folders.quiet_transformers():
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
     return out
 
 
-def convert_bases(
-    system: str,
+def convert_backbones(
+    model_name: str,
     eva_vit: str | Path,
     out: str | Path,
     qformer: str | Path | None = None,
@@ -126,17 +126,17 @@ def convert_bases(
     from mgpt.models.presets import LLAMA_7B, system_config
 
     out = _fresh(out)
-    config = system_config(system, {"model_type": "llama", **LLAMA_7B}, sizes)
+    config = system_config(model_name, {"model_type": "llama", **LLAMA_7B}, sizes)
     blip2 = {} if qformer is None else blip2_state(qformer)
     hashes = {}
     with written_whole(out) as staging:
         vision = _vision(config, eva_vit, blip2, pretrained_image_size(sizes), torch.float32)
         # The file's weights are half precision; only what was interpolated from them is more.
         positions = () if config.image_size == pretrained_image_size(sizes) else ("embeddings.position_embedding",)
-        hashes["vision"] = base_folders.save_base(staging / "vision", vision, dtype=dtype, exact=positions)
+        hashes["vision"] = backbone_folders.save_backbone(staging / "vision", vision, dtype=dtype, exact=positions)
         if qformer is not None:
             bridge, query_tokens = _qformer(config, qformer, blip2, torch.float32)
-            hashes["qformer"] = base_folders.save_base(
+            hashes["qformer"] = backbone_folders.save_backbone(
                 staging / "qformer", bridge, query_tokens=query_tokens, dtype=dtype
             )
     return hashes
@@ -231,18 +231,18 @@ def _buffers(model: MiniGPTForConditionalGeneration, lora: bool) -> dict[str, to
 
 
 def _references(eva_vit: str | Path, llm: str | Path, qformer: str | Path | None) -> dict[str, dict[str, str]]:
-    references = {"vision": _file_reference(eva_vit), "language": base_folders.reference(llm)}
+    references = {"vision": _file_reference(eva_vit), "language": backbone_folders.reference(llm)}
     if qformer is not None:
         references["qformer"] = _file_reference(qformer)
     return {name: vars(reference).copy() for name, reference in references.items()}
 
 
-def _file_reference(path: str | Path) -> BaseReference:
+def _file_reference(path: str | Path) -> BackboneReference:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with path.open("rb") as stream:
-        return BaseReference(path.name, "", hashlib.file_digest(stream, "sha256").hexdigest(), str(path))
+        return BackboneReference(path.name, "", hashlib.file_digest(stream, "sha256").hexdigest(), str(path))
 
 
 def _fresh(out: str | Path) -> Path:

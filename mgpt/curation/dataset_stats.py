@@ -37,7 +37,7 @@ class Facts:
 
 
 def gather(store: Store, entries: Sequence[Entry], wanted: int) -> Facts:
-    """Reads the light columns of (at most 400) shards, and the pictures of `wanted` samples spread over datasets and tasks."""
+    """Reads the light columns of (at most 400) shards, and the images of `wanted` samples spread over datasets and tasks."""
     facts = Facts(shards=len(entries))
     for entry in entries:
         facts.counts[entry.meta["dataset"], entry.meta["split"]] += entry.meta["rows"]
@@ -85,16 +85,16 @@ def _spread(candidates: dict[tuple[str, str], list[tuple[str, str]]], wanted: in
 def _read_samples(store: Store, chosen: Sequence[tuple[str, str]]) -> list[Sample]:
     found: dict[str, Sample] = {}
     for uri in sorted({uri for _, uri in chosen}):
-        wanted = pa.array([identity for identity, place in chosen if place == uri])
+        wanted = pa.array([fingerprint for fingerprint, place in chosen if place == uri])
         with store.open(uri) as opened:
             file = pq.ParquetFile(opened)
-            for group in range(file.num_row_groups):  # one with a picture wanted is read whole, of the others their ids
+            for group in range(file.num_row_groups):  # one with an image wanted is read whole, of the others their ids
                 mask = pa.compute.is_in(file.read_row_group(group, columns=["id"]).column("id"), wanted)
                 if pa.compute.any(mask).as_py():
                     found |= {
                         row["id"]: Sample.from_row(row) for row in file.read_row_group(group).filter(mask).to_pylist()
                     }
-    return [found[identity] for identity, _ in chosen]
+    return [found[fingerprint] for fingerprint, _ in chosen]
 
 
 def plain_marks(messages: list[dict[str, str]]) -> list[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""What can only be judged with every record in sight: duplicates, contamination, caps. Reads light columns, never pictures."""
+"""What can only be judged with every record in sight: duplicates, contamination, caps. Reads light columns, never images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Contamination = Counter[tuple[str, str, str]]  # training dataset, evaluation da
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures found alike: thumbnails [32, 32, 3] of the one that stays and the one that goes."""
+    """Two images found alike: thumbnails [32, 32, 3] of the one that stays and the one that goes."""
 
     kept: np.ndarray
     gone: np.ndarray
@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """By unit and row: why it goes ("" where it stays), the detail, its split and its source; how many pairs of pictures were found alike,
+    """By unit and row: why it goes ("" where it stays), the detail, its split and its source; how many pairs of images were found alike,
     some of them to show, and which evaluation sets training records were taken from."""
 
     reasons: list[np.ndarray]
@@ -49,10 +49,10 @@ class Verdicts:
 
 
 class _Rows:
-    """The light columns of a unit's rows, the positions of their pictures, and what is decided about each row."""
+    """The light columns of a unit's rows, the positions of their images, and what is decided about each row."""
 
-    def __init__(self, unit: Unit, table: pa.Table, pictures: np.ndarray) -> None:
-        self.unit, self.table, self.pictures = unit, table, pictures
+    def __init__(self, unit: Unit, table: pa.Table, images: np.ndarray) -> None:
+        self.unit, self.table, self.images = unit, table, images
         self.splits = np.array([sys.intern(split) for split in table.column("split").to_pylist()], dtype=object)
         self.reasons = np.full(len(table), "", dtype=object)
         self.details = np.full(len(table), "", dtype=object)
@@ -79,18 +79,18 @@ class _Rows:
 
 def link(store: Store, units: Sequence[Unit], settings: CurateSettings, folder: str) -> Verdicts:
     """Judges all rows of all units together. The first of several alike stays, in the order of the plan and of the file."""
-    with Fingerprints(store, [f"{folder}/{unit.name}.images.parquet" for unit in units]) as pictures:
-        rows = [_load(store, unit, folder, pictures) for unit in units]
-        pictures.forget_digests()
+    with Fingerprints(store, [f"{folder}/{unit.name}.images.parquet" for unit in units]) as images:
+        rows = [_load(store, unit, folder, images) for unit in units]
+        images.forget_digests()
         _drop_same_samples(rows)
         _drop_same_keys(rows)
         contaminated, contamination = (
-            _drop_contaminated(rows, pictures) if settings.decontaminate else ([], Contamination())
+            _drop_contaminated(rows, images) if settings.decontaminate else ([], Contamination())
         )
-        repeated = _drop_duplicates(rows, pictures)
+        repeated = _drop_duplicates(rows, images)
         shown = [
-            *_shown(pictures, contaminated, "evaluation image"),
-            *_shown(pictures, repeated, "near-duplicate image"),
+            *_shown(images, contaminated, "evaluation image"),
+            *_shown(images, repeated, "near-duplicate image"),
         ]
     _drop_captions(rows, store, folder)
     _cap(rows)
@@ -105,20 +105,21 @@ def link(store: Store, units: Sequence[Unit], settings: CurateSettings, folder: 
     )
 
 
-def _shown(pictures: Fingerprints, found: Sequence[Similar], reason: str, most: int = 8) -> list[Pair]:
+def _shown(images: Fingerprints, found: Sequence[Similar], reason: str, most: int = 8) -> list[Pair]:
     chosen = sorted(found, key=lambda pair: (-pair.distance, pair.second))[:most]
-    return [Pair(pictures[pair.first], pictures[pair.second], pair.distance, reason) for pair in chosen]
+    return [Pair(images[pair.first], images[pair.second], pair.distance, reason) for pair in chosen]
 
 
-def _load(store: Store, unit: Unit, folder: str, pictures: Fingerprints) -> _Rows:
+def _load(store: Store, unit: Unit, folder: str, images: Fingerprints) -> _Rows:
     with store.open(f"{folder}/{unit.name}.rows.parquet") as file:
         table = pq.read_table(file, columns=_COLUMNS)
-    return _Rows(unit, table.drop_columns("image_sha256"), pictures.positions(table.column("image_sha256").to_pylist()))
+    return _Rows(unit, table.drop_columns("image_sha256"), images.positions(table.column("image_sha256").to_pylist()))
 
 
 def _drop_same_samples(rows: Sequence[_Rows]) -> None:
     keys = [
-        np.array([f"{identity}/{split}" for identity, split in _with_splits(part, "id")], dtype="S") for part in rows
+        np.array([f"{fingerprint}/{split}" for fingerprint, split in _with_splits(part, "id")], dtype="S")
+        for part in rows
     ]
     for part, row, first, first_row in _repeated(rows, keys):
         part.drop(row, "duplicate sample", f"the same as {first.table.column('source')[first_row].as_py()}")
@@ -157,31 +158,31 @@ def _repeated(rows: Sequence[_Rows], keys: Sequence[np.ndarray]) -> Iterator[tup
         yield rows[own], int(place - bounds[own]), rows[other], int(first[which[place]] - bounds[other])
 
 
-def _drop_contaminated(rows: Sequence[_Rows], pictures: Fingerprints) -> tuple[list[Similar], Contamination]:
-    """Training records whose picture an evaluation split has: the same file, the same name in COCO or Visual Genome, or nearly the look."""
+def _drop_contaminated(rows: Sequence[_Rows], images: Fingerprints) -> tuple[list[Similar], Contamination]:
+    """Training records whose image an evaluation split has: the same file, the same name in COCO or Visual Genome, or nearly the look."""
     names = Names((names, _label(part, split)) for part in rows for names, split in _with_splits(part, "names"))
     labels = _held_out(rows)
     training = np.unique(
-        np.concatenate([part.pictures[part.splits == TRAIN] for part in rows] or [np.array([], np.int64)])
+        np.concatenate([part.images[part.splits == TRAIN] for part in rows] or [np.array([], np.int64)])
     )
     held_out = np.array(sorted(labels), dtype=np.int64)
-    found = find_matches(pictures, np.setdiff1d(training[training != NONE], held_out), held_out)
+    found = find_matches(images, np.setdiff1d(training[training != NONE], held_out), held_out)
     alike = {pair.second: pair.first for pair in found}
     contamination = Contamination()
     for part in rows:
         for row, (own, split) in enumerate(_with_splits(part, "names")):
             if split != TRAIN:
                 continue
-            picture = int(part.pictures[row])
-            if picture in labels:
-                label, way, detail = labels[picture], "file", "its picture is one of {}"
+            image = int(part.images[row])
+            if image in labels:
+                label, way, detail = labels[image], "file", "its image is one of {}"
             elif own and (label := names.held_out(own)):
-                way, detail = "name", f"its picture, {' = '.join(own)}, is one of {{}}"
-            elif picture in alike:
+                way, detail = "name", f"its image, {' = '.join(own)}, is one of {{}}"
+            elif image in alike:
                 label, way, detail = (
-                    labels[alike[picture]],
+                    labels[alike[image]],
                     "look",
-                    f"its picture nearly is one of {{}} ({pictures.digest(alike[picture])})",
+                    f"its image nearly is one of {{}} ({images.digest(alike[image])})",
                 )
             else:
                 continue
@@ -196,39 +197,39 @@ def _label(part: _Rows, split: str) -> str:
 
 
 def _held_out(rows: Sequence[_Rows]) -> dict[int, str]:
-    """Evaluation set by picture; the first where several have it."""
+    """Evaluation set by image; the first where several have it."""
     labels: dict[int, str] = {}
     for part in rows:
-        for picture, split in zip(part.pictures, part.splits, strict=True):
-            if split != TRAIN and picture != NONE:
-                labels.setdefault(int(picture), _label(part, split))
+        for image, split in zip(part.images, part.splits, strict=True):
+            if split != TRAIN and image != NONE:
+                labels.setdefault(int(image), _label(part, split))
     return labels
 
 
-def _drop_duplicates(rows: Sequence[_Rows], pictures: Fingerprints) -> list[Similar]:
+def _drop_duplicates(rows: Sequence[_Rows], images: Fingerprints) -> list[Similar]:
     found: list[Similar] = []
     for group in _by_dataset(rows):
         rule = group[0].unit.settings.duplicates
         if rule == "samples":
             continue
         # Within a split only: an evaluation split stays as published.
-        kept = np.unique(np.concatenate([part.pictures[part.remaining(TRAIN)] for part in group]))
-        pairs = find_similar(pictures, kept[kept != NONE])
+        kept = np.unique(np.concatenate([part.images[part.remaining(TRAIN)] for part in group]))
+        pairs = find_similar(images, kept[kept != NONE])
         alike = {pair.second: pair.first for pair in pairs}
         found += pairs
         seen: set[int] = set()
         for part in group:
-            for row in map(int, np.flatnonzero(part.remaining(TRAIN) & (part.pictures != NONE))):
-                picture = int(part.pictures[row])
-                if picture in alike:
+            for row in map(int, np.flatnonzero(part.remaining(TRAIN) & (part.images != NONE))):
+                image = int(part.images[row])
+                if image in alike:
                     part.drop(
                         row,
                         "near-duplicate image",
-                        f"its picture nearly is an earlier one ({pictures.digest(alike[picture])})",
+                        f"its image nearly is an earlier one ({images.digest(alike[image])})",
                     )
-                elif rule == "records" and picture in seen:
-                    part.drop(row, "duplicate image", "an earlier record has the same picture")
-                seen.add(picture)
+                elif rule == "records" and image in seen:
+                    part.drop(row, "duplicate image", "an earlier record has the same image")
+                seen.add(image)
     return found
 
 
@@ -255,9 +256,9 @@ def _cap(rows: Sequence[_Rows]) -> None:
         if cap is None:
             continue
         for split in sorted({split for part in group for split in part.splits}):
-            identities = [part.column("id") for part in group]
+            fingerprints = [part.column("id") for part in group]
             rows_left = [map(int, np.flatnonzero(part.remaining(split))) for part in group]
-            remaining = sorted((identities[n][row], n, row) for n, left in enumerate(rows_left) for row in left)
+            remaining = sorted((fingerprints[n][row], n, row) for n, left in enumerate(rows_left) for row in left)
             for _, n, row in remaining[cap:]:
                 group[n].drop(row, "over the cap", f"{len(remaining)} remained, the cap is {cap}")
 

@@ -28,7 +28,7 @@ from mgpt.data.text import normalise_sample
 from mgpt.data.types import SCHEMA, Sample
 from mgpt.storage import Store
 
-# A sample and what only curation asks of it: which picture it shows, by its bytes and by the names that other datasets know it by, and the
+# A sample and what only curation asks of it: which image it shows, by its bytes and by the names that other datasets know it by, and the
 # key under which an evaluation reports it.
 _JUDGED = [
     pa.field("image_sha256", pa.string()),
@@ -57,7 +57,7 @@ _GROUP_ROWS = 1_000
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How tables with pictures are written: encoded pictures are not compressed again, and neighbouring rows that share one store it once
+    """How tables with images are written: encoded images are not compressed again, and neighbouring rows that share one store it once
     (a large dictionary page)."""
     encoded = ("image", "thumbnail")
     compression = {name: "NONE" if name in encoded else "ZSTD" for name in _columns(schema)}
@@ -186,7 +186,7 @@ class _Judge:
             if isinstance(judged, BadImage):
                 raise judged
             checked = judged
-            changes |= self._picture_changes(sample, checked)
+            changes |= self._image_changes(sample, checked)
         if self.unit.settings.text == "original":
             sample = normalise_sample(sample, self.reader.card.normalised_roles)
         sample = sample.revise(**changes) if changes else sample
@@ -200,7 +200,7 @@ class _Judge:
         if checked:
             self._remember(checked)
 
-    def _picture_changes(self, sample: Sample, checked: Checked) -> dict[str, Any]:
+    def _image_changes(self, sample: Sample, checked: Checked) -> dict[str, Any]:
         boxes = sample.boxes
         if checked.orientation != 1:
             boxes = tuple(turn_box(box, checked.orientation, checked.stored_size) for box in boxes)

@@ -1,4 +1,4 @@
-"""Pictures by the names that the world knows them by: one picture of COCO lies in a dozen datasets, in as many encodings."""
+"""Images by the names that the world knows them by: one image of COCO lies in a dozen datasets, in as many encodings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 
 class Names:
-    """Which evaluation set holds a picture, by names such as `coco:139` and `vg:2315405`.
+    """Which evaluation set holds an image, by names such as `coco:139` and `vg:2315405`.
 
-    A record that gives its picture two names says that they mean the same one: Visual Genome's `image_data.json` ties its numbers to
+    A record that gives its image two names says that they mean the same one: Visual Genome's `image_data.json` ties its numbers to
     COCO's, so that a question of GQA about `vg:2315405` and a reference of RefCOCO to `coco:139` meet.
     """
 
@@ -26,7 +26,7 @@ class Names:
             self._labels.setdefault(self._root(name), label)
 
     def held_out(self, names: Sequence[str]) -> str:
-        """The evaluation set that holds the picture; empty where none does."""
+        """The evaluation set that holds the image; empty where none does."""
         return next((label for name in names if (label := self._labels.get(self._root(name)))), "")
 
     def _root(self, name: str) -> str:

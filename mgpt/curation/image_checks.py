@@ -1,7 +1,7 @@
-"""Pictures from strangers: refused for a named reason, or mended in a documented way.
+"""Images from strangers: refused for a named reason, or mended in a documented way.
 
 Mended: EXIF orientation is applied (boxes turn with it), CMYK becomes RGB, 16-bit grey is scaled to 8 bits, transparency is laid on
-white. A mended picture is encoded anew, as JPEG (quality 95, no chroma subsampling) where it was one, else as PNG. A picture that needs
+white. A mended image is encoded anew, as JPEG (quality 95, no chroma subsampling) where it was one, else as PNG. An image that needs
 no mending keeps its bytes. A wrong file extension does not matter: the content decides.
 """
 
@@ -33,13 +33,13 @@ from mgpt.data.boxes import Box
 # Importing a plugin registers its format; Pillow's other decoders are not offered to strangers' files.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG opens MPO too
-THUMBNAIL = 32  # side of the picture's fingerprint, see mgpt.curation.near_duplicates
+THUMBNAIL = 32  # side of the image's fingerprint, see mgpt.curation.near_duplicates
 LOOK = 64  # fewest pixels of a side that a fingerprint is made of, where there are as many
 ORIENTATION = 0x0112  # EXIF tag
 
 
 class BadImage(ValueError):
-    """The picture cannot be used; `reason` names the row of the quarantine table."""
+    """The image cannot be used; `reason` names the row of the quarantine table."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -48,7 +48,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A usable picture: its bytes, the sha256 of them, size in pixels, its RGB thumbnail [32, 32, 3] as bytes, what was mended, and the
+    """A usable image: its bytes, the sha256 of them, size in pixels, its RGB thumbnail [32, 32, 3] as bytes, what was mended, and the
     EXIF orientation (1 to 8) with the stored size that boxes have to follow."""
 
     data: bytes
@@ -62,7 +62,7 @@ class Checked:
 
 
 def check_image(data: bytes, settings: CurateSettings) -> Checked:
-    """Reads a picture as strictly as a training run needs it.
+    """Reads an image as strictly as a training run needs it.
 
     Raises:
         BadImage: empty file, too many bytes, not an image, too many pixels, animated image, damaged image, too small, extreme aspect.
@@ -78,15 +78,15 @@ def check_image(data: bytes, settings: CurateSettings) -> Checked:
 
 def _decode(data: bytes, settings: CurateSettings) -> Checked:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            _check_header(picture, settings)
-            stored, orientation = picture.size, _orientation(picture)
-            if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L") and orientation == 1:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_header(image, settings)
+            stored, orientation = image.size, _orientation(image)
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1:
                 # It keeps its bytes, so a small look is enough: every code of the file is read, only fewer points are made of them.
-                picture.draft(None, (LOOK, LOOK))
-            picture.load()
-            _check_end(data, picture.format)
-            return _mend(data, picture, orientation, stored)
+                image.draft(None, (LOOK, LOOK))
+            image.load()
+            _check_end(data, image.format)
+            return _mend(data, image, orientation, stored)
     except Image.DecompressionBombError as error:
         raise BadImage("too many pixels", str(error)) from error
     except UnidentifiedImageError as error:
@@ -109,8 +109,8 @@ def _decode(data: bytes, settings: CurateSettings) -> Checked:
         raise BadImage("damaged image", f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _check_header(picture: Image.Image, settings: CurateSettings) -> None:
-    width, height = picture.size
+def _check_header(image: Image.Image, settings: CurateSettings) -> None:
+    width, height = image.size
     if width * height > settings.maximum_pixels:
         raise BadImage("too many pixels", f"{width}x{height} > {settings.maximum_pixels}")
     if min(width, height) < settings.minimum_side:
@@ -118,9 +118,9 @@ def _check_header(picture: Image.Image, settings: CurateSettings) -> None:
     if max(width, height) > settings.maximum_aspect * min(width, height):
         raise BadImage("extreme aspect", f"{width}x{height}, at most {settings.maximum_aspect:g} to 1")
     if (
-        picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
+        image.format != "MPO" and getattr(image, "n_frames", 1) > 1
     ):  # an MPO is a photograph with a preview or a second eye
-        raise BadImage("animated image", f"{picture.format} with {getattr(picture, 'n_frames', 1)} frames")
+        raise BadImage("animated image", f"{image.format} with {getattr(image, 'n_frames', 1)} frames")
 
 
 def _check_end(data: bytes, kind: str | None) -> None:
@@ -129,53 +129,53 @@ def _check_end(data: bytes, kind: str | None) -> None:
         raise BadImage("damaged image", "JPEG without end marker")
 
 
-def _orientation(picture: Image.Image) -> int:
-    found = picture.getexif().get(ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF") else 1
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(ORIENTATION, 1) if image.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF") else 1
     return found if found in range(1, 9) else 1
 
 
-def _mend(data: bytes, picture: Image.Image, orientation: int, stored: tuple[int, int]) -> Checked:
-    rgb, mended = _to_rgb(picture)
+def _mend(data: bytes, image: Image.Image, orientation: int, stored: tuple[int, int]) -> Checked:
+    rgb, mended = _to_rgb(image)
     if orientation != 1:
         rgb, mended = ImageOps.exif_transpose(_with_orientation(rgb, orientation)), [*mended, "orientation"]
     if mended:
-        data = _encode(rgb, picture.format)
+        data = _encode(rgb, image.format)
     thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=1.5).tobytes()
     width, height = rgb.size if mended else stored
     return Checked(data, hashlib.sha256(data).hexdigest(), width, height, thumbnail, tuple(mended), orientation, stored)
 
 
-def _with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
-    picture.getexif()[ORIENTATION] = orientation
-    return picture
+def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[ORIENTATION] = orientation
+    return image
 
 
-def _to_rgb(picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    if picture.mode == "RGB":
-        return picture, []
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    if image.mode == "RGB":
+        return image, []
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
         top = 65535.0 if values.max(initial=0) > 255 else 255.0
         return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB"), ["16-bit"]
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB"), ["transparency"]
-    # Grey, bilevel and palette pictures have one meaning in RGB, so their bytes stay; CMYK and Lab need a converter.
-    return picture.convert("RGB"), ["colour space"] if picture.mode not in ("L", "1", "P") else []
+    # Grey, bilevel and palette images have one meaning in RGB, so their bytes stay; CMYK and Lab need a converter.
+    return image.convert("RGB"), ["colour space"] if image.mode not in ("L", "1", "P") else []
 
 
-def _encode(picture: Image.Image, kind: str | None) -> bytes:
+def _encode(image: Image.Image, kind: str | None) -> bytes:
     buffer = io.BytesIO()
     if kind in ("JPEG", "MPO"):
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
     else:
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def turn_box(box: Box, orientation: int, stored_size: tuple[int, int]) -> Box:
-    """A box given on the stored pixels, on the picture as EXIF `orientation` shows it.
+    """A box given on the stored pixels, on the image as EXIF `orientation` shows it.
 
     Annotations of the supported datasets are on stored pixels: the original code, and the tools that made them, read files without EXIF.
     """

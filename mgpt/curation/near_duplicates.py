@@ -1,10 +1,10 @@
-"""Pictures that are nearly the same: encoded again, resized, or with a little of the border cut off.
+"""Images that are nearly the same: encoded again, resized, or with a little of the border cut off.
 
-A hash of eight by eight brightnesses cannot tell sparse pictures apart (one red circle here, one red circle a little to the left) and
+A hash of eight by eight brightnesses cannot tell sparse images apart (one red circle here, one red circle a little to the left) and
 breaks on a cropped edge. Three steps instead, each on fewer pairs than the one before:
 
-1. Neighbours: all pictures whose low frequencies (4 x 4 cosine coefficients of each colour) are close (`near.py`).
-2. Tangents: cutting a border moves and stretches a picture a little, which moves its coefficients along four known directions (tangent
+1. Neighbours: all images whose low frequencies (4 x 4 cosine coefficients of each colour) are close (`near.py`).
+2. Tangents: cutting a border moves and stretches an image a little, which moves its coefficients along four known directions (tangent
    distance: Simard, LeCun and Denker 1993). What is left of the difference beside those must be small, and the motion must be one that
    cutting a border makes.
 3. Registration: the thumbnails are laid on each other (Lucas and Kanade 1981, scale and shift of each axis) and compared point by
@@ -26,7 +26,7 @@ SIDE = 32  # of a thumbnail
 FREQUENCIES = 4
 RADIUS = 0.11  # distance of coefficients (of brightnesses 0..1) that a cut of a twentieth stays below
 TANGENT_REST = 0.03  # what may be left of it beside the tangents
-MOST_CUT = 0.14  # of a side; registration of small pictures is no finer
+MOST_CUT = 0.14  # of a side; registration of small images is no finer
 SLACK = 0.012  # of a side, by which a border may seem to grow
 WORST_POINTS = 6  # the sixth largest difference counts: a few points on an edge always differ
 MOST_DIFFERENCE = 42.0  # of 255, between registered thumbnails
@@ -37,14 +37,14 @@ Matrix = np.ndarray
 
 
 class Thumbnails(Protocol):
-    """[pictures, 32, 32, 3] uint8 of which some rows at a time are looked at: an array, or a file (`link.Pictures`)."""
+    """[images, 32, 32, 3] uint8 of which some rows at a time are looked at: an array, or a file (`link.Images`)."""
 
     def __getitem__(self, rows: Any) -> Matrix: ...
 
 
 @dataclass(frozen=True)
 class Similar:
-    """Picture `second` nearly equals the earlier (or held-out) picture `first`; `distance` of 255 at their worst points."""
+    """Image `second` nearly equals the earlier (or held-out) image `first`; `distance` of 255 at their worst points."""
 
     first: int
     second: int
@@ -52,11 +52,11 @@ class Similar:
 
 
 def find_similar(thumbnails: Thumbnails, rows: Matrix) -> list[Similar]:
-    """Pictures that nearly equal an earlier one that stays.
+    """Images that nearly equal an earlier one that stays.
 
     Args:
-        thumbnails: [pictures, 32, 32, 3] uint8.
-        rows: positions [n] of the pictures to compare, ascending: of two alike the first stays.
+        thumbnails: [images, 32, 32, 3] uint8.
+        rows: positions [n] of the images to compare, ascending: of two alike the first stays.
     """
     representatives, kept = _collapse(thumbnails, rows)
     gone = np.zeros(int(rows.max(initial=-1)) + 1, dtype=bool)
@@ -69,7 +69,7 @@ def find_similar(thumbnails: Thumbnails, rows: Matrix) -> list[Similar]:
 
 
 def find_matches(thumbnails: Thumbnails, rows: Matrix, against: Matrix) -> list[Similar]:
-    """Pictures of `rows` [n] that nearly equal one of `against` [m]: for each the closest."""
+    """Images of `rows` [n] that nearly equal one of `against` [m]: for each the closest."""
     best: dict[int, Similar] = {}
     for found in _alike(thumbnails, rows, against, None):
         for pair in found:
@@ -98,7 +98,7 @@ def _digests(thumbnails: Matrix) -> Matrix:
 
 
 def _alike(thumbnails: Thumbnails, rows: Matrix, against: Matrix, gone: Matrix | None) -> Iterator[list[Similar]]:
-    """Pairs alike, a chunk of `rows` at a time. With `gone`, only earlier pictures that are not (yet) in it are compared with."""
+    """Pairs alike, a chunk of `rows` at a time. With `gone`, only earlier images that are not (yet) in it are compared with."""
     if not len(rows) or not len(against):
         return
     near = Near(_of_all(_coefficients, thumbnails, against))
@@ -115,7 +115,7 @@ def _chunks(rows: Matrix) -> Iterator[Matrix]:
 
 
 def _of_all(function: Callable[[Matrix], Matrix], thumbnails: Thumbnails, rows: Matrix) -> Matrix:
-    """What `function` makes of the pictures `rows`, with few of them in memory at a time."""
+    """What `function` makes of the images `rows`, with few of them in memory at a time."""
     return np.concatenate([function(thumbnails[part]) for part in _chunks(rows)])
 
 
@@ -165,7 +165,7 @@ def _judge(thumbnails: Thumbnails, first: Matrix, second: Matrix) -> list[Simila
 
 
 def _worst(one: Matrix, other: Matrix) -> Matrix:
-    """The sixth largest difference [n] of two stacks of pictures [n, 32, 32, 3]."""
+    """The sixth largest difference [n] of two stacks of images [n, 32, 32, 3]."""
     points = np.abs(other - one).max(-1).reshape(len(one), -1)
     return np.partition(points, -WORST_POINTS, axis=1)[:, -WORST_POINTS]
 
@@ -211,12 +211,12 @@ def _tangents(thumbnails: Matrix) -> Matrix:
 
 def _tangent_close(thumbnails: Thumbnails, first: Matrix, second: Matrix) -> Matrix:
     """Which pairs differ by little more than what cutting a border does, [n] bool."""
-    pictures, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    coefficients = _of_all(_coefficients, thumbnails, pictures)
+    images, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+    coefficients = _of_all(_coefficients, thumbnails, images)
     ones, others = places[: len(first)], places[len(first) :]
     difference = coefficients[others] - coefficients[ones]
     used, which = np.unique(ones, return_inverse=True)
-    tangents = _of_all(_tangents, thumbnails, pictures[used])
+    tangents = _of_all(_tangents, thumbnails, images[used])
     solver, spanned = _solvers(tangents)
     inside = np.einsum("nij,ni->nj", spanned[which], difference)
     rest = (difference**2).sum(1) - (inside**2).sum(1)
@@ -234,7 +234,7 @@ def _solvers(tangents: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _is_cut(motion: Matrix, slack: float = SLACK) -> Matrix:
-    """Whether one picture is the other without a border: motion [n, 4] is x scale, x shift, y scale, y shift in sides of the picture."""
+    """Whether one image is the other without a border: motion [n, 4] is x scale, x shift, y scale, y shift in sides of the image."""
     scale, shift = motion[:, [0, 2]], motion[:, [1, 3]]
     inside = (scale <= 1 + slack) & (shift >= -slack) & (scale + shift <= 1 + slack) & (scale > 1 - MOST_CUT)
     outside = (scale >= 1 - slack) & (shift <= slack) & (scale + shift >= 1 - slack) & (scale < 1 + MOST_CUT)
@@ -281,8 +281,8 @@ def _step(warped: Matrix, target: Matrix) -> Matrix:
     return np.clip(np.linalg.solve(squares, np.matmul(slopes, rest))[..., 0], -0.06, 0.06)
 
 
-def _warp(pictures: Matrix, motion: Matrix) -> Matrix:
-    return _separable(_sampling(motion[:, 2], motion[:, 3]), _sampling(motion[:, 0], motion[:, 1]), pictures)
+def _warp(images: Matrix, motion: Matrix) -> Matrix:
+    return _separable(_sampling(motion[:, 2], motion[:, 3]), _sampling(motion[:, 0], motion[:, 1]), images)
 
 
 def _sampling(scale: Matrix, shift: Matrix) -> Matrix:
@@ -291,9 +291,9 @@ def _sampling(scale: Matrix, shift: Matrix) -> Matrix:
     return np.maximum(0, 1 - np.abs(places[:, :, None] - np.arange(SIDE, dtype=np.float32)))
 
 
-def _separable(rows: Matrix, columns: Matrix, pictures: Matrix) -> Matrix:
-    """Applies `rows` down and `columns` across pictures [n, 32, 32, 3]."""
-    down = np.matmul(rows, pictures.reshape(len(pictures), SIDE, SIDE * 3)).reshape(pictures.shape)
+def _separable(rows: Matrix, columns: Matrix, images: Matrix) -> Matrix:
+    """Applies `rows` down and `columns` across images [n, 32, 32, 3]."""
+    down = np.matmul(rows, images.reshape(len(images), SIDE, SIDE * 3)).reshape(images.shape)
     if columns.ndim == 3:
         columns = columns[:, None]
     return np.matmul(columns, down)

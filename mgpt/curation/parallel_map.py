@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 def give_back_memory() -> None:
-    """Lets Arrow use the system's allocator from now on, and returns what is free to the system. Arrow's own keeps what its threads freed:
+    """Lets Arrow use the model's allocator from now on, and returns what is free to the model. Arrow's own keeps what its threads freed:
     a process's memory grew with the number of files that it had seen."""
     pa.set_memory_pool(pa.system_memory_pool())
     pa.default_memory_pool().release_unused()

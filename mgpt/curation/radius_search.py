@@ -4,8 +4,8 @@ In 48 dimensions a k-d tree looks at nearly every point, one at a time; a produc
 as fast. So points lie in small balls of near neighbours, and only of a ball that a query may reach are the distances computed, all at once.
 
 How it grows: balls out of reach cost nothing, and photographs differ most in a few coefficients (brightness, light from above). Where
-nothing is out of reach, time goes with the square: 2 s of one core for 20,000 pictures (seen), so some 80 minutes for a million, and 8
-for a million against the pictures of all evaluation splits, about 100,000 (extrapolated). A point takes 200 bytes, and what is found is
+nothing is out of reach, time goes with the square: 2 s of one core for 20,000 images (seen), so some 80 minutes for a million, and 8
+for a million against the images of all evaluation splits, about 100,000 (extrapolated). A point takes 200 bytes, and what is found is
 handed over a ball at a time, however much there is.
 """
 

@@ -57,7 +57,7 @@ def _check_answer(text: str, caption: bool, settings: CurateSettings) -> None:
 
 
 def fit_boxes(boxes: tuple[Box, ...], width: int, height: int, settings: CurateSettings) -> tuple[Box, ...]:
-    """Boxes inside a picture of `width` x `height` pixels: those that overshoot by no more than `box_tolerance` are clipped.
+    """Boxes inside an image of `width` x `height` pixels: those that overshoot by no more than `box_tolerance` are clipped.
 
     Raises:
         BadSample: box not finite, box reversed, box outside, box degenerate.

@@ -16,7 +16,7 @@ from mgpt.curation.filter_records import parquet_options
 from mgpt.data.types import SCHEMA
 from mgpt.storage import Entry, Store
 
-# A row group ends with so many rows, or so many bytes of pictures: one is in memory while it is written, and while a reader uses it.
+# A row group ends with so many rows, or so many bytes of images: one is in memory while it is written, and while a reader uses it.
 _GROUP_ROWS = 500
 _GROUP_BYTES = 8 << 20
 _BATCH_ROWS = 25

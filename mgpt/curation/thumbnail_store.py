@@ -1,4 +1,4 @@
-"""The fingerprints of every distinct picture of a curation, in a file: of millions of pictures, a few thousand are in memory at a time."""
+"""The fingerprints of every distinct image of a curation, in a file: of millions of images, a few thousand are in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from mgpt.curation.image_checks import THUMBNAIL
 from mgpt.storage import Store
 
-NONE = -1  # the position of a text's picture
+NONE = -1  # the position of a text's image
 _SHAPE = (THUMBNAIL, THUMBNAIL, 3)
 _BYTES = THUMBNAIL * THUMBNAIL * 3
 _BATCH = 1_000
 
 
 class Fingerprints:
-    """Indexed as an array [pictures, 32, 32, 3] uint8 of thumbnails, in the order in which the `images` tables first name their pictures.
+    """Indexed as an array [images, 32, 32, 3] uint8 of thumbnails, in the order in which the `images` tables first name their images.
 
     The file has no name and goes with the object, or with the process.
     """
@@ -59,7 +59,7 @@ class Fingerprints:
         return os.pread(self._file.fileno(), _BYTES, int(row) * _BYTES)
 
     def positions(self, digests: Sequence[str | None]) -> np.ndarray:
-        """Positions [n] of pictures by their sha256; `NONE` for text only."""
+        """Positions [n] of images by their sha256; `NONE` for text only."""
         return np.array([self._index[bytes.fromhex(digest)] if digest else NONE for digest in digests], dtype=np.int64)
 
     def forget_digests(self) -> None:
@@ -67,5 +67,5 @@ class Fingerprints:
         self._index = {}
 
     def digest(self, row: int) -> str:
-        """The beginning of a picture's sha256, to name it."""
+        """The beginning of an image's sha256, to name it."""
         return bytes(self._digests[row]).hex()[:16]

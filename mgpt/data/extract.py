@@ -45,7 +45,7 @@ def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, l
     return str(folder), [Refused(**refused) for refused in json.loads((folder / READY).read_text(encoding="utf-8"))]
 
 
-def base_folders(manifest: Manifest, named: Mapping[str, str | None], store: Store) -> dict[str, str]:
+def backbone_folders(manifest: Manifest, named: Mapping[str, str | None], store: Store) -> dict[str, str]:
     """Folder or URI of each base by part; `named` says `SOURCE/FOLDER` for each, None for a part that a model lacks."""
     folders = {}
     for part, name in named.items():

@@ -1,7 +1,7 @@
-"""Features of pictures as files: what a frozen tower made of each distinct picture, found by the sha256 of the picture's encoded bytes.
+"""Features of images as files: what a frozen tower made of each distinct image, found by the sha256 of the image's encoded bytes.
 
 A pack is one safetensors file, written whole: `features` (images, tokens, width), `digests` (images, 32) uint8, `checks` (images) int64,
-the CRC-32 of each picture's features; its metadata says how many seconds of computing went into it. A reader takes single pictures out of
+the CRC-32 of each image's features; its metadata says how many seconds of computing went into it. A reader takes single images out of
 packs by their place, so packs may be larger than memory, here or in a bucket.
 """
 
@@ -37,7 +37,7 @@ def pack_bytes(digests: Sequence[bytes], features: Tensor, seconds: float) -> by
 
 @dataclass(frozen=True)
 class Pack:
-    """The head of a pack: which pictures it holds, and where in the file their features lie."""
+    """The head of a pack: which images it holds, and where in the file their features lie."""
 
     uri: str
     digests: list[bytes]
@@ -71,22 +71,22 @@ class Pack:
 
     @property
     def size(self) -> int:
-        """Bytes of one picture's features."""
+        """Bytes of one image's features."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     def read(self, row: int) -> Tensor:
-        """Features (tokens, width) of picture number `row`. Raises ValueError when they are not what was written."""
+        """Features (tokens, width) of image number `row`. Raises ValueError when they are not what was written."""
         start = self.start + row * self.size
         found = Store(self.uri.rsplit("/", 1)[0]).read_range(self.uri, start, start + self.size)
         if zlib.crc32(found) != self.checks[row]:
             raise ValueError(
-                f"{self.uri}: picture {row} was altered; delete the file, and the next training computes it again"
+                f"{self.uri}: image {row} was altered; delete the file, and the next training computes it again"
             )
         return torch.frombuffer(bytearray(found), dtype=self.dtype).reshape(self.shape)
 
 
 class FeatureReader:
-    """Random access to the features below a folder. `places`: picture digest -> (pack, row)."""
+    """Random access to the features below a folder. `places`: image digest -> (pack, row)."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -94,9 +94,9 @@ class FeatureReader:
         self.places = {digest: (pack, row) for pack in self.packs for row, digest in enumerate(pack.digests)}
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
-        """(images, tokens, width), in the order asked for. Raises ValueError for a picture that is not there or was altered."""
+        """(images, tokens, width), in the order asked for. Raises ValueError for an image that is not there or was altered."""
         absent = [digest.hex() for digest in digests if digest not in self.places]
         if absent:
-            what = f"{self.folder}: no features of {len(absent)} pictures, the first with sha256 {absent[0]}"
+            what = f"{self.folder}: no features of {len(absent)} images, the first with sha256 {absent[0]}"
             raise ValueError(f"{what}; start the stage again, which computes what is not there")
         return torch.stack([pack.read(row) for pack, row in map(self.places.__getitem__, digests)])

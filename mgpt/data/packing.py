@@ -1,6 +1,6 @@
 """Packing: several samples in one row, none of which sees another.
 
-Rows are planned from lengths alone, before a picture is decoded. A packed row carries `segment_ids`, 1, 2, ... for its samples and 0 for
+Rows are planned from lengths alone, before an image is decoded. A packed row carries `segment_ids`, 1, 2, ... for its samples and 0 for
 padding, and positions that restart with each sample. `attention_inputs` turns the segments into what an attention implementation takes: a
 dense mask for SDPA and eager attention, a block mask for flex attention, or sequence bounds for flash attention and `varlen`.
 

@@ -208,7 +208,7 @@ def render(
 ) -> list[Message]:
     """The messages of a training example: `[{"role", "content"}, ...]`.
 
-    One instruction of the pool is drawn, and one of each turn's alternatives. The first user message of a sample with a picture starts with
+    One instruction of the pool is drawn, and one of each turn's alternatives. The first user message of a sample with an image starts with
     `<Img><ImageHere></Img> `; of a `bare` task it is `<ImageHere>` alone.
 
     Args:
@@ -218,7 +218,7 @@ def render(
         tasks: where names are looked up; the shipped ones by default.
 
     Raises:
-        ValueError: the task is not known or wants a picture that is not there, a box is outside its image, or an answer has the wrong form.
+        ValueError: the task is not known or wants an image that is not there, a box is outside its image, or an answer has the wrong form.
     """
     chosen = _task_of(sample, task, tasks)
     first = rng.choice(chosen.instructions) if chosen.instructions else "{}"
@@ -250,7 +250,7 @@ def _task_of(sample: Sample, task: str | None, tasks: Mapping[str, Task] | None)
             f"{sample.dataset} {sample.source}: task {name!r} is not known; known are {', '.join(sorted(known))}"
         )
     if known[name].image != (sample.image is not None):
-        has, wants = ("no picture", "needs one") if sample.image is None else ("a picture", "takes none")
+        has, wants = ("no image", "needs one") if sample.image is None else ("an image", "takes none")
         raise ValueError(
             f"{sample.dataset} {sample.source}: the sample has {has} and task {name!r} {wants}; use another task"
         )

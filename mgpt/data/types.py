@@ -65,8 +65,8 @@ class Sample:
         licence: of the record, as the source states it.
         source: `path#key` of the record inside the source's folder.
         extra: JSON-like facts that only evaluation needs: `key` (the id a prediction is reported under), `objects` (name of every object
-            instance in the picture), `choices` (candidate answers).
-        names: what the picture is called across datasets (`coco:139`, `vg:2315405`), for curation: not stored, no part of the hash.
+            instance in the image), `choices` (candidate answers).
+        names: what the image is called across datasets (`coco:139`, `vg:2315405`), for curation: not stored, no part of the hash.
 
     Raises:
         ValueError: a turn has another role, there is no turn, a text is no Unicode text, or a box token refers to a box that is not there.

@@ -63,7 +63,7 @@ class Vocabulary:
         return max(len(form) for form in (*self.nouns, *self.ignore))
 
     def is_present(self, mention: str, truth: Iterable[str]) -> bool:
-        """Whether a named object is in the picture. A noun alone is there when any object of that noun is."""
+        """Whether a named object is in the image. A noun alone is there when any object of that noun is."""
         return any(mention == name or (name.endswith(f" {mention}") and bool(self.attributes)) for name in truth)
 
 

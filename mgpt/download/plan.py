@@ -14,7 +14,7 @@ from mgpt.data.archives import BUNDLE
 from mgpt.download.fetch import Mirror, Patience, persist
 from mgpt.download.mirrors import Gone, Remote, Unreliable, locate
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".txt", ".xml", ".json")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".txt", ".xml", ".json")
 BUNDLE_BYTES = 512 << 20
 
 
@@ -88,7 +88,7 @@ def group(files: Sequence[File], bundle_files: int) -> list[Item]:
     items = []
     for folder, members in sorted(folders.items()):
         small = [
-            file for file in members if file.name.lower().endswith(PICTURES) and (file.size or 0) < BUNDLE_BYTES // 64
+            file for file in members if file.name.lower().endswith(IMAGES) and (file.size or 0) < BUNDLE_BYTES // 64
         ]
         bundled = small if len(small) > bundle_files else []
         names = {file.name for file in bundled}

@@ -1,7 +1,7 @@
 """Lists of image addresses (LAION, Conceptual Captions, SBU) as webdataset shards, with every lost address counted.
 
 Our own fetcher, not img2dataset: version 1.47 needs pandas < 3, webdataset < 1, opencv, albumentations and wandb beside the pins of this
-project, stores pictures padded to squares of one size (which version 2 of the model would enlarge again), and begins a broken shard anew.
+project, stores images padded to squares of one size (which version 2 of the model would enlarge again), and begins a broken shard anew.
 The shards have img2dataset's layout, so shards made by it are read the same way.
 """
 
@@ -123,7 +123,7 @@ def _shard(source: SourceFetch, name: str, rows: Sequence[Row], spool: Path) -> 
 
 
 def _image(source: SourceFetch, row: Row, place: Path) -> bytes | str:
-    """The picture's bytes, or why there are none."""
+    """The image's bytes, or why there are none."""
     path = place / row.key
     try:
         if not path.exists():
@@ -136,7 +136,7 @@ def _image(source: SourceFetch, row: Row, place: Path) -> bytes | str:
 
 
 def extension(data: bytes) -> str:
-    """The file extension that the first bytes of a picture ask for; empty for what is no picture."""
+    """The file extension that the first bytes of an image ask for; empty for what is no image."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), "")
@@ -150,11 +150,11 @@ def _members(row: Row, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _earlier(source: SourceFetch, uri: str, rows: Sequence[Row]) -> dict[str, bytes]:
-    """Pictures by key of an earlier, incomplete form of the shard, where the key still means the same address."""
+    """Images by key of an earlier, incomplete form of the shard, where the key still means the same address."""
     if not source.store.exists(uri):
         return {}
     addresses = {row.key: row.url for row in rows}
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     same: set[str] = set()
     with tarfile.open(fileobj=io.BytesIO(source.store.read(uri))) as tar:
         for member in tar:
@@ -165,5 +165,5 @@ def _earlier(source: SourceFetch, uri: str, rows: Sequence[Row]) -> dict[str, by
             if kind == "json":
                 same |= {key} if json.loads(data.read())["url"] == addresses.get(key) else set()
             else:
-                pictures[key] = data.read()
-    return {key: data for key, data in pictures.items() if key in same}
+                images[key] = data.read()
+    return {key: data for key, data in images.items() if key in same}

@@ -1,4 +1,4 @@
-"""Several checkpoints of one system, asked the same held-out questions, scored side by side."""
+"""Several checkpoints of one model, asked the same held-out questions, scored side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgpt.config.evaluation import SystemEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
 from mgpt.data.vocabulary import Vocabulary, load_vocabulary
@@ -36,7 +36,7 @@ class Evaluation:
     items.
     """
 
-    system: str
+    model_name: str
     scores: dict[str, dict[str, Score]]
     predictions: list[Prediction]
 
@@ -59,10 +59,10 @@ def families(vocabulary: Vocabulary) -> dict[str, Family]:
 
 
 def run_suite(
-    system: str,
-    settings: SystemEvaluationSettings,
+    model_name: str,
+    settings: ModelEvaluationSettings,
     samples: Sequence[Sample],
-    bases: Mapping[str, str | Path],
+    backbones: Mapping[str, str | Path],
     checkpoints: Mapping[str, Path],
     *,
     answer_all: AnswerAll,
@@ -73,18 +73,18 @@ def run_suite(
     Raises ValueError when a task has no held-out items or a checkpoint has no weights.
     """
     items = choose_items(settings, samples, tasks)
-    source = ModelSource.of(bases, checkpoints, settings.format, settings.generation, settings.seed)
+    source = ModelSource.of(backbones, checkpoints, settings.format, settings.generation, settings.seed)
     asked = [
         (item, _ask(settings, item, position)) for members in items.values() for position, item in enumerate(members)
     ]
     answers = answer_all(source, [ask for _, ask in asked])
     return score_answers(
-        system, settings, items, {item.id: found for (item, _), found in zip(asked, answers, strict=True)}
+        model_name, settings, items, {item.id: found for (item, _), found in zip(asked, answers, strict=True)}
     )
 
 
 def choose_items(
-    settings: SystemEvaluationSettings, samples: Sequence[Sample], tasks: Mapping[str, Task] | None = None
+    settings: ModelEvaluationSettings, samples: Sequence[Sample], tasks: Mapping[str, Task] | None = None
 ) -> dict[str, list[Item]]:
     """Task -> its items. Raises ValueError that names every task without items."""
     vocabulary = load_vocabulary(settings.vocabulary)
@@ -102,7 +102,7 @@ def choose_items(
     return items
 
 
-def _ask(settings: SystemEvaluationSettings, item: Item, position: int) -> Ask:
+def _ask(settings: ModelEvaluationSettings, item: Item, position: int) -> Ask:
     asked = settings.tasks[item.task]
     early = settings.checkpoints if position < asked.early_items else settings.checkpoints[-1:]
     choices = item.choices if item.dataset in settings.ranked_datasets else ()
@@ -110,8 +110,8 @@ def _ask(settings: SystemEvaluationSettings, item: Item, position: int) -> Ask:
 
 
 def score_answers(
-    system: str,
-    settings: SystemEvaluationSettings,
+    model_name: str,
+    settings: ModelEvaluationSettings,
     items: Mapping[str, Sequence[Item]],
     answers: Mapping[str, Mapping[str, Answer]],
 ) -> Evaluation:
@@ -131,4 +131,4 @@ def score_answers(
             )
             scores[checkpoint].update(found_scores)
             predictions += [Prediction(checkpoint, *row) for row in zip(asked, given, judgements, strict=True)]
-    return Evaluation(system, scores, predictions)
+    return Evaluation(model_name, scores, predictions)

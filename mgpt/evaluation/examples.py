@@ -16,11 +16,11 @@ from mgpt.data.tasks import BOX_TOKENS, Message, Task, prompt, write_boxes
 from mgpt.data.types import BOX_TOKEN, Sample
 from mgpt.data.vocabulary import Vocabulary
 
-TELLING = ("caption", "caption-bare", "describe", "grounding")  # tasks whose references name what is in the picture
+TELLING = ("caption", "caption-bare", "describe", "grounding")  # tasks whose references name what is in the image
 ABOUT_ONE_BOX = ("refer", "identify")
 # Tasks that are scored as another; each keeps its own prompt.
 KINDRED = {"vqa": ("vqa", "vqa-unanswerable", "statement", "hateful-meme")}
-# A task without held-out samples of its own is asked of the pictures of these, in this order.
+# A task without held-out samples of its own is asked of the images of these, in this order.
 STAND_INS = {"describe": ("caption", "caption-bare"), "caption": ("caption-bare", "describe")}
 
 
@@ -37,7 +37,7 @@ class Item:
     """One question of an evaluation.
 
     `id`: unique among all items: task, the sample's id, and the number of the expression. `key`: the dataset's own id of the record, under
-    which a prediction is reported. `references`: acceptable answers as model text. `objects`: names of what is in the picture. `slices`:
+    which a prediction is reported. `references`: acceptable answers as model text. `objects`: names of what is in the image. `slices`:
     pairs such as ("objects", "3").
     """
 
@@ -64,7 +64,7 @@ class Item:
 @dataclass(frozen=True)
 class ItemRules:
     """How samples become items: `limit` items a task (the first of a seeded order, so that a smaller limit asks a part of the same items),
-    `size_limits`: name of a size -> largest share of the picture that a box of this size takes, ascending; `tasks`: the tasks by name,
+    `size_limits`: name of a size -> largest share of the image that a box of this size takes, ascending; `tasks`: the tasks by name,
     None for the shipped ones."""
 
     limit: int
@@ -77,7 +77,7 @@ def build_items(samples: Sequence[Sample], task: str, vocabulary: Vocabulary, ru
     """The items of a task, at most `rules.limit`, in a seeded order that does not depend on the order of the samples."""
     chosen = _samples_of(samples, task)
     order = np.random.default_rng(rules.seed).permutation(len(chosen))
-    truth = _objects_by_picture(samples, vocabulary)
+    truth = _objects_by_image(samples, vocabulary)
     items: list[Item] = []
     for i in order:
         if len(items) >= rules.limit:
@@ -92,16 +92,14 @@ def _samples_of(samples: Sequence[Sample], task: str) -> list[Sample]:
         found = {sample.id: sample for sample in samples if sample.task in names and sample.image is not None}
         if found:
             return (
-                _one_a_picture(found[i] for i in sorted(found))
-                if task in TELLING
-                else [found[i] for i in sorted(found)]
+                _one_a_image(found[i] for i in sorted(found)) if task in TELLING else [found[i] for i in sorted(found)]
             )
     return []
 
 
-def _one_a_picture(samples: Iterable[Sample]) -> list[Sample]:
-    """The first sample of every picture: a picture is described once."""
-    return list({_picture(sample): sample for sample in reversed(list(samples))}.values())[::-1]
+def _one_a_image(samples: Iterable[Sample]) -> list[Sample]:
+    """The first sample of every image: an image is described once."""
+    return list({_image(sample): sample for sample in reversed(list(samples))}.values())[::-1]
 
 
 def _one_each(sample: Sample, task: str) -> list[Sample]:
@@ -118,7 +116,7 @@ def _item(
 ) -> Item:
     assert sample.image is not None
     number, of = place
-    objects = truth[_picture(sample)]
+    objects = truth[_image(sample)]
     return Item(
         id=f"{task}-{sample.id}-{number}",
         key=str(sample.extra.get("key", sample.source or sample.id)) + (f"/{number}" if of > 1 else ""),
@@ -138,26 +136,26 @@ def _item(
     )
 
 
-def _picture(sample: Sample) -> str:
+def _image(sample: Sample) -> str:
     return hashlib.sha256(sample.image or b"").hexdigest()
 
 
-def _objects_by_picture(samples: Sequence[Sample], vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
-    """Annotated objects (one entry an instance) and, after them, objects that only the reference texts of the same picture name."""
+def _objects_by_image(samples: Sequence[Sample], vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
+    """Annotated objects (one entry an instance) and, after them, objects that only the reference texts of the same image name."""
     annotated: dict[str, list[str]] = {}
     told: dict[str, set[str]] = defaultdict(set)
     for sample in samples:
-        picture = _picture(sample)
+        image = _image(sample)
         instances = [
             name
             for given in sample.extra.get("objects", ())
             for name in vocabulary.mentions(str(given)) or [str(given)]
         ]
-        if len(instances) >= len(annotated.get(picture, ())):
-            annotated[picture] = instances
+        if len(instances) >= len(annotated.get(image, ())):
+            annotated[image] = instances
         if sample.task in TELLING:
-            told[picture].update(name for text in sample.references for name in vocabulary.mentions(text))
-    return {picture: (*found, *sorted(told[picture] - set(found))) for picture, found in annotated.items()}
+            told[image].update(name for text in sample.references for name in vocabulary.mentions(text))
+    return {image: (*found, *sorted(told[image] - set(found))) for image, found in annotated.items()}
 
 
 def _phrases(sample: Sample, task: str) -> tuple[GroundedPhrase, ...]:

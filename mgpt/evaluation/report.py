@@ -127,7 +127,7 @@ def text_table(evaluation: Evaluation) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
-        [f"{evaluation.system}: held-out scores with 95 % intervals", lines[0], "-" * len(lines[0]), *lines[1:]]
+        [f"{evaluation.model_name}: held-out scores with 95 % intervals", lines[0], "-" * len(lines[0]), *lines[1:]]
     )
 
 

@@ -56,7 +56,7 @@ Judge = Callable[[Item, str, bool], Judgement]  # item, the answer's text, wheth
 
 @dataclass(frozen=True)
 class Family:
-    """The metrics of one task. `constants(items)` proposes answers that need no picture, for the chance level."""
+    """The metrics of one task. `constants(items)` proposes answers that need no image, for the chance level."""
 
     task: str
     metrics: tuple[Metric, ...]
@@ -170,7 +170,7 @@ def bootstrap(parts: Sequence[Part], resamples: int, seed: int, worst: float = 0
 def chance_levels(
     family: Family, items: Sequence[Item], replies: Sequence[Reply | None], seed: int
 ) -> dict[str, float]:
-    """What each metric is worth without looking at the pictures: the better of two blind answerers.
+    """What each metric is worth without looking at the images: the better of two blind answerers.
 
     - *dealt*: the model's own answers, each dealt to another item (mean over `PERMUTATIONS` seeded shifts of a shuffle), which keeps the
       model's habits and frequencies;

@@ -1,4 +1,4 @@
-"""The `evaluate` stage's body: held-out samples in, scores and pictures out."""
+"""The `evaluate` stage's body: held-out samples in, scores and images out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mgpt.config.evaluation import SystemEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
 from mgpt.evaluation.evaluator import Evaluation, run_suite
@@ -18,29 +18,29 @@ from mgpt.inference.types import AnswerAll
 from mgpt.reporting.visualize import write_gallery
 from mgpt.storage import Manifest, Store
 
-PICTURES = "pictures.png"
+IMAGES = "images.png"
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
     """What to evaluate.
 
-    `checkpoints`: name -> folder that `save_trainable` wrote, in the order of training and without `untrained`. `bases`: name -> folder or
+    `checkpoints`: name -> folder that `save_trainable` wrote, in the order of training and without `untrained`. `backbones`: name -> folder or
     URI. `curated`: manifest of the `curate` stage. `out`: where the report goes. `tasks`: the tasks by name where a user added some.
     """
 
-    system: str
-    settings: SystemEvaluationSettings
+    model_name: str
+    settings: ModelEvaluationSettings
     store: Store
     curated: Manifest
-    bases: Mapping[str, str | Path]
+    backbones: Mapping[str, str | Path]
     checkpoints: Mapping[str, Path]
     out: Path
     tasks: Mapping[str, Task] | None = None
 
 
 def evaluate(request: EvaluateRequest, answer_all: AnswerAll) -> Evaluation:
-    """Ask every checkpoint, score, and write `report.FILES` and `pictures.png` into `request.out`.
+    """Ask every checkpoint, score, and write `report.FILES` and `images.png` into `request.out`.
 
     `answer_all` is who answers: this process, or actors on a cluster (`mgpt.execution.batch_inference`).
 
@@ -50,20 +50,20 @@ def evaluate(request: EvaluateRequest, answer_all: AnswerAll) -> Evaluation:
     settings = request.settings
     samples = list(read_samples(request.store, request.curated, settings.splits, settings.datasets))
     evaluation = run_suite(
-        request.system,
+        request.model_name,
         settings,
         samples,
-        request.bases,
+        request.backbones,
         request.checkpoints,
         answer_all=answer_all,
         tasks=request.tasks,
     )
     write_report(evaluation, request.out)
-    if settings.pictures:
-        write_gallery(evaluation, settings.pictures, request.out / PICTURES)
+    if settings.images:
+        write_gallery(evaluation, settings.images, request.out / IMAGES)
     if evaluation.missing:
         raise ValueError(
-            f"evaluate.{request.system}: {evaluation.missing} answers did not come back; see answer = null in "
+            f"evaluate.{request.model_name}: {evaluation.missing} answers did not come back; see answer = null in "
             f"{request.out / 'predictions.parquet'}"
         )
     return evaluation

@@ -89,7 +89,7 @@ class SampleReader:
 @dataclass(frozen=True)
 class Feed:
     """Everything that decides what a worker sees at a step. `tasks` renames a dataset's task; `features` is the folder of the cached
-    features that stand in place of pictures, or None."""
+    features that stand in place of images, or None."""
 
     manifest: Manifest
     start: Start

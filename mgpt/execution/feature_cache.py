@@ -1,7 +1,7 @@
-"""The feature cache: what the frozen tower (and Q-Former) makes of each distinct picture that a training shows, computed once on Ray.
+"""The feature cache: what the frozen tower (and Q-Former) makes of each distinct image that a training shows, computed once on Ray.
 
-Below the store's `features/`: `images/<sha256 of a shard>` names the pictures of a curated shard, 32 bytes a row; `<key>/` holds the packs
-of one frozen part (`EncoderSpec.key`), one or more a shard. Every stage and system with the same frozen part reads the same packs. Packs
+Below the store's `features/`: `images/<sha256 of a shard>` names the images of a curated shard, 32 bytes a row; `<key>/` holds the packs
+of one frozen part (`EncoderSpec.key`), one or more a shard. Every stage and model with the same frozen part reads the same packs. Packs
 are whole or absent, so a killed computation goes on with those that are not there.
 """
 
@@ -27,8 +27,8 @@ from mgpt.storage import Entry, Store, sha256_bytes
 
 IMAGES = "images"
 _PACK_BYTES = 256 << 20  # of features in one file, about
-_HERE_BYTES = 256 << 20  # of shards whose pictures are named sooner here than a process elsewhere starts
-_BATCH = 32  # pictures in one pass of the tower
+_HERE_BYTES = 256 << 20  # of shards whose images are named sooner here than a process elsewhere starts
+_BATCH = 32  # images in one pass of the tower
 _COMPUTERS: dict[str, _Computer] = {}  # of this process, by what it was made of; Ray reuses a process for many tasks
 
 
@@ -36,9 +36,9 @@ _COMPUTERS: dict[str, _Computer] = {}  # of this process, by what it was made of
 class Cached:
     """What the cache means for one training. `folder` is None where it is off; then nothing was computed.
 
-    `shows` pictures are shown in all steps, `images` of them distinct, `size` bytes of features. `computed` of them were not there yet;
+    `shows` images are shown in all steps, `images` of them distinct, `size` bytes of features. `computed` of them were not there yet;
     that took `seconds`, of which processes computed `work_seconds` side by side and else started. The files say that one process needs
-    `image_seconds` for a picture; `processes` train.
+    `image_seconds` for an image; `processes` train.
     """
 
     folder: str | None
@@ -52,12 +52,10 @@ class Cached:
     processes: int = 1
 
     def estimate(self) -> str:
-        """How often pictures are shown, and so whether the cache pays."""
+        """How often images are shown, and so whether the cache pays."""
         if not self.images:
             return "off"
-        shown = (
-            f"{self.shows} pictures shown, {self.images} of them distinct ({self.shows / self.images:.1f} times each)"
-        )
+        shown = f"{self.shows} images shown, {self.images} of them distinct ({self.shows / self.images:.1f} times each)"
         return f"{'on' if self.folder else 'off'}: {shown}" + (
             f", {self.size / 1e6:.0f} MB of features" if self.size else ""
         )
@@ -74,7 +72,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class Unit:
-    """One pack to make: the pictures of some rows of a shard."""
+    """One pack to make: the images of some rows of a shard."""
 
     shard: str
     rows: list[int]
@@ -85,13 +83,13 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     """Decides whether the training uses the cache below `root`, and computes what is not in it. Needs a running Ray. `warmed` is ready when
     a process has the model's code, which then serves here.
 
-    Raises ray.exceptions.RayTaskError when a picture cannot be read, with the picture's own error as its cause.
+    Raises ray.exceptions.RayTaskError when an image cannot be read, with the image's own error as its cause.
     """
     import ray
 
     if settings.features is False:
         return Cached(None, 0, 0)
-    # Runs meanwhile, and elsewhere: this process needs neither torch's models nor the bases.
+    # Runs meanwhile, and elsewhere: this process needs neither torch's models nor the backbones.
     ask = ray.remote(num_cpus=0, **set_up_ray_train(workers))(_kind)
     kind = ask.remote(feed.start, settings.precision, settings.features_dtype, warmed)
     store, entries = (
@@ -105,7 +103,7 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     rows = np.flatnonzero(shown)
     first = rows[
         np.sort(np.unique(digests[rows], return_index=True)[1])
-    ]  # the first row that shows each distinct picture
+    ]  # the first row that shows each distinct image
     plan = Cached(None, int(times[rows].sum()), len(first))
     if not plan.images or (settings.features == "auto" and plan.shows <= settings.features_above * plan.images):
         return plan
@@ -117,7 +115,7 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
 
 
 def _kind(start: Start, precision: str, dtype: str, _warmed: Any) -> tuple[str, int]:
-    """(key, bytes a picture) of a frozen part's features."""
+    """(key, bytes an image) of a frozen part's features."""
     spec = start.encoder()
     return spec.key(precision, dtype), spec.tokens * spec.width * DTYPES[dtype].itemsize
 
@@ -131,13 +129,13 @@ def _fill(
     settings: TrainingSettings,
     workers: WorkerSettings,
 ) -> Cached:
-    """Computes the pictures that the plan's folder does not hold."""
+    """Computes the images that the plan's folder does not hold."""
     assert plan.folder is not None
     began, before = time.perf_counter(), FeatureReader(plan.folder)
     missing = np.array([row for row in first if _whole(digests[row]) not in before.places], np.int64)
     units = list(_units(entries, digests, missing, max(1, _PACK_BYTES * plan.images // plan.size)))
     if units:
-        print(f"features: computing {len(missing)} of {plan.images} pictures in {len(units)} files", flush=True)
+        print(f"features: computing {len(missing)} of {plan.images} images in {len(units)} files", flush=True)
         _compute(units, start, settings, workers, plan.folder)
     seconds, packs = time.perf_counter() - began, FeatureReader(plan.folder).packs
     there = {pack.uri for pack in before.packs}
@@ -171,7 +169,7 @@ def _times(feed: Feed) -> np.ndarray:
 
 
 def _digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
-    """(rows of all shards,) S32: each row's picture."""
+    """(rows of all shards,) S32: each row's image."""
     import ray
 
     uris = [store.uri(IMAGES, entry.sha256) for entry in entries]

@@ -1,6 +1,6 @@
-"""Runs a stage as a Ray job: one job an identity, followed from anywhere, its outputs brought back through the store.
+"""Runs a stage as a Ray job: one job a fingerprint, followed from anywhere, its outputs brought back through the store.
 
-The submission id is the identity, so a client that died finds its job again and never starts a second.
+The submission id is the fingerprint, so a client that died finds its job again and never starts a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgpt.config import JOB_IDENTITY, Settings
+from mgpt.config import JOB_FINGERPRINT, Settings
 from mgpt.config.infrastructure import ClusterSettings
 from mgpt.execution.session import forwarded_environment
 from mgpt.pipeline.fingerprint import Declaration
@@ -32,25 +32,25 @@ _START_SECONDS = 120.0  # how long a cluster may take until it accepts jobs
 _PATIENCE_SECONDS = 600.0  # how long a client waits for a job server that does not answer
 
 
-def submission_id(declared: Declaration, identity: str) -> str:
+def submission_id(declared: Declaration, fingerprint: str) -> str:
     """The job's id: readable, and the same for the same work."""
-    return f"{declared.name.replace('@', '-')}-{identity}"
+    return f"{declared.name.replace('@', '-')}-{fingerprint}"
 
 
-def job_state(declared: Declaration, identity: str, settings: ClusterSettings) -> str:
+def job_state(declared: Declaration, fingerprint: str, settings: ClusterSettings) -> str:
     """The job's id and state, or that there is none yet. Raises ValueError when the job server cannot be used."""
-    name = submission_id(declared, identity)
+    name = submission_id(declared, fingerprint)
     return f"job {name} at {settings.address}: {_status(_client(settings), name) or 'not submitted'}"
 
 
-def follow(declared: Declaration, identity: str, settings: Settings, store: Store, project: Path) -> None:
+def follow(declared: Declaration, fingerprint: str, settings: Settings, store: Store, project: Path) -> None:
     """Submits the stage, or attaches to its running job, prints the job's log, and returns when it succeeded.
 
     Raises:
         ValueError: the job server cannot be used, or what would be sent is too large.
         SystemExit: the job failed; the code is that of its entry point.
     """
-    client, name = _client(settings.cluster), submission_id(declared, identity)
+    client, name = _client(settings.cluster), submission_id(declared, fingerprint)
     status = _status(client, name)
     if status in ("PENDING", "RUNNING"):
         print(f"attached to job {name} ({status}) at {settings.cluster.address}", flush=True)
@@ -59,7 +59,7 @@ def follow(declared: Declaration, identity: str, settings: Settings, store: Stor
             status is not None
         ):  # it ended without a record of finished work: the training goes on from its last checkpoint
             client.delete_job(name)
-        _submit(client, name, declared, identity, settings, store, project)
+        _submit(client, name, declared, fingerprint, settings, store, project)
     code = _wait(client, name)
     if code != 0:
         raise SystemExit(code)
@@ -95,17 +95,19 @@ def _submit(
     client: JobSubmissionClient,
     name: str,
     declared: Declaration,
-    identity: str,
+    fingerprint: str,
     settings: Settings,
     store: Store,
     project: Path,
 ) -> None:
     inputs = {path: artifacts.keep(store, project / path) for path in _needed(declared, project)}
-    variables = forwarded_environment() | _job_variables(identity, inputs, settings, store, project)
-    command = " ".join(["python", "-m", "flows", declared.stage, *([declared.system] if declared.system else [])])
+    variables = forwarded_environment() | _job_variables(fingerprint, inputs, settings, store, project)
+    command = " ".join(
+        ["python", "-m", "flows", declared.stage, *([declared.model_name] if declared.model_name else [])]
+    )
     with tempfile.TemporaryDirectory() as folder:
         size = collect(project, Path(folder), settings.cluster.upload_limit_mb)
-        metadata = {"stage": declared.name, "identity": identity}
+        metadata = {"stage": declared.name, "fingerprint": fingerprint}
         _hand_in(client, command, name, {"working_dir": folder, "env_vars": variables}, metadata)
     print(f"submitted job {name} to {settings.cluster.address} ({size / 1e6:.1f} MB of code)", flush=True)
 
@@ -143,12 +145,12 @@ def _needed(declared: Declaration, project: Path) -> list[str]:
 
 
 def _job_variables(
-    identity: str, inputs: dict[str, str], settings: Settings, store: Store, project: Path
+    fingerprint: str, inputs: dict[str, str], settings: Settings, store: Store, project: Path
 ) -> dict[str, str]:
     from mgpt.tracking.client import absolute_uri
 
     return {
-        JOB_IDENTITY: identity,
+        JOB_FINGERPRINT: fingerprint,
         JOB_INPUTS: json.dumps(inputs),
         "MGPT_STORAGE__ROOT": store.root,
         "MGPT_TRACKING__URI": absolute_uri(settings.tracking.uri, project),

@@ -1,6 +1,6 @@
 """Trains on Ray: a `TorchTrainer` around `mgpt.training.trainer`, fed by Ray Data, resumed by name, followed by the driver.
 
-A run is its URI: Ray's run name is the URI's last part (the stage's identity) and its storage path the rest. The same request again goes
+A run is its URI: Ray's run name is the URI's last part (the stage's fingerprint) and its storage path the rest. The same request again goes
 on from the last committed checkpoint; a finished run returns at once. Below the URI lie Ray's checkpoints, `curve.csv` as it grows, and,
 at the end, `weights/` and `finished.json`, and `ledger.json` where it is asked for.
 """
@@ -50,16 +50,16 @@ class Tracker(Protocol):
 class TrainRequest:
     """One stage of training.
 
-    `bases` are folders or URIs of the bases by part (`vision`, `language`, `qformer`); `weights` is the folder of the stage before, or
+    `backbones` are folders or URIs of the backbones by part (`vision`, `language`, `qformer`); `weights` is the folder of the stage before, or
     None for a fresh model made with `fresh` (keywords of `MiniGPTForConditionalGeneration.from_bases`); `loading` says how either is held
-    in memory, as in `Start`. `run_uri` ends in the stage's identity. `out` is an existing local folder that gets `weights/` and
+    in memory, as in `Start`. `run_uri` ends in the stage's fingerprint. `out` is an existing local folder that gets `weights/` and
     `curve.csv`. `features` is where the store keeps the feature cache; None for none, whatever the settings say.
     """
 
     settings: TrainingSettings
     workers: WorkerSettings
     manifest: Manifest
-    bases: dict[str, str]
+    backbones: dict[str, str]
     run_uri: str
     out: Path
     weights: Path | None = None
@@ -220,7 +220,7 @@ def _start(request: TrainRequest, store: Store) -> Start:
     weights = None if request.weights is None else f"{request.run_uri}/{START}"
     if weights is not None and request.weights is not None:
         store.put_folder(request.weights, weights)
-    return Start(request.bases, weights, request.fresh, request.loading)
+    return Start(request.backbones, weights, request.fresh, request.loading)
 
 
 def _collect(request: TrainRequest, store: Store, resumed_from: int) -> TrainResult:

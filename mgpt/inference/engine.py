@@ -1,4 +1,4 @@
-"""One loaded model that answers for several checkpoints of one system: the frozen bases are read once, only trainables are exchanged."""
+"""One loaded model that answers for several checkpoints of one model: the frozen backbones are read once, only trainables are exchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mgpt.inference.generation import FeatureCache, answer, choice_losses
 from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Answer, Ask, ModelSource, Request
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.models.assembly import read_config, read_tensors
-from mgpt.models.backbones import PRECISIONS, check_bases
+from mgpt.models.backbones import PRECISIONS, check_backbones
 from mgpt.storage import Store, is_remote
 
 CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper, construction of the second stage's data
@@ -21,7 +21,7 @@ CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper,
 class Answerer:
     """The loaded model. Calling it with asks gives, for each, checkpoint -> answer.
 
-    Raises ValueError where a checkpoint was trained on other bases or does not fit.
+    Raises ValueError where a checkpoint was trained on other backbones or does not fit.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -29,20 +29,20 @@ class Answerer:
         self.loaded = UNTRAINED
         with tempfile.TemporaryDirectory(prefix="mgpt-answering-") as name:
             folder = Path(name)
-            bases = _local_bases(source, folder)
+            backbones = _local_backbones(source, folder)
             _write_weights(source, folder)
             last = folder / list(source.weights)[-1]
-            self.model = _fresh(source, bases, last)
+            self.model = _fresh(source, backbones, last)
             self.processor = MiniGPTProcessor.from_pretrained(last)
             self.states = {
                 UNTRAINED: {key: value.detach().clone() for key, value in self.model.trainable_parameters().items()}
             }
             for checkpoint in source.weights:
-                check_bases(read_config(folder / checkpoint).bases, bases)
+                check_backbones(read_config(folder / checkpoint).backbones, backbones)
                 self.states[checkpoint] = read_tensors(folder / checkpoint / TRAINABLE_FILE)
 
     def __call__(self, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
-        """Answers in the order of the asks. Pictures go through the frozen tower once, whatever the number of checkpoints."""
+        """Answers in the order of the asks. Images go through the frozen tower once, whatever the number of checkpoints."""
         answers: list[dict[str, Answer]] = [{} for _ in asks]
         features = FeatureCache(self.model)
         for name in dict.fromkeys(name for ask in asks for name in ask.checkpoints):
@@ -92,10 +92,10 @@ def _continued(request: Request, first: Answer) -> Request:
     return Request(request.images, (*request.messages, {"role": "assistant", "content": first.text}, CONTINUE))
 
 
-def _fresh(source: ModelSource, bases: Mapping[str, str | Path], like: Path) -> MiniGPTForConditionalGeneration:
+def _fresh(source: ModelSource, backbones: Mapping[str, str | Path], like: Path) -> MiniGPTForConditionalGeneration:
     config = read_config(like)
-    model = MiniGPTForConditionalGeneration.from_bases(
-        **bases,
+    model = MiniGPTForConditionalGeneration.from_backbones(
+        **backbones,
         merge=config.merge,
         lora=config.lora,
         seed=source.seed,
@@ -105,12 +105,12 @@ def _fresh(source: ModelSource, bases: Mapping[str, str | Path], like: Path) -> 
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _local_bases(source: ModelSource, folder: Path) -> dict[str, str | Path]:
+def _local_backbones(source: ModelSource, folder: Path) -> dict[str, str | Path]:
     local: dict[str, str | Path] = {}
-    for name, uri in source.bases.items():
+    for name, uri in source.backbones.items():
         if is_remote(uri):
-            Store(uri).fetch_folder(uri, folder / "bases" / name)
-        local[name] = str(folder / "bases" / name) if is_remote(uri) else uri
+            Store(uri).fetch_folder(uri, folder / "backbones" / name)
+        local[name] = str(folder / "backbones" / name) if is_remote(uri) else uri
     return local
 
 

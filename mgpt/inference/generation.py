@@ -22,8 +22,8 @@ TAIL = 8  # the end symbol is looked for in this many last tokens; no tokenizer 
 
 
 class FeatureCache:
-    """Features of pictures from the frozen tower (and Q-Former), which no training changes: valid for every checkpoint on the same "
-    "bases."""
+    """Features of images from the frozen tower (and Q-Former), which no training changes: valid for every checkpoint on the same "
+    "backbones."""
 
     def __init__(self, model: MiniGPTForConditionalGeneration) -> None:
         self.model = model
@@ -50,9 +50,9 @@ def answer(
     features: FeatureCache | None = None,
 ) -> list[Answer]:
     """Answer every request greedily; answers stand in the order of the requests. `features` keeps what the frozen tower made of each
-    picture, across calls.
+    image, across calls.
 
-    Raises ValueError for an unknown format, a request that does not end with a user message, or a picture that cannot be read.
+    Raises ValueError for an unknown format, a request that does not end with a user message, or an image that cannot be read.
     """
     _check(requests, format, max_new_tokens, batch_size)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].images), _length(requests[i])))
@@ -125,9 +125,9 @@ def encode(
     conversations = [list(request.messages) for request in requests]
     for conversation, text in zip(conversations, answers, strict=False):
         conversation.append({"role": "assistant", "content": text})
-    pictures = [picture(image) for image in images] or None
+    decoded = [decode_image(image) for image in images] or None
     batch = processor(
-        images=pictures, conversations=conversations, format=format, labels=bool(answers), padding_side="left"
+        images=decoded, conversations=conversations, format=format, labels=bool(answers), padding_side="left"
     )
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     if features is not None and "pixel_values" in inputs:
@@ -157,15 +157,15 @@ def choice_losses(
     return [float(loss) for loss in losses.sum(dim=1)]
 
 
-def picture(image: bytes | Image.Image) -> Image.Image:
-    """An RGB picture. Raises ValueError for bytes that are no picture."""
+def decode_image(image: bytes | Image.Image) -> Image.Image:
+    """An RGB image. Raises ValueError for bytes that are no image."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
         return Image.open(io.BytesIO(image)).convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(
-            f"request: {len(image)} bytes are not a readable picture ({error}); give an encoded JPEG or PNG"
+            f"request: {len(image)} bytes are not a readable image ({error}); give an encoded JPEG or PNG"
         ) from error
 
 

@@ -17,7 +17,7 @@ TRAINABLE_FILE = "trainable.safetensors"  # Contract: mgpt.models.assembly
 
 @dataclass(frozen=True)
 class Request:
-    """`images`: encoded bytes or Pillow pictures, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a
+    """`images`: encoded bytes or Pillow images, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a
     user message.
     """
 
@@ -51,13 +51,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Everything that a process anywhere needs to load the checkpoints of one system.
+    """Everything that a process anywhere needs to load the checkpoints of one model.
 
-    `bases`: name -> folder or URI. `weights`: checkpoint -> its files by name, as bytes (trainables are small). The checkpoint `untrained`
+    `backbones`: name -> folder or URI. `weights`: checkpoint -> its files by name, as bytes (trainables are small). The checkpoint `untrained`
     needs no files: it is a fresh projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
     """
 
-    bases: Mapping[str, str]
+    backbones: Mapping[str, str]
     weights: Mapping[str, Mapping[str, bytes]]
     format: str
     batch_size: int
@@ -67,7 +67,7 @@ class ModelSource:
     @classmethod
     def of(
         cls,
-        bases: Mapping[str, str | Path],
+        backbones: Mapping[str, str | Path],
         checkpoints: Mapping[str, str | Path],
         format: str,
         generation: GenerationSettings,
@@ -88,7 +88,7 @@ class ModelSource:
             for name, folder in checkpoints.items()
         }
         return cls(
-            {name: str(folder) for name, folder in bases.items()},
+            {name: str(folder) for name, folder in backbones.items()},
             weights,
             format,
             generation.batch_size,

@@ -1,4 +1,4 @@
-"""The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its bases and the original checkpoints.
+"""The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its backbones and the original checkpoints.
 
 Names are imported on first use: a prompt format or a preset costs no torch import. Any of the classes brings all of them, and with them
 transformers' `Auto*` classes know folders of these models: `from mgpt.models import MiniGPTProcessor` is enough.
@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgpt.models.configuration_minigpt import BaseReference, MiniGPTConfig
+    from mgpt.models.configuration_minigpt import BackboneReference, MiniGPTConfig
     from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
     from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration, MiniGPTOutput
     from mgpt.models.processing_minigpt import MiniGPTProcessor
     from mgpt.models.prompt_formats import PROMPT_FORMATS, PromptFormat
 
 _HOMES = {
-    "BaseReference": "configuration",
+    "BackboneReference": "configuration",
     "MiniGPTConfig": "configuration",
     "PROMPT_FORMATS": "formats",
     "PromptFormat": "formats",
@@ -29,7 +29,7 @@ _HOMES = {
 
 __all__ = [
     "PROMPT_FORMATS",
-    "BaseReference",
+    "BackboneReference",
     "MiniGPTConfig",
     "MiniGPTForConditionalGeneration",
     "MiniGPTImageProcessor",

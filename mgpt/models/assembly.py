@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgpt.models import backbones as base_folders
-from mgpt.models.configuration_minigpt import BaseReference, MiniGPTConfig
+from mgpt.models import backbones as backbone_folders
+from mgpt.models.configuration_minigpt import BackboneReference, MiniGPTConfig
 from mgpt.models.model_card import model_card
 from mgpt.models.vision import resize_tower
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TRAINABLE_FILE = "trainable.safetensors"
 
 
-def from_bases(
+def from_backbones(
     cls: Any,
     vision: str | Path,
     language: str | Path,
@@ -35,7 +35,7 @@ def from_bases(
     seed: int = 0,
     image_size: int | None = None,
     prompt_format: str | None = None,
-    references: Mapping[str, BaseReference] | None = None,
+    references: Mapping[str, BackboneReference] | None = None,
     dtype: torch.dtype = torch.float32,
     quantization: str | None = None,
     attn_implementation: str | None = None,
@@ -44,19 +44,19 @@ def from_bases(
 
     merge: consecutive vision tokens in one image token; without effect with a Q-Former. lora: LoraSpec, a mapping, or None. seed: of the
     fresh weights. image_size: pixels, default the tower's own. references: name → id and revision of each base, default the folder's name.
-    dtype: of the frozen bases. quantization: of the language model, "8bit", "4bit" or None.
+    dtype: of the frozen backbones. quantization: of the language model, "8bit", "4bit" or None.
 
     Raises ValueError when a folder cannot be read or the parts do not fit together.
     """
     folders = {"vision": vision, "language": language} | ({"qformer": qformer} if qformer is not None else {})
-    config = config_from_bases(
+    config = config_from_backbones(
         **folders, merge=merge, lora=lora, image_size=image_size, prompt_format=prompt_format, references=references
     )
     parts = _load_parts(folders, dtype, quantization, attn_implementation, image_size)
     return _build(cls, config, parts, seed)
 
 
-def config_from_bases(
+def config_from_backbones(
     vision: str | Path,
     language: str | Path,
     qformer: str | Path | None = None,
@@ -65,33 +65,33 @@ def config_from_bases(
     lora: Any = None,
     image_size: int | None = None,
     prompt_format: str | None = None,
-    references: Mapping[str, BaseReference] | None = None,
+    references: Mapping[str, BackboneReference] | None = None,
 ) -> MiniGPTConfig:
     """The configuration of `from_bases`' model, from the folders' headers and hashes alone: no weights are loaded."""
     folders = {"vision": vision, "language": language} | ({"qformer": qformer} if qformer is not None else {})
     known = references or {}
-    vision_config = base_folders.vision_config(vision)
+    vision_config = backbone_folders.vision_config(vision)
     if image_size is not None:
         vision_config.image_size = image_size
-    mean, std = base_folders.pixel_statistics(vision)
+    mean, std = backbone_folders.pixel_statistics(vision)
     return MiniGPTConfig(
         vision_config,
-        base_folders.language_config(language),
-        None if qformer is None else base_folders.qformer_config(qformer),
+        backbone_folders.language_config(language),
+        None if qformer is None else backbone_folders.qformer_config(qformer),
         merge=merge,
         lora=lora,
-        num_query_tokens=32 if qformer is None else base_folders.query_count(qformer),
+        num_query_tokens=32 if qformer is None else backbone_folders.query_count(qformer),
         prompt_format=prompt_format or ("minigpt-v2" if qformer is None else "minigpt4"),
         image_mean=mean,
         image_std=std,
-        bases={name: known.get(name) or base_folders.reference(folder) for name, folder in folders.items()},
+        backbones={name: known.get(name) or backbone_folders.reference(folder) for name, folder in folders.items()},
     )
 
 
 def from_trainable(
     cls: Any,
     folder: str | Path,
-    bases: Mapping[str, str | Path],
+    backbones: Mapping[str, str | Path],
     *,
     dtype: torch.dtype = torch.float32,
     quantization: str | None = None,
@@ -103,8 +103,8 @@ def from_trainable(
     """
     folder = Path(folder)
     config = read_config(folder)
-    base_folders.check_bases(config.bases, dict(bases))
-    parts = _load_parts(dict(bases), dtype, quantization, attn_implementation, config.image_size)
+    backbone_folders.check_backbones(config.backbones, dict(backbones))
+    parts = _load_parts(dict(backbones), dtype, quantization, attn_implementation, config.image_size)
     model = _build(cls, config, parts, seed=0)
     load_trainable(model, read_tensors(folder / TRAINABLE_FILE))
     return model
@@ -115,7 +115,7 @@ def save_trainable(model: MiniGPTForConditionalGeneration, folder: str | Path, p
     from safetensors.torch import save_file
 
     state = {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable_parameters().items()}
-    base_folders.check_finite(state, "model")
+    backbone_folders.check_finite(state, "model")
     with written_whole(folder) as staging:
         save_file(state, staging / TRAINABLE_FILE, metadata={"format": "pt"})
         model.config.save_pretrained(staging)
@@ -141,7 +141,7 @@ def load_trainable(model: MiniGPTForConditionalGeneration, state: Mapping[str, t
     ]
     if faults:
         raise ValueError("trained weights do not fit this model:\n  " + "\n  ".join(faults))
-    base_folders.check_finite(state, "trained weights")
+    backbone_folders.check_finite(state, "trained weights")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
@@ -154,7 +154,7 @@ def read_whole(from_pretrained: Any, folder: str | Path, *args: Any, **kwargs: A
     if Path(folder).is_dir():
         read_config(folder)
     try:
-        with base_folders.quiet_transformers():
+        with backbone_folders.quiet_transformers():
             model, info = from_pretrained(folder, *args, output_loading_info=True, **kwargs)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
@@ -165,7 +165,7 @@ def read_whole(from_pretrained: Any, folder: str | Path, *args: Any, **kwargs: A
     ]
     if faults:
         raise ValueError(f"{folder}: the weights do not fit the configuration; " + "; ".join(faults))
-    base_folders.check_finite(model.state_dict(), str(folder))
+    backbone_folders.check_finite(model.state_dict(), str(folder))
     return model, info
 
 
@@ -243,12 +243,12 @@ def _load_parts(
     from mgpt.models.modeling_minigpt import Parts
 
     how = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    vision = base_folders.load_vision(folders["vision"], dtype, **how)
+    vision = backbone_folders.load_vision(folders["vision"], dtype, **how)
     resize_tower(vision, image_size or vision.config.image_size)
-    language = base_folders.load_language(folders["language"], dtype, quantization, **how)
+    language = backbone_folders.load_language(folders["language"], dtype, quantization, **how)
     qformer = query_tokens = None
     if folders.get("qformer") is not None:
-        qformer, query_tokens = base_folders.load_qformer(folders["qformer"], dtype)
+        qformer, query_tokens = backbone_folders.load_qformer(folders["qformer"], dtype)
     return Parts(vision, language, qformer, query_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Frozen bases: Hugging Face folders of a vision tower, a Q-Former and a language model, with their hashes.
+"""Frozen backbones: Hugging Face folders of a vision tower, a Q-Former and a language model, with their hashes.
 
 A base folder holds `config.json` and `model.safetensors` as `save_pretrained` writes them. The Q-Former's folder also holds
 `query_tokens.safetensors` with one tensor, `query_tokens` (1, queries, hidden); the language model's also its tokenizer. The original's
@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mgpt.models.configuration_minigpt import BASE_NAMES, BaseReference
+from mgpt.models.configuration_minigpt import BACKBONE_NAMES, BackboneReference
 from mgpt.models.image_processing_minigpt import IMAGE_MEAN, IMAGE_STD
 from mgpt.models.tokenizer import save_tokenizer
 
@@ -34,7 +34,7 @@ _QUERY_FILE = "query_tokens.safetensors"
 _DROPPABLE = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
-def base_hash(folder: str | Path) -> str:
+def backbone_hash(folder: str | Path) -> str:
     """sha256 over the names and contents of a base folder's weights, configuration and tokenizer; other files do not count.
 
     Raises ValueError when the folder does not exist or holds no weights.
@@ -51,13 +51,13 @@ def base_hash(folder: str | Path) -> str:
     return total.hexdigest()
 
 
-def reference(folder: str | Path, base_id: str | None = None, revision: str = "") -> BaseReference:
+def reference(folder: str | Path, backbone_id: str | None = None, revision: str = "") -> BackboneReference:
     """The reference to a base folder: its id (default: the folder's name), revision, hash and path."""
     folder = Path(folder)
-    return BaseReference(base_id or folder.name, revision, base_hash(folder), str(folder))
+    return BackboneReference(backbone_id or folder.name, revision, backbone_hash(folder), str(folder))
 
 
-def save_base(
+def save_backbone(
     folder: str | Path,
     model: PreTrainedModel,
     *,
@@ -90,7 +90,7 @@ def save_base(
         )
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
-    return base_hash(folder)
+    return backbone_hash(folder)
 
 
 def load_vision(folder: str | Path, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
@@ -186,24 +186,24 @@ def query_count(folder: str | Path) -> int:
     return _query_tokens(Path(folder)).shape[1]
 
 
-def check_bases(expected: dict[str, dict[str, str]], folders: dict[str, str | Path]) -> None:
+def check_backbones(expected: dict[str, dict[str, str]], folders: dict[str, str | Path]) -> None:
     """The base guard: every base that a checkpoint was trained on is given, and its hash is the same.
 
-    Raises ValueError with both hashes, once for all bases that differ.
+    Raises ValueError with both hashes, once for all backbones that differ.
     """
     absent = [name for name in expected if folders.get(name) is None]
     if absent:
         raise ValueError(
-            f"bases: {', '.join(absent)} not given; this checkpoint needs the folders of {', '.join(expected)}"
+            f"backbones: {', '.join(absent)} not given; this checkpoint needs the folders of {', '.join(expected)}"
         )
     unknown = [name for name in folders if name not in expected and folders[name] is not None]
     if unknown:
         raise ValueError(
-            f"bases: {', '.join(unknown)} given, but this checkpoint was trained without; leave it out (known: {', '.join(BASE_NAMES)})"
+            f"backbones: {', '.join(unknown)} given, but this checkpoint was trained without; leave it out (known: {', '.join(BACKBONE_NAMES)})"
         )
     wrong = []
     for name, base in expected.items():
-        found = base_hash(folders[name])
+        found = backbone_hash(folders[name])
         if found != base["sha256"]:
             wrong.append(
                 f"{name}: trained on {base['id']} {base['revision']} with sha256 {base['sha256']}, but {folders[name]} has {found}"

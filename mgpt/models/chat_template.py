@@ -38,8 +38,8 @@ def as_conversations(value: Any) -> list[Any]:
 def images_in(talk: Any) -> list[Any]:
     """The images that the messages of one conversation carry in transformers' list form, in reading order."""
     parts = [part for message in talk if isinstance(message.get("content"), list) for part in message["content"]]
-    pictures = [part for part in parts if part.get("type") == "image"]
-    return [part[key] for part in pictures for key in ("image", "url", "path") if key in part]
+    images = [part for part in parts if part.get("type") == "image"]
+    return [part[key] for part in images for key in ("image", "url", "path") if key in part]
 
 
 def lay_out(talk: str | list[dict[str, str]], chosen: PromptFormat, training: bool, bos: str, name: str) -> list[Piece]:

@@ -16,11 +16,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, Blip2QFormerConfig, PreTrai
 from mgpt.models.image_processing_minigpt import IMAGE_MEAN, IMAGE_STD
 from mgpt.models.prompt_formats import PROMPT_FORMATS
 
-BASE_NAMES = ("vision", "qformer", "language")
+BACKBONE_NAMES = ("vision", "qformer", "language")
 
 
 @dataclass(frozen=True)
-class BaseReference:
+class BackboneReference:
     """Which frozen base a projection was trained on.
 
     id: the name its publisher gives it. revision: commit or tag, "" when there is none. sha256: `mgpt.models.backbones.base_hash` of its folder.
@@ -68,7 +68,7 @@ class MiniGPTConfig(PreTrainedConfig):
     lora: see `LoraSpec`. prompt_format: the processor's default, a key of `PROMPT_FORMATS`.
     image_mean, image_std: of the pixels that the tower was trained on, default CLIP's, which the original's tower has.
     image_token_id: the placeholder in input_ids. Its default is the first id outside the embedding table, so that no text can produce it.
-    bases: name → `BaseReference` as a dict, the guard of a trained projection.
+    backbones: name → `BaseReference` as a dict, the guard of a trained projection.
 
     Raises ValueError when the parts do not fit together.
     """
@@ -96,7 +96,7 @@ class MiniGPTConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
-        bases: dict[str, Any] | None = None,
+        backbones: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = _sub_config(vision_config, "blip_2_vision_model")
@@ -108,9 +108,9 @@ class MiniGPTConfig(PreTrainedConfig):
         self.prompt_format = prompt_format
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self.bases = {
-            name: asdict(base) if isinstance(base, BaseReference) else dict(base)
-            for name, base in (bases or {}).items()
+        self.backbones = {
+            name: asdict(base) if isinstance(base, BackboneReference) else dict(base)
+            for name, base in (backbones or {}).items()
         }
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
         super().__init__(**kwargs)
@@ -132,7 +132,7 @@ class MiniGPTConfig(PreTrainedConfig):
         ):
             raise ValueError(
                 f"qformer_config.encoder_hidden_size: {self.qformer_config.encoder_hidden_size} must equal "
-                f"vision_config.hidden_size, {self.vision_config.hidden_size}; these two bases do not belong together"
+                f"vision_config.hidden_size, {self.vision_config.hidden_size}; these two backbones do not belong together"
             )
 
     @property

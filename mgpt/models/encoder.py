@@ -18,7 +18,7 @@ from mgpt.models.vision import encode_frozen, fix_norm, resize_tower
 @dataclass(frozen=True)
 class EncoderSpec:
     """Which frozen part: base folders, pixels a side, their mean and deviation, the merge (1 with a Q-Former, which has none), what one
-    picture becomes (tokens, width), and the type that the bases are held in."""
+    image becomes (tokens, width), and the type that the backbones are held in."""
 
     vision: str
     qformer: str | None
@@ -47,12 +47,14 @@ class EncoderSpec:
         )
 
     def key(self, precision: str, dtype: str) -> str:
-        """Names everything that its features depend on: bases by hash, image size and preprocessing, merge, arithmetic and stored type.
+        """Names everything that its features depend on: backbones by hash, image size and preprocessing, merge, arithmetic and stored type.
 
-        Reads the bases' weights, for their hashes.
+        Reads the backbones' weights, for their hashes.
         """
         content = {
-            "bases": [backbones.base_hash(folder) for folder in (self.vision, self.qformer) if folder is not None],
+            "backbones": [
+                backbones.backbone_hash(folder) for folder in (self.vision, self.qformer) if folder is not None
+            ],
             "pixels": [self.image_size, self.image_mean, self.image_std, "bicubic"],
             "merge": self.merge,
             "types": [self.held, precision, dtype],

@@ -56,11 +56,11 @@ class MiniGPTImageProcessor(BaseImageProcessor):
                     f"{name}: pixels of shape {tuple(image.shape)}, expected (3, {self.image_size}, {self.image_size})"
                 )
             if not torch.isfinite(image).all():
-                raise ValueError(f"{name}: pixels that are not finite (NaN or infinite); normalise the picture again")
+                raise ValueError(f"{name}: pixels that are not finite (NaN or infinite); normalise the image again")
             return image
-        picture = as_rgb(image, name).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        decoded = as_rgb(image, name).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         # Contract: the same float32 operations in the same order as ToTensor and Normalize, so that no bit differs.
-        unit_CHW = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        unit_CHW = torch.from_numpy(np.array(decoded)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
         mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
         return unit_CHW.sub_(mean).div_(std)
 
@@ -68,25 +68,25 @@ class MiniGPTImageProcessor(BaseImageProcessor):
 def as_rgb(image: Any, name: str = "image") -> Image.Image:
     """A PIL image in RGB from a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; ValueError otherwise."""
     if isinstance(image, (Image.Image, str, Path, bytes, bytearray)):
-        picture, size = _decode(image, name)
+        decoded, size = _decode(image, name)
     else:
         array = _checked_array(image, name)
-        picture, size = None if 0 in array.shape else Image.fromarray(array), (array.shape[1], array.shape[0])
-    if picture is None:
+        decoded, size = None if 0 in array.shape else Image.fromarray(array), (array.shape[1], array.shape[0])
+    if decoded is None:
         raise ValueError(f"{name}: the image is {size[0]} x {size[1]} pixels; every side must be at least 1")
-    return picture
+    return decoded
 
 
 def _decode(image: Any, name: str) -> tuple[Image.Image | None, tuple[int, int]]:
-    """The picture in RGB, or None when it has no pixels, and its size (width, height)."""
+    """The image in RGB, or None when it has no pixels, and its size (width, height)."""
     try:
-        picture = (
+        decoded = (
             image
             if isinstance(image, Image.Image)
             else Image.open(BytesIO(image) if isinstance(image, (bytes, bytearray)) else image)
         )
-        return (None if 0 in picture.size else picture.convert("RGB")), picture.size
-    except Exception as error:  # each of Pillow's decoders raises its own, too large a picture yet another
+        return (None if 0 in decoded.size else decoded.convert("RGB")), decoded.size
+    except Exception as error:  # each of Pillow's decoders raises its own, too large an image yet another
         raise ValueError(f"{name}: cannot be read as an image ({error}); check that the file is complete") from error
 
 

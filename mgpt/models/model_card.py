@@ -9,15 +9,16 @@ if TYPE_CHECKING:
 
 
 def model_card(config: MiniGPTConfig) -> str:
-    """A README.md for the Hugging Face hub: what the model is, which bases it needs, how to load it."""
+    """A README.md for the Hugging Face hub: what the model is, which backbones it needs, how to load it."""
     bridge = (
         f"Q-Former with {config.num_query_tokens} queries"
         if config.qformer_config
         else f"{config.merge} consecutive patches in one token"
     )
     lora = f"LoRA r={config.lora['r']} on {', '.join(config.lora['target_modules'])}" if config.lora else "frozen"
-    bases = "\n".join(
-        f"- {name}: `{base['id']}` {base['revision']} sha256 `{base['sha256']}`" for name, base in config.bases.items()
+    backbones = "\n".join(
+        f"- {name}: `{base['id']}` {base['revision']} sha256 `{base['sha256']}`"
+        for name, base in config.backbones.items()
     )
     return f"""---
 library_name: transformers
@@ -36,16 +37,16 @@ A vision-language model made with mgpt.
 | language model | {config.text_config.model_type}, {lora} |
 | prompt format | `{config.prompt_format}` |
 
-## Bases
+## Backbones
 
-{bases or "All weights are in this folder."}
+{backbones or "All weights are in this folder."}
 
 ## Use
 
 ```python
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
-model = MiniGPTForConditionalGeneration.from_pretrained("this folder")  # or from_trainable("this folder", bases={{...}})
+model = MiniGPTForConditionalGeneration.from_pretrained("this folder")  # or from_trainable("this folder", backbones={{...}})
 processor = MiniGPTProcessor.from_pretrained("this folder")
 messages = [{{"role": "user", "content": "<Img><ImageHere></Img> What is in the image?"}}]
 ids = model.generate(**processor([image], [messages], labels=False), max_new_tokens=64)

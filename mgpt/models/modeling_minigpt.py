@@ -57,7 +57,7 @@ class MiniGPTOutput(ModelOutput):
 
 @dataclass
 class Parts:
-    """Loaded bases that a model is built around, instead of fresh random ones."""
+    """Loaded backbones that a model is built around, instead of fresh random ones."""
 
     vision: PreTrainedModel
     language: PreTrainedModel
@@ -83,7 +83,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    # Trained weights stay float32 under half-precision bases (the original trains float32 adapters under autocast).
+    # Trained weights stay float32 under half-precision backbones (the original trains float32 adapters under autocast).
     _keep_in_fp32_modules_strict = ["projection", "lora_A", "lora_B"]
 
     def __init__(self, config: MiniGPTConfig, parts: Parts | None = None) -> None:
@@ -115,18 +115,18 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
     # Building and saving
 
     @classmethod
-    def from_bases(
+    def from_backbones(
         cls, vision: str | Path, language: str | Path, qformer: str | Path | None = None, **options: Any
     ) -> MiniGPTForConditionalGeneration:
         """A fresh projection (and LoRA) on frozen base folders; see `mgpt.models.assembly.from_bases` for the options."""
-        return assembly.from_bases(cls, vision, language, qformer, **options)
+        return assembly.from_backbones(cls, vision, language, qformer, **options)
 
     @classmethod
     def from_trainable(
-        cls, folder: str | Path, bases: Mapping[str, str | Path], **options: Any
+        cls, folder: str | Path, backbones: Mapping[str, str | Path], **options: Any
     ) -> MiniGPTForConditionalGeneration:
-        """A trained part on its bases, refused on any other; see `mgpt.models.assembly.from_trainable`."""
-        return assembly.from_trainable(cls, folder, bases, **options)
+        """A trained part on its backbones, refused on any other; see `mgpt.models.assembly.from_trainable`."""
+        return assembly.from_trainable(cls, folder, backbones, **options)
 
     def save_trainable(self, folder: str | Path, processor: Any = None) -> None:
         """Write trainable.safetensors, config.json, a model card and the processor's files, all or nothing."""

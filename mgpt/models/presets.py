@@ -1,4 +1,4 @@
-"""Sizes and settings of the published systems; plain values, so that reading them imports neither torch nor transformers.
+"""Sizes and settings of the published models; plain values, so that reading them imports neither torch nor transformers.
 
 Sources: configs/models/*.yaml, eva_vit.py:397-442, minigpt4.py:26-75, minigpt_v2.py:25-69 of the original code.
 """
@@ -28,7 +28,7 @@ class System:
     lora: dict[str, Any] | None
 
 
-SYSTEMS = {
+MODEL_NAMES = {
     "minigpt4": System(224, True, 1, None),
     "minigpt4-llama2": System(224, False, 4, None),
     "minigpt-v2": System(
@@ -73,12 +73,12 @@ def preset_parts(name: str) -> dict[str, Any]:
     """The same as plain values: the arguments of `MiniGPTConfig`."""
     if name not in PUBLISHED:
         raise ValueError(f"preset: {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
-    system, text = PUBLISHED[name]
-    return system_parts(system, {"model_type": "llama", **text}, None)
+    model_name, text = PUBLISHED[name]
+    return system_parts(model_name, {"model_type": "llama", **text}, None)
 
 
-def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
-    """The configuration of a system with the language model of a folder. sizes: None for the published ones, else a dict with any of
+def original_config(model_name: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
+    """The configuration of a model with the language model of a folder. sizes: None for the published ones, else a dict with any of
     `vit` {width, depth, heads, patch, mlp_ratio}, `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout,
     targets}, `img` (pixels) and `pre_img` (pixels that the tower's file was trained at). Other entries are not read: `llama` is the
     folder's.
@@ -87,12 +87,12 @@ def original_config(system: str, llm: str | Path, sizes: dict[str, Any] | None =
     """
     from mgpt.models.backbones import language_config
 
-    return system_config(system, language_config(llm), sizes)
+    return system_config(model_name, language_config(llm), sizes)
 
 
-def system_config(system: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
-    """The configuration of a system on a language model; ValueError for an unknown system, or sizes that cannot be."""
-    return _config(system_parts(system, text_config, sizes))
+def system_config(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
+    """The configuration of a model on a language model; ValueError for an unknown model, or sizes that cannot be."""
+    return _config(system_parts(model_name, text_config, sizes))
 
 
 def _config(parts: dict[str, Any]) -> MiniGPTConfig:
@@ -101,11 +101,11 @@ def _config(parts: dict[str, Any]) -> MiniGPTConfig:
     return MiniGPTConfig(**parts)
 
 
-def system_parts(system: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments of `MiniGPTConfig` for a system on a language model; ValueError for an unknown system, or sizes that cannot be."""
-    if system not in SYSTEMS:
-        raise ValueError(f"system: {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    chosen = SYSTEMS[system]
+def system_parts(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of `MiniGPTConfig` for a model on a language model; ValueError for an unknown model, or sizes that cannot be."""
+    if model_name not in MODEL_NAMES:
+        raise ValueError(f"model: {model_name!r} is unknown; choose one of {', '.join(MODEL_NAMES)}")
+    chosen = MODEL_NAMES[model_name]
     sizes = _checked(sizes, chosen)
     vit = EVA_VIT_G | sizes.get("vit", {})
     vision = {
@@ -128,7 +128,7 @@ def system_parts(system: str, text_config: Any, sizes: dict[str, Any] | None) ->
         "num_query_tokens": 32 if qformer is None else qformer["nq"],
         "merge": chosen.merge,
         "lora": _lora(chosen, sizes),
-        "prompt_format": system,
+        "prompt_format": model_name,
     }
 
 

@@ -56,15 +56,15 @@ class MiniGPTProcessor(ProcessorMixin):
         return cls._of(config, load_tokenizer(language))
 
     @classmethod
-    def from_original(cls, system: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTProcessor:
-        """The processor of a published system ("minigpt4", "minigpt4-llama2", "minigpt-v2") with the original language model's folder.
+    def from_original(cls, model_name: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTProcessor:
+        """The processor of a published model ("minigpt4", "minigpt4-llama2", "minigpt-v2") with the original language model's folder.
 
-        sizes: only for non-standard sizes, see `mgpt.models.presets.original_config`. Raises ValueError for an unknown system or a bad
+        sizes: only for non-standard sizes, see `mgpt.models.presets.original_config`. Raises ValueError for an unknown model or a bad
         folder.
         """
         from mgpt.models.presets import original_config
 
-        return cls._of(original_config(system, llm, sizes), build_tokenizer(llm))
+        return cls._of(original_config(model_name, llm, sizes), build_tokenizer(llm))
 
     @classmethod
     def _of(cls, config: Any, tokenizer: Any) -> MiniGPTProcessor:

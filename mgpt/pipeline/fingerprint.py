@@ -1,7 +1,7 @@
-"""One identity a piece of work: hash(stage, the params it declared, the digests of its inputs, the code it runs).
+"""One fingerprint a piece of work: hash(stage, the params it declared, the digests of its inputs, the code it runs).
 
 It names the Ray run, the Ray job, the MLflow run and the checkpoint folder, so equal work is found again and changed work starts afresh.
-What a stage declares stands in dvc.yaml and nowhere else: DVC and the identity read the same lines.
+What a stage declares stands in dvc.yaml and nowhere else: DVC and the fingerprint read the same lines.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from mgpt.config.restricted_view import child
 from mgpt.storage import Manifest, sha256_file
 
 RESULTS = "results"
-_LENGTH = 16  # hexadecimal digits of an identity: 64 bits, and short enough to read
+_LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits, and short enough to read
 _IGNORED = ("__pycache__", ".pytest_cache")
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What dvc.yaml says of one stage. `name` is DVC's (`pretrain@minigpt-v2`); stage and system are those of its command; `params` are
+    """What dvc.yaml says of one stage. `name` is DVC's (`pretrain@minigpt-v2`); stage and model are those of its command; `params` are
     dotted keys; `code`, `inputs` and `outputs` are paths from the project's folder.
     """
 
     name: str
     stage: str
-    system: str | None
+    model_name: str | None
     params: tuple[str, ...]
     code: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Declaration:
     @property
     def folder(self) -> str:
         """Where its results lie, from the project's folder."""
-        return f"{RESULTS}/{self.stage}/{self.system}" if self.system else f"{RESULTS}/{self.stage}"
+        return f"{RESULTS}/{self.stage}/{self.model_name}" if self.model_name else f"{RESULTS}/{self.stage}"
 
 
 def declarations(project: Path) -> list[Declaration]:
@@ -60,30 +60,30 @@ def declarations(project: Path) -> list[Declaration]:
     return found
 
 
-def declaration(project: Path, stage: str, system: str | None) -> Declaration:
+def declaration(project: Path, stage: str, model_name: str | None) -> Declaration:
     """The declaration of one stage. Raises ValueError that lists the stages there are."""
     known = declarations(project)
     for one in known:
-        if (one.stage, one.system) == (stage, system):
+        if (one.stage, one.model_name) == (stage, model_name):
             return one
-    asked = f"{stage}@{system}" if system else stage
+    asked = f"{stage}@{model_name}" if model_name else stage
     raise ValueError(f"dvc.yaml has no stage {asked}; it has {', '.join(one.name for one in known)}")
 
 
 def identify(project: Path, declared: Declaration, settings: Settings, extra: Mapping[str, str] | None = None) -> str:
-    """The identity of a stage's work now.
+    """The fingerprint of a stage's work now.
 
     Args:
         project: the folder of dvc.yaml.
         declared: what the stage reads.
         settings: values of the declared params are taken from here, so defaults count as if written.
-        extra: digests of inputs that dvc.yaml cannot name, such as a folder of a user's own pictures.
+        extra: digests of inputs that dvc.yaml cannot name, such as a folder of a user's own images.
 
     Raises:
         ValueError: an input is missing, or a declared param names nothing.
     """
     content = {
-        "stage": [declared.stage, declared.system],
+        "stage": [declared.stage, declared.model_name],
         "params": declared_values(declared, settings),
         "inputs": input_digests(project, declared) | dict(extra or {}),
         "code": {path: digest(project / path) for path in declared.code},
@@ -136,7 +136,7 @@ def _declaration(name: str, body: dict[str, Any]) -> Declaration:
     return Declaration(
         name,
         stage=command[3],
-        system=command[4] if len(command) == 5 else None,
+        model_name=command[4] if len(command) == 5 else None,
         params=tuple(body.get("params", [])),
         code=tuple(path for path in dependencies if not path.startswith(f"{RESULTS}/")),
         inputs=tuple(path for path in dependencies if path.startswith(f"{RESULTS}/")),

@@ -31,48 +31,48 @@ _AT_ONCE = 32  # requests to the store
 
 @dataclass(frozen=True)
 class Needed:
-    """What a stage needs to find: files of bases and of data that its manifests name."""
+    """What a stage needs to find: files of backbones and of data that its manifests name."""
 
-    bases: tuple[Entry, ...] = ()
+    backbones: tuple[Entry, ...] = ()
     data: tuple[Entry, ...] = ()
-    configs: tuple[str, ...] = ()  # URIs of the bases' configurations, for every node to read
+    configs: tuple[str, ...] = ()  # URIs of the backbones' configurations, for every node to read
 
 
-def preflight(stage: str, system: str | None, project: Path, store: Store) -> list[dict[str, Any]]:
+def preflight(stage: str, model_name: str | None, project: Path, store: Store) -> list[dict[str, Any]]:
     """Looks at the connected cluster and at a stage's inputs; returns each node's report.
 
     Raises:
         ValueError: everything that would fail later, a line each, with its fix.
     """
     settings = load(project / "params.yaml")
-    needed = needed_by(stage, system, project, settings)
+    needed = needed_by(stage, model_name, project, settings)
     reports = look(store, needed.configs)
     wrong = [line for report in reports for line in differences(versions(), report)]
     wrong += input_problems(needed)
-    if system is not None and stage in TRAINING:
-        wrong += memory_problems(settings, stage, system, reports)
+    if model_name is not None and stage in TRAINING:
+        wrong += memory_problems(settings, stage, model_name, reports)
     if wrong:
         raise ValueError("preflight: nothing was started\n  " + "\n  ".join(wrong))
     return reports
 
 
-def check_inputs(stage: str, system: str | None, project: Path, store: Store) -> None:
+def check_inputs(stage: str, model_name: str | None, project: Path, store: Store) -> None:
     """Of a stage that runs here: looks for the files behind its inputs, and forgets the finished work of those stages whose files are gone
     or of another size.
 
     Raises:
         ValueError: with the first such files, and what makes them again.
     """
-    needed = needed_by(stage, system, project, load(project / "params.yaml"))
-    entries = [*needed.bases, *needed.data]
+    needed = needed_by(stage, model_name, project, load(project / "params.yaml"))
+    entries = [*needed.backbones, *needed.data]
     wrong = {entry.uri: line for entry, line in zip(entries, _size_problems(entries), strict=True) if line}
     if not wrong:
         return
     made = []
-    for path, manifest in _manifests(stage, system, project).items():
+    for path, manifest in _manifests(stage, model_name, project).items():
         if any(entry.uri in wrong for entry in manifest.entries):
             record = json.loads((project / path).with_name(artifacts.RECORD).read_text(encoding="utf-8"))
-            artifacts.forget(store, record["identity"])
+            artifacts.forget(store, record["fingerprint"])
             made.append(record["name"])
     shown = [*list(wrong.values())[:_SHOWN], *([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])]
     what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"
@@ -90,39 +90,41 @@ def versions() -> dict[str, str]:
     return found
 
 
-def needed_by(stage: str, system: str | None, project: Path, settings: Settings) -> Needed:
-    """The files behind a stage's declared inputs: of the bases those of its system, of data those that it reads."""
-    manifests = _manifests(stage, system, project)
+def needed_by(stage: str, model_name: str | None, project: Path, settings: Settings) -> Needed:
+    """The files behind a stage's declared inputs: of the backbones those of its model, of data those that it reads."""
+    manifests = _manifests(stage, model_name, project)
     download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
     data = [entry for manifest in manifests.values() for entry in manifest.entries]
-    read = _datasets(stage, system, settings)
+    read = _datasets(stage, model_name, settings)
     data = [entry for entry in data if read is None or entry.meta.get("dataset") in read]
     if download is None:
         return Needed(data=tuple(data))
     if stage == "curate":
         return Needed(data=tuple(download.entries))
-    bases = _bases(settings, system or "minigpt4", download)
-    return Needed(tuple(bases), tuple(data), tuple(entry.uri for entry in bases if entry.name.endswith("/config.json")))
+    backbones = _backbones(settings, model_name or "minigpt4", download)
+    return Needed(
+        tuple(backbones), tuple(data), tuple(entry.uri for entry in backbones if entry.name.endswith("/config.json"))
+    )
 
 
-def _datasets(stage: str, system: str | None, settings: Settings) -> Collection[str] | None:
+def _datasets(stage: str, model_name: str | None, settings: Settings) -> Collection[str] | None:
     """The datasets that a stage reads, by name; None for all."""
-    if stage in TRAINING and system is not None:
-        mixture: Mapping[str, float] = section(settings, stage, system).mixture
+    if stage in TRAINING and model_name is not None:
+        mixture: Mapping[str, float] = section(settings, stage, model_name).mixture
         return mixture
     if stage in ("describe", "evaluate"):
-        datasets: Collection[str] = section(settings, stage, system).datasets
+        datasets: Collection[str] = section(settings, stage, model_name).datasets
         return datasets
     return None
 
 
-def _manifests(stage: str, system: str | None, project: Path) -> dict[str, Manifest]:
-    named = [path for path in declaration(project, stage, system).inputs if path.endswith("manifest.json")]
+def _manifests(stage: str, model_name: str | None, project: Path) -> dict[str, Manifest]:
+    named = [path for path in declaration(project, stage, model_name).inputs if path.endswith("manifest.json")]
     return {path: Manifest.load(project / path) for path in named}
 
 
-def _bases(settings: Settings, system: str, download: Manifest) -> list[Entry]:
-    model = settings.models[system]
+def _backbones(settings: Settings, model_name: str, download: Manifest) -> list[Entry]:
+    model = settings.models[model_name]
     names = [name for name in (model.vision, model.language, model.qformer) if name]
     return [entry for name in names for entry in download.entries if entry.name.startswith(f"{name}/")]
 
@@ -153,7 +155,7 @@ def differences(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]
 def input_problems(needed: Needed) -> list[str]:
     """Files that are gone, of another size, or, in a sample of each manifest, of another content."""
     lines: list[str] = []
-    for entries in (needed.bases, needed.data):
+    for entries in (needed.backbones, needed.data):
         found = list(zip(entries, _size_problems(entries), strict=True))
         lines += [line for _, line in found if line]
         try:
@@ -163,7 +165,7 @@ def input_problems(needed: Needed) -> list[str]:
     return [f"{line}; run the stage that made it again (`mgpt verify` reads every byte)" for line in lines]
 
 
-def memory_problems(settings: Settings, stage: str, system: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def memory_problems(settings: Settings, stage: str, model_name: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """Nodes on whose GPUs (or, without GPUs, in whose memory) a worker's plan does not fit. A model or data that cannot be planned are no
     problem: that is told when the plan is asked for."""
     from mgpt.planning.accelerators import KINDS
@@ -175,7 +177,7 @@ def memory_problems(settings: Settings, stage: str, system: str, reports: Sequen
         KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], name="cpu", reserve=0, slack=0.0)
     )
     try:
-        wanted = training_plan_memory(settings, stage, system, device).total
+        wanted = training_plan_memory(settings, stage, model_name, device).total
     except ValueError:
         return []
     lines = []
@@ -183,9 +185,9 @@ def memory_problems(settings: Settings, stage: str, system: str, reports: Sequen
         there = min(report["gpus"], default=0) if workers.gpus_per_worker else report["memory"]
         if there and wanted > there:
             place = "its smallest GPU has" if workers.gpus_per_worker else "it has"
-            what = f"{report['node']}: {stage}@{system} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
+            what = f"{report['node']}: {stage}@{model_name} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
             lines.append(
-                f"{what}; lower micro_batch_size, set models.{system}.checkpoint_language, or take larger GPUs (`mgpt plan`)"
+                f"{what}; lower micro_batch_size, set models.{model_name}.checkpoint_language, or take larger GPUs (`mgpt plan`)"
             )
     return lines
 

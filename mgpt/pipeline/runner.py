@@ -1,4 +1,4 @@
-"""Runs one stage of the pipeline: identity, "already finished", local Ray or a Ray job, the MLflow run, time, summary, and the outputs in
+"""Runs one stage of the pipeline: fingerprint, "already finished", local Ray or a Ray job, the MLflow run, time, summary, and the outputs in
 one step.
 
 A flow hands `run` a body that does the stage's work; everything around the work is here, once.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mgpt.config import JOB_IDENTITY, Settings, load, section
+from mgpt.config import JOB_FINGERPRINT, Settings, load, section
 from mgpt.config.restricted_view import DeclaredView
 from mgpt.pipeline.fingerprint import RESULTS, Declaration, declaration, declared_values, identify, input_digests
 from mgpt.storage import Store, artifacts, is_remote, write_atomic
@@ -65,9 +65,9 @@ class StageContext:
     """
 
     stage: str
-    system: str | None
+    model_name: str | None
     settings: Settings
-    identity: str
+    fingerprint: str
     project: Path
     store: Store
     run_uri: str
@@ -77,8 +77,8 @@ class StageContext:
 
     @property
     def section(self) -> Any:
-        """The settings of this stage (and system)."""
-        return section(self.settings, self.stage, self.system)
+        """The settings of this stage (and model)."""
+        return section(self.settings, self.stage, self.model_name)
 
     @contextmanager
     def work(self, name: str) -> Iterator[None]:
@@ -90,11 +90,13 @@ class StageContext:
         """Work that was measured elsewhere, in workers for instance."""
         self.clock.add(name, seconds)
 
-    def result(self, stage: str, system: str | None = None) -> Path:
+    def result(self, stage: str, model_name: str | None = None) -> Path:
         """The results folder of an input stage. Raises ValueError where it is not there."""
-        folder = self.project / RESULTS / stage / (system or "")
+        folder = self.project / RESULTS / stage / (model_name or "")
         if not folder.is_dir():
-            raise ValueError(f"{folder} is not there; run `dvc repro {stage}{'@' + system if system else ''}` first")
+            raise ValueError(
+                f"{folder} is not there; run `dvc repro {stage}{'@' + model_name if model_name else ''}` first"
+            )
         return folder
 
     @contextmanager
@@ -107,10 +109,10 @@ class StageContext:
         from mgpt.pipeline.preflight import check_inputs, preflight
 
         if not inside_job():
-            check_inputs(self.stage, self.system, self.project, self.store)
+            check_inputs(self.stage, self.model_name, self.project, self.store)
         with connect(self.settings.cluster, self.project):
             if inside_job():
-                preflight(self.stage, self.system, self.project, self.store)
+                preflight(self.stage, self.model_name, self.project, self.store)
             yield
 
     def warm_ray(self) -> None:
@@ -125,13 +127,13 @@ Body = Callable[[StageContext], Mapping[str, object]]
 
 
 def run(
-    stage: str, system: str | None, body: Body, *, extra: Mapping[str, str] | None = None, dry: bool = False
+    stage: str, model_name: str | None, body: Body, *, extra: Mapping[str, str] | None = None, dry: bool = False
 ) -> None:
     """Runs one stage, or brings back what the same work gave before.
 
     Args:
         body: does the work and returns the rows of the summary.
-        extra: digests of inputs that dvc.yaml cannot name; part of the identity.
+        extra: digests of inputs that dvc.yaml cannot name; part of the fingerprint.
         dry: only says what would happen.
 
     Raises:
@@ -139,58 +141,58 @@ def run(
     """
     project, clock = Path.cwd(), Clock()
     settings = load(project / "params.yaml")
-    declared = declaration(project, stage, system)
+    declared = declaration(project, stage, model_name)
     store = Store(settings.storage.root)
     if JOB_INPUTS in os.environ:
         _fetch_inputs(store, project)
-    identity = os.environ.get(JOB_IDENTITY) or identify(project, declared, settings, extra)
+    fingerprint = os.environ.get(JOB_FINGERPRINT) or identify(project, declared, settings, extra)
     if dry:
-        print(describe(declared, identity, settings, store))
+        print(describe(declared, fingerprint, settings, store))
         return
-    with _alone(store, identity):
-        if artifacts.finished(store, identity) is None:
-            if settings.cluster.address and JOB_IDENTITY not in os.environ:
+    with _alone(store, fingerprint):
+        if artifacts.finished(store, fingerprint) is None:
+            if settings.cluster.address and JOB_FINGERPRINT not in os.environ:
                 from mgpt.execution.jobs import follow
 
-                follow(declared, identity, settings, store, project)
+                follow(declared, fingerprint, settings, store, project)
             else:
-                _execute(declared, identity, settings, store, project, body, clock)
+                _execute(declared, fingerprint, settings, store, project, body, clock)
                 return
-        _bring_back(declared, identity, store, project)
+        _bring_back(declared, fingerprint, store, project)
 
 
-def describe(declared: Declaration, identity: str, settings: Settings, store: Store) -> str:
-    """What `--dry` prints: the identity, and whether its work is done, runs, or is to be done."""
-    if artifacts.finished(store, identity) is not None:
+def describe(declared: Declaration, fingerprint: str, settings: Settings, store: Store) -> str:
+    """What `--dry` prints: the fingerprint, and whether its work is done, runs, or is to be done."""
+    if artifacts.finished(store, fingerprint) is not None:
         state = "finished: the outputs are in the store"
     elif settings.cluster.address:
         from mgpt.execution.jobs import job_state
 
-        state = job_state(declared, identity, settings.cluster)
+        state = job_state(declared, fingerprint, settings.cluster)
     else:
         state = "would run here, on a local Ray" + (
-            ", from the last checkpoint" if store.exists(store.uri("runs", identity)) else ""
+            ", from the last checkpoint" if store.exists(store.uri("runs", fingerprint)) else ""
         )
-    return f"{declared.name}  {identity}  {state}"
+    return f"{declared.name}  {fingerprint}  {state}"
 
 
 def _execute(
-    declared: Declaration, identity: str, settings: Settings, store: Store, project: Path, body: Body, clock: Clock
+    declared: Declaration, fingerprint: str, settings: Settings, store: Store, project: Path, body: Body, clock: Clock
 ) -> None:
     """Does the work: MLflow run, body, record, results."""
     store.check()
-    print(f"{declared.name}: identity {identity}, store {store.root}", flush=True)
-    staging = project / RESULTS / ".staging" / identity
+    print(f"{declared.name}: fingerprint {fingerprint}, store {store.root}", flush=True)
+    staging = project / RESULTS / ".staging" / fingerprint
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    with _tracked(declared, identity, settings, store, project) as tracker:
+    with _tracked(declared, fingerprint, settings, store, project) as tracker:
         view = cast(Settings, DeclaredView(settings, declared.params, declared.name))
-        run_uri = store.uri("runs", identity)
+        run_uri = store.uri("runs", fingerprint)
         context = StageContext(
-            declared.stage, declared.system, view, identity, project, store, run_uri, staging, tracker, clock
+            declared.stage, declared.model_name, view, fingerprint, project, store, run_uri, staging, tracker, clock
         )
         rows = dict(body(context))
-        _write_record(declared, identity, settings, project, staging)
+        _write_record(declared, fingerprint, settings, project, staging)
         text = summary(declared, rows, clock, tracker)
         write_atomic(staging / SUMMARY, text.encode())
         tracker.log_artifact(staging / SUMMARY)
@@ -198,7 +200,7 @@ def _execute(
         timing = clock.reading()
         write_atomic(staging / TIMING, (json.dumps(timing, indent=1, sort_keys=True) + "\n").encode())
         tracker.log_metrics({"seconds": timing["seconds"], "work_seconds": sum(timing["work"].values())})
-        artifacts.finish(store, identity, staging, [path.name for path in staging.iterdir()])
+        artifacts.finish(store, fingerprint, staging, [path.name for path in staging.iterdir()])
     artifacts.replace(staging, project / declared.folder)
     print(text, flush=True)
 
@@ -227,7 +229,7 @@ def _cell(value: object, indent: int) -> str:
 
 @contextmanager
 def _tracked(
-    declared: Declaration, identity: str, settings: Settings, store: Store, project: Path
+    declared: Declaration, fingerprint: str, settings: Settings, store: Store, project: Path
 ) -> Iterator[Tracker]:
     """The stage's MLflow run; it ends as FAILED when the block raises."""
     from mgpt.tracking.runs import Tracker
@@ -235,8 +237,8 @@ def _tracked(
     tracker = Tracker.open(
         settings.tracking,
         stage=declared.stage,
-        system=declared.system,
-        identity=identity,
+        model_name=declared.model_name,
+        fingerprint=fingerprint,
         project=project,
         artifacts=store.uri("mlflow"),
         inputs=input_digests(project, declared),
@@ -251,36 +253,38 @@ def _tracked(
 
 
 @contextmanager
-def _alone(store: Store, identity: str) -> Iterator[None]:
-    """Holds the identity's lock: killing `dvc` leaves its stage running, and a second one must wait for it, not work beside it.
+def _alone(store: Store, fingerprint: str) -> Iterator[None]:
+    """Holds the fingerprint's lock: killing `dvc` leaves its stage running, and a second one must wait for it, not work beside it.
 
     With a store on S3 this covers the processes of one machine; between machines a job's submission id does. A job's client holds the lock
     for it.
     """
     from mgpt.execution.session import state_folder
 
-    if JOB_IDENTITY in os.environ:
+    if JOB_FINGERPRINT in os.environ:
         yield
         return
     folder = state_folder(Path.cwd()) if is_remote(store.root) else Path(store.uri("stages"))
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        lock = stack.enter_context(open(folder / f"{identity}.lock", "ab"))
+        lock = stack.enter_context(open(folder / f"{fingerprint}.lock", "ab"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"the same work ({identity}) is under way in another process; waiting for it", flush=True)
+            print(f"the same work ({fingerprint}) is under way in another process; waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _bring_back(declared: Declaration, identity: str, store: Store, project: Path) -> None:
-    outputs = artifacts.finished(store, identity)
+def _bring_back(declared: Declaration, fingerprint: str, store: Store, project: Path) -> None:
+    outputs = artifacts.finished(store, fingerprint)
     if outputs is None:
-        raise RuntimeError(f"{declared.name} ended without a record of {identity} in {store.root}; see its log")
-    artifacts.bring(store, identity, outputs, project / RESULTS / ".staging" / identity, project / declared.folder)
+        raise RuntimeError(f"{declared.name} ended without a record of {fingerprint} in {store.root}; see its log")
+    artifacts.bring(
+        store, fingerprint, outputs, project / RESULTS / ".staging" / fingerprint, project / declared.folder
+    )
     print((project / declared.folder / SUMMARY).read_text(encoding="utf-8"))
-    print(f"{declared.name}: this work ({identity}) is finished; its outputs are in {declared.folder}")
+    print(f"{declared.name}: this work ({fingerprint}) is finished; its outputs are in {declared.folder}")
 
 
 def _fetch_inputs(store: Store, project: Path) -> None:
@@ -289,15 +293,15 @@ def _fetch_inputs(store: Store, project: Path) -> None:
         artifacts.fetch(store, digest, project / path)
 
 
-def _write_record(declared: Declaration, identity: str, settings: Settings, project: Path, staging: Path) -> None:
-    """Writes run.json: the identity, what it is made of, and the identities of all stages before it. The same work gives the same bytes."""
+def _write_record(declared: Declaration, fingerprint: str, settings: Settings, project: Path, staging: Path) -> None:
+    """Writes run.json: the fingerprint, what it is made of, and the fingerprints of all stages before it. The same work gives the same bytes."""
     lineage: dict[str, str] = {}
     for path in declared.inputs:
         record = _record_of(project / path)
-        lineage |= record["lineage"] | {record["name"]: record["identity"]}
+        lineage |= record["lineage"] | {record["name"]: record["fingerprint"]}
     content = {
         "name": declared.name,
-        "identity": identity,
+        "fingerprint": fingerprint,
         "params": declared_values(declared, settings),
         "inputs": input_digests(project, declared),
         "lineage": lineage,

@@ -1,4 +1,4 @@
-"""The chain's outcome on one page and in `results/summary.json`: scores of both systems, time by stage, what was orchestration,
+"""The chain's outcome on one page and in `results/summary.json`: scores of both models, time by stage, what was orchestration,
 champions.
 """
 
@@ -34,21 +34,23 @@ def report(project: Path) -> str:
 
 
 def summarise(project: Path, declared: list[Declaration]) -> dict[str, Any]:
-    """What summary.json holds: `systems.<system>.<metric>`, the same of every checkpoint, `stages.<stage>`, `orchestration_share`,
+    """What summary.json holds: `models.<model>.<metric>`, the same of every checkpoint, `stages.<stage>`, `orchestration_share`,
     `champions`.
     """
     timings = {one.name: _read(project / one.folder / "timing.json") for one in declared}
     scores = {
-        one.system: _scores(project / one.folder / "metrics.json")
+        one.model_name: _scores(project / one.folder / "metrics.json")
         for one in declared
-        if one.stage == "evaluate" and one.system
+        if one.stage == "evaluate" and one.model_name
     }
-    promoted = [one.system for one in declared if one.stage == "promote" and one.system]
+    promoted = [one.model_name for one in declared if one.stage == "promote" and one.model_name]
     return {
-        "systems": {system: _numbers(list(by_checkpoint.values())[-1]) for system, by_checkpoint in scores.items()},
+        "models": {
+            model_name: _numbers(list(by_checkpoint.values())[-1]) for model_name, by_checkpoint in scores.items()
+        },
         "checkpoints": {
-            system: {name: _numbers(of) for name, of in by_checkpoint.items()}
-            for system, by_checkpoint in scores.items()
+            model_name: {name: _numbers(of) for name, of in by_checkpoint.items()}
+            for model_name, by_checkpoint in scores.items()
         },
         "stages": {
             name: {"seconds": timing["seconds"], "work_seconds": sum(timing["work"].values())}
@@ -60,15 +62,15 @@ def summarise(project: Path, declared: list[Declaration]) -> dict[str, Any]:
     }
 
 
-def _champions(project: Path, systems: list[str]) -> dict[str, int | None]:
+def _champions(project: Path, model_names: list[str]) -> dict[str, int | None]:
     """Who is champion now, by the registry: a stage's own record tells who was when it decided, and a rollback comes after it."""
     from mgpt.config import load
     from mgpt.registry.versions import champion
     from mgpt.tracking.client import absolute_uri, connect
 
     client = connect(absolute_uri(load(project / "params.yaml").tracking.uri, project))
-    reigning = {system: champion(client, system) for system in systems}
-    return {system: version.number if version is not None else None for system, version in reigning.items()}
+    reigning = {model_name: champion(client, model_name) for model_name in model_names}
+    return {model_name: version.number if version is not None else None for model_name, version in reigning.items()}
 
 
 def whole(timings: list[dict[str, Any]]) -> float:
@@ -87,10 +89,10 @@ def orchestration_share(timings: list[dict[str, Any]]) -> float:
 def page(project: Path, content: dict[str, Any]) -> str:
     """The summary for a terminal."""
     lines = []
-    for system in content["systems"]:
+    for model_name in content["models"]:
         lines += [
-            f"{system}: {_champion(content['champions'].get(system))}",
-            *_score_table(content["checkpoints"][system]),
+            f"{model_name}: {_champion(content['champions'].get(model_name))}",
+            *_score_table(content["checkpoints"][model_name]),
             "",
         ]
     lines += ["stage                       seconds   of which work"]
@@ -101,8 +103,7 @@ def page(project: Path, content: dict[str, Any]) -> str:
     share = f"orchestration {100 * content['orchestration_share']:.1f} %"
     lines += [f"{'all':<25} {content['seconds']:>9.1f}   {share}", ""]
     lines += [
-        f"pictures: {path.relative_to(project)}"
-        for path in sorted((project / RESULTS / "evaluate").glob("*/pictures.png"))
+        f"images: {path.relative_to(project)}" for path in sorted((project / RESULTS / "evaluate").glob("*/images.png"))
     ]
     return "\n".join([*lines, f"the same figures: {RESULTS}/{SUMMARY}"])
 

@@ -28,7 +28,7 @@ _FATAL = ("missing image",)
 
 
 class ValidationError(ValueError):
-    """The data would not train: no samples, no supervised text, or pictures that are not there. The message names the first offenders."""
+    """The data would not train: no samples, no supervised text, or images that are not there. The message names the first offenders."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def validate(
     if reader not in READERS:
         raise ValueError(f"reader {reader!r} is not known; use one of {', '.join(sorted(READERS))}")
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a folder, or a JSONL file with its pictures beside it")
+        raise ValueError(f"{path} does not exist; give a folder, or a JSONL file with its images beside it")
     if path.is_dir() and not any(child.is_file() for child in path.rglob("*")):
-        raise ValueError(f"{path} has no files; put a JSONL file there, with its pictures beside it")
+        raise ValueError(f"{path} has no files; put a JSONL file there, with its images beside it")
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
         found, problem = _curate(path, reader, settings or CurateSettings(), store)

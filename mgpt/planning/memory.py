@@ -51,21 +51,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Kinds:
-    """How numbers are held: the frozen bases' type, the language model's quantization, and that of the computation."""
+    """How numbers are held: the frozen backbones' type, the language model's quantization, and that of the computation."""
 
-    bases: str = "fp32"
+    backbones: str = "fp32"
     quantization: str | None = None
     computed: str = "fp32"
 
     @property
     def width(self) -> float:
         """Bytes of an activation that a product made."""
-        return 2.0 if self.computed == "bf16" else BYTES[self.bases]
+        return 2.0 if self.computed == "bf16" else BYTES[self.backbones]
 
     @property
     def stream(self) -> float:
-        """Bytes of what goes from layer to layer, a sum that began with the bases' embeddings."""
-        return BYTES[self.bases]
+        """Bytes of what goes from layer to layer, a sum that began with the backbones' embeddings."""
+        return BYTES[self.backbones]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def training_memory(
     fullest = max((step.encode(), step.head(), step.layer()), key=lambda moment: moment.total)
     trained = float(sizes.trainable * _TRAINED)
     # Of split weights one layer is whole while it works, and the next one on its way.
-    whole_layers = 2 * (sizes.language.linear / sizes.language.layers) * BYTES[kinds.bases] if shards > 1 else 0.0
+    whole_layers = 2 * (sizes.language.linear / sizes.language.layers) * BYTES[kinds.backbones] if shards > 1 else 0.0
     frozen = _weights(sizes, kinds) / shards + whole_layers
     whole = Memory(frozen + trained, trained, 2 * trained, fullest.activations, fullest.logits, fullest.buffers)
     return whole if device is None else replace(whole, reserve=device.reserve + device.slack * whole.total)
@@ -138,15 +138,15 @@ def inference_memory(sizes: Sizes, rows: int, length: int, kinds: Kinds, device:
 
 
 def _weights(sizes: Sizes, kinds: Kinds) -> float:
-    """The frozen bases. Quantization is of the language model's linear layers; its embeddings and head keep the bases' type."""
+    """The frozen backbones. Quantization is of the language model's linear layers; its embeddings and head keep the backbones' type."""
     linear = sizes.language.linear
-    return linear * BYTES[kinds.quantization or kinds.bases] + (sizes.frozen - linear) * BYTES[kinds.bases]
+    return linear * BYTES[kinds.quantization or kinds.backbones] + (sizes.frozen - linear) * BYTES[kinds.backbones]
 
 
 def _encoding(tower: Tower, images: int, kinds: Kinds) -> float:
     """While the frozen tower works: its feed-forward layer or its attention, whichever is wider. Nothing of it is kept."""
     widest = max(4 * tower.width + 2 * tower.inner, 9 * tower.width)
-    return _pixels(tower, images) + images * tower.tokens * widest * BYTES[kinds.bases]
+    return _pixels(tower, images) + images * tower.tokens * widest * BYTES[kinds.backbones]
 
 
 def _pixels(tower: Tower, images: int) -> float:
@@ -276,10 +276,10 @@ class _Step:
         return tensor == "o_proj" and self.language.lean and (self.way.cuda or self.way.attention != "varlen")
 
     def converted(self) -> float:
-        """Under autocast each float32 weight that is used is kept once more in half precision: LoRA's, and bases' that are float32."""
+        """Under autocast each float32 weight that is used is kept once more in half precision: LoRA's, and backbones' that are float32."""
         if self.kinds.computed != "bf16":
             return 0.0
-        frozen = self.language.linear if self.kinds.bases == "fp32" and self.kinds.quantization is None else 0
+        frozen = self.language.linear if self.kinds.backbones == "fp32" and self.kinds.quantization is None else 0
         return 2.0 * (self.sizes.adapters + frozen)
 
     def fed(self) -> float:

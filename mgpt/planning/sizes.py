@@ -1,4 +1,4 @@
-"""Sizes of a model from its bases' configurations, and the parameters that follow from them.
+"""Sizes of a model from its backbones' configurations, and the parameters that follow from them.
 
 Letters: D width, I inner width of the feed-forward layer, T tokens of the tower (CLS included), Q queries, L positions of a row.
 """
@@ -250,7 +250,7 @@ def _read(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{folder}/config.json: {error}; expected a base folder, as `mgpt convert bases` writes it"
+            f"{folder}/config.json: {error}; expected a base folder, as `mgpt convert backbones` writes it"
         ) from error
     return content
 

@@ -91,34 +91,34 @@ def plan(settings: Settings, means: Means) -> list[StagePlan]:
     stages.append(_describe(settings, means))
     stages += _trainings(settings, "multitask", means) + _trainings(settings, "instruct", means)
     stages += _evaluations(settings, means)
-    return stages + [StagePlan(f"promote@{system}", 0, 0) for system in settings.promote]
+    return stages + [StagePlan(f"promote@{model_name}", 0, 0) for model_name in settings.promote]
 
 
 def _trainings(settings: Settings, stage: str, means: Means) -> list[StagePlan]:
-    return [training_plan(settings, stage, system, means) for system in getattr(settings, stage)]
+    return [training_plan(settings, stage, model_name, means) for model_name in getattr(settings, stage)]
 
 
-def training_plan(settings: Settings, stage: str, system: str, means: Means) -> StagePlan:
-    """The plan of one training stage of a system."""
-    name, device = f"{stage}@{system}", means.device
-    training: TrainingSettings = getattr(settings, stage)[system]
-    model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
+def training_plan(settings: Settings, stage: str, model_name: str, means: Means) -> StagePlan:
+    """The plan of one training stage of a model."""
+    name, device = f"{stage}@{model_name}", means.device
+    training: TrainingSettings = getattr(settings, stage)[model_name]
+    model, sizes, sample = settings.models[model_name], sizes_for(settings, model_name), lengths(settings, training)
     cached = is_cached(settings, training, sizes)
     flops = training_flops(sizes, sample, recomputed=model.checkpoint_language, cached=cached)
     samples, kinds = training.steps * training.global_batch_size, kinds_of(model, training)
     gpus = means.workers or means.workers_of.get(name, settings.cluster.training.workers)
     mfu = means.mfu_of.get(name, means.mfu)
     hours = flops.executed * samples / (gpus * device.flops[kinds.computed] * mfu) / 3600
-    memory = training_plan_memory(settings, stage, system, device)
+    memory = training_plan_memory(settings, stage, model_name, device)
     tokens, cost = position_count(sizes, sample), hours * gpus * device.price
     assumption = UNKNOWN if training.features == "auto" and not cached else ""
     return StagePlan(name, gpus, samples, sizes, tokens, flops.counted, memory, mfu, hours, cost, assumption)
 
 
-def training_plan_memory(settings: Settings, stage: str, system: str, device: Accelerator) -> Memory:
+def training_plan_memory(settings: Settings, stage: str, model_name: str, device: Accelerator) -> Memory:
     """Memory of one worker of a training stage."""
-    training: TrainingSettings = getattr(settings, stage)[system]
-    model, sizes, sample = settings.models[system], sizes_for(settings, system), lengths(settings, training)
+    training: TrainingSettings = getattr(settings, stage)[model_name]
+    model, sizes, sample = settings.models[model_name], sizes_for(settings, model_name), lengths(settings, training)
     workers = settings.cluster.training
     shards = workers.workers if workers.parallelism == "fsdp" else 1
     features = training.features_dtype if is_cached(settings, training, sizes) else None
@@ -139,7 +139,7 @@ def _attention(model: ModelSettings, training: TrainingSettings) -> str:
 
 
 def kinds_of(model: ModelSettings, training: TrainingSettings) -> Kinds:
-    """How numbers are held: under autocast in bf16, else in the bases' own type."""
+    """How numbers are held: under autocast in bf16, else in the backbones' own type."""
     return Kinds(model.precision, model.quantization, "bf16" if training.precision == "bf16" else model.precision)
 
 
@@ -154,12 +154,12 @@ def longest_rows(sizes: Sizes, sample: Lengths, training: TrainingSettings) -> R
     return Rows(rows, row, samples, samples * sample.longest_answer, samples if sample.images else 0)
 
 
-def sizes_for(settings: Settings, system: str) -> Sizes:
-    """Sizes of a system's model: of its bases where their source lies on this machine, else of the published model that it names.
+def sizes_for(settings: Settings, model_name: str) -> Sizes:
+    """Sizes of a model's model: of its backbones where their source lies on this machine, else of the published model that it names.
 
     Raises ValueError where there is neither.
     """
-    model = settings.models[system]
+    model = settings.models[model_name]
     folders = [_folder(settings, name) if name else None for name in (model.vision, model.language, model.qformer)]
     vision, language, qformer = folders
     if vision is not None and language is not None and (qformer is not None or model.qformer is None):
@@ -169,8 +169,8 @@ def sizes_for(settings: Settings, system: str) -> Sizes:
         parts = parts if model.qformer else {**parts, "qformer_config": None}
     else:
         raise ValueError(
-            f"models.{system}: the bases {model.vision} and {model.language} are not on this machine, so their sizes are unknown; "
-            f"name the published model whose sizes they have in models.{system}.preset"
+            f"models.{model_name}: the backbones {model.vision} and {model.language} are not on this machine, so their sizes are unknown; "
+            f"name the published model whose sizes they have in models.{model_name}.preset"
         )
     return sizes_of(parts, model.merge, model.lora, model.image_size)
 
@@ -194,17 +194,17 @@ def _folder(settings: Settings, name: str) -> Path | None:
 def _describe(settings: Settings, means: Means) -> StagePlan:
     section = settings.describe
     tokens = section.max_new_tokens * (2 if section.continue_below else 1)
-    work = _Generation("describe", "minigpt4", section.generation, ((section.pictures, tokens),))
+    work = _Generation("describe", "minigpt4", section.generation, ((section.images, tokens),))
     return _generation(settings, work, means, "every answer as long as it may be, and continued once")
 
 
 def _evaluations(settings: Settings, means: Means) -> list[StagePlan]:
     plans = []
-    for system in settings.models:
-        section = getattr(settings.evaluate, system.replace("-", "_"))
+    for model_name in settings.models:
+        section = getattr(settings.evaluate, model_name.replace("-", "_"))
         earlier = len(section.checkpoints) - 1
         asked = tuple((task.items + earlier * task.early_items, task.max_new_tokens) for task in section.tasks.values())
-        work = _Generation(f"evaluate@{system}", system, section.generation, asked)
+        work = _Generation(f"evaluate@{model_name}", model_name, section.generation, asked)
         plans.append(_generation(settings, work, means, "every answer as long as it may be"))
     return plans
 
@@ -214,14 +214,14 @@ class _Generation:
     """A stage that generates. `asked`: how many answers of at most how many tokens."""
 
     name: str
-    system: str
+    model_name: str
     settings: GenerationSettings
     asked: tuple[tuple[int, int], ...]
 
 
 def _generation(settings: Settings, work: _Generation, means: Means, assumption: str) -> StagePlan:
     """Prompts run at the device's FLOPs; each new token of a batch reads the weights once, at its bandwidth."""
-    how, device, sizes = work.settings, means.device, sizes_for(settings, work.system)
+    how, device, sizes = work.settings, means.device, sizes_for(settings, work.model_name)
     prompt, longest = sizes.image_tokens + _PROMPT, max(tokens for _, tokens in work.asked)
     samples, peak = sum(count for count, _ in work.asked), device.flops[how.precision]
     reading = (sizes.frozen * BYTES[how.precision] + sizes.trainable * 4) / device.bandwidth

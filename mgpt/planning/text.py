@@ -18,17 +18,17 @@ def overview(plans: Sequence[StagePlan], device: Accelerator, source: str) -> st
 
 
 def parameters(plans: Iterable[StagePlan]) -> str:
-    """Frozen and trained parameters of each system."""
+    """Frozen and trained parameters of each model."""
     found = {one.name.split("@")[1]: one.sizes for one in plans if one.sizes is not None and "@" in one.name}
     rows = [
         [
-            system,
+            model_name,
             f"{sizes.frozen:,}",
             f"{sizes.projection:,}",
             f"{sizes.adapters:,}",
             f"{sizes.trainable / (sizes.frozen + sizes.trainable):.3%}",
         ]
-        for system, sizes in found.items()
+        for model_name, sizes in found.items()
     ]
     return _table(["parameters", "frozen", "projection", "LoRA", "trained"], rows)
 

@@ -15,7 +15,7 @@ from mgpt.tracking.lineage import COMMIT, DIRTY, DVC_LOCK, PARAMS
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Tags in the order that a reader asks: which code, which settings, which data, which bases, which stages.
+# Tags in the order that a reader asks: which code, which settings, which data, which backbones, which stages.
 ORDER = (COMMIT, DIRTY, PARAMS, DVC_LOCK, "mgpt.data", "mgpt.test_data", "mgpt.base.", "mgpt.")
 
 
@@ -78,7 +78,7 @@ def _name(number: int | None) -> str:
 
 
 def trace(store: Store, tracking_uri: str, reference: str) -> str:
-    """What a model was made of, as text: code, settings, data, bases, stages with their MLflow runs, weights, and every decision about it.
+    """What a model was made of, as text: code, settings, data, backbones, stages with their MLflow runs, weights, and every decision about it.
 
     Args:
         reference: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.

@@ -21,7 +21,7 @@ from mgpt.registry.versions import (
     SCORES,
     Recipe,
     Version,
-    absolute_bases,
+    absolute_backbones,
     champion,
     register,
     store_weights,
@@ -30,7 +30,7 @@ from mgpt.registry.versions import (
 )
 from mgpt.storage import Store
 from mgpt.tracking.client import connect
-from mgpt.tracking.lineage import TEST_DATA, base_tags, code_tags, data_tags, stage_tags
+from mgpt.tracking.lineage import TEST_DATA, backbone_tags, code_tags, data_tags, stage_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,16 +46,16 @@ class Candidate:
     """A trained and evaluated model.
 
     weights: folder that `model.save_trainable` wrote. metrics: the evaluate stage's metrics file. data: the curate stage's manifest.
-    stages: identity of every stage the model went through, by stage name; their MLflow runs are looked up by it. bases: folder or URI of
+    stages: fingerprint of every stage the model went through, by stage name; their MLflow runs are looked up by it. backbones: folder or URI of
     each frozen base by name; those not named are looked for where the weights' config.json says. checkpoint: whose scores count.
     """
 
-    system: str
+    model_name: str
     weights: Path
     metrics: Path
     data: Path
     stages: Mapping[str, str]
-    bases: Mapping[str, str] = field(default_factory=dict)
+    backbones: Mapping[str, str] = field(default_factory=dict)
     checkpoint: str = "instruct"
 
 
@@ -110,22 +110,22 @@ def promote(
     folder = project or Path.cwd()
     scores = read_scores(candidate.metrics, candidate.checkpoint)
     data = data_tags(candidate.data)
-    weights_uri, manifest = store_weights(candidate.weights, candidate.system, store)
-    recipe = Recipe(candidate.system, weights_uri, manifest.digest, absolute_bases(candidate.bases))
+    weights_uri, manifest = store_weights(candidate.weights, candidate.model_name, store)
+    recipe = Recipe(candidate.model_name, weights_uri, manifest.digest, absolute_backbones(candidate.backbones))
     client = connect(tracker.tracking_uri)
     tags = {
         **code_tags(folder),
         **data,
-        **base_tags(candidate.weights),
+        **backbone_tags(candidate.weights),
         **stage_tags(client, candidate.stages),
         SCORES: json.dumps({name: asdict(score) for name, score in scores.items()}),
     }
     number = register(tracker, recipe, tags)
-    reigning = champion(client, candidate.system)
-    journal = Journal(store, candidate.system)
+    reigning = champion(client, candidate.model_name)
+    journal = Journal(store, candidate.model_name)
     checks = _checks(scores, data[TEST_DATA], reigning, number, journal, gates)
     checks.append(_smoke(recipe, gates.smoke_prompt))
-    decision = _decide(candidate.system, number, reigning, checks)
+    decision = _decide(candidate.model_name, number, reigning, checks)
     _record(client, journal, decision, tracker)
     return decision
 
@@ -187,12 +187,12 @@ def _checks(
 
 
 def _smoke(recipe: Recipe, prompt: str) -> Check:
-    """One real answer of the registered model, loaded the way a user loads it: weights and bases verified."""
-    from mgpt.serving.images import sample_picture
+    """One real answer of the registered model, loaded the way a user loads it: weights and backbones verified."""
+    from mgpt.serving.images import sample_image
     from mgpt.serving.loading import load_registered
 
     try:
-        answer = load_registered(recipe).answer(sample_picture(), prompt, SMOKE_TOKENS)
+        answer = load_registered(recipe).answer(sample_image(), prompt, SMOKE_TOKENS)
     except (ValueError, OSError) as error:
         return Check("smoke prediction", False, f"{prompt!r} could not be answered: {error}")
     return Check("smoke prediction", bool(answer.text.strip()), f"{prompt!r} was answered {answer.text.strip()[:80]!r}")

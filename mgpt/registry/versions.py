@@ -44,7 +44,7 @@ class Recipe:
     model: str
     weights: str
     digest: str
-    bases: dict[str, str]
+    backbones: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Version:
         return Recipe(**json.loads(self.tags[RECIPE]))
 
 
-def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manifest]:
-    """Copies a finished stage's weights to `models/<system>/<digest>` of the store and reads them back.
+def store_weights(weights: Path, model_name: str, store: Store) -> tuple[str, Manifest]:
+    """Copies a finished stage's weights to `models/<model>/<digest>` of the store and reads them back.
 
     Returns the folder's URI and its manifest, which stands beside it as `<digest>.json`.
 
@@ -83,7 +83,7 @@ def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manife
     local = Store(str(weights))
     names = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*") if path.is_file())
     digest = Manifest([local.entry(name, local.uri(name)) for name in names]).digest
-    folder = store.uri("models", system, digest)
+    folder = store.uri("models", model_name, digest)
     if not store.exists(f"{folder}.json"):
         store.put_folder(weights, folder)
     manifest = Manifest([store.entry(name, f"{folder}/{name}") for name in names])
@@ -97,9 +97,9 @@ def store_weights(weights: Path, system: str, store: Store) -> tuple[str, Manife
     return folder, manifest
 
 
-def absolute_bases(bases: Mapping[str, str]) -> dict[str, str]:
-    """Folders of bases as absolute paths, URIs as they are: a version is loaded from other folders than it was made in."""
-    return {name: uri if is_remote(uri) else str(Path(uri).absolute()) for name, uri in bases.items()}
+def absolute_backbones(backbones: Mapping[str, str]) -> dict[str, str]:
+    """Folders of backbones as absolute paths, URIs as they are: a version is loaded from other folders than it was made in."""
+    return {name: uri if is_remote(uri) else str(Path(uri).absolute()) for name, uri in backbones.items()}
 
 
 def stored_manifest(recipe: Recipe) -> Manifest:

@@ -48,10 +48,10 @@ def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], ma
         f"<div><h2>By licence</h2>{_counts('Licence', facts.licences)}</div>",
         f"<div><h2>Reasons of loss</h2>{_counts('Reason', report['reasons'])}</div>",
         f"<div><h2>Mended</h2>{_counts('What', report['mended'])}</div></div>",
-        f"<h2>Evaluation pictures found in training</h2>{_contamination(report['contamination'])}",
+        f"<h2>Evaluation images found in training</h2>{_contamination(report['contamination'])}",
         f'<h2>Histograms</h2><div class="row">{_histograms(facts)}</div>',
         f'<h2>Alike</h2><p class="note">The left one stayed or is held out, the right one went.</p>{_pairs(pairs)}',
-        '<h2>Samples</h2><p class="note">Pictures with their boxes, and the text trained on; the loss sees the <mark>marked</mark>.</p>',
+        '<h2>Samples</h2><p class="note">Images with their boxes, and the text trained on; the loss sees the <mark>marked</mark>.</p>',
         f'<div class="row">{"".join(_figure(sample, mark) for sample in facts.samples)}</div>',
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Data card</title><style>{_STYLE}</style>'
@@ -104,7 +104,7 @@ def _histograms(facts: Facts) -> str:
         ("Words of the answers", facts.lengths, False),
         ("Shorter side, pixels", facts.sides, False),
         ("Boxes a sample", facts.boxes_each, False),
-        ("Share of the picture that a box covers", facts.boxes, True),
+        ("Share of the image that a box covers", facts.boxes, True),
     )
     return "".join(_histogram(title, values, share) for title, values, share in shown)
 
@@ -143,31 +143,31 @@ def _pairs(pairs: Sequence[Pair]) -> str:
 
 
 def _thumbnail(pixels: np.ndarray) -> str:
-    return _image(Image.fromarray(pixels), "thumbnail of a picture", "PNG")
+    return _image(Image.fromarray(pixels), "thumbnail of an image", "PNG")
 
 
-def _image(picture: Image.Image, text: str, kind: str = "JPEG") -> str:
+def _image(image: Image.Image, text: str, kind: str = "JPEG") -> str:
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 85} if kind == "JPEG" else {}))
+    image.save(file, kind, **({"quality": 85} if kind == "JPEG" else {}))
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{html.escape(text)}" src="data:image/{kind.lower()};base64,{data}">'
 
 
 def _figure(sample: Sample, mark: Marker) -> str:
-    size = f"{sample.width}x{sample.height}" if sample.image else "no picture"
+    size = f"{sample.width}x{sample.height}" if sample.image else "no image"
     who = f'<div class="who">{html.escape(f"{sample.dataset} / {sample.task}, {size}, {sample.licence}")}</div>'
-    picture = _image(_drawn(sample), f"{sample.dataset} sample") if sample.image else ""
+    image = _image(_drawn(sample), f"{sample.dataset} sample") if sample.image else ""
     messages = render(sample, random.Random(sample.id))
     pieces = ((html.escape(piece), supervised) for piece, supervised in mark(messages))
     text = "".join(f"<mark>{piece}</mark>" if supervised else piece for piece, supervised in pieces)
-    return f'<figure>{picture}<figcaption>{who}<div class="text">{text}</div></figcaption></figure>'
+    return f'<figure>{image}<figcaption>{who}<div class="text">{text}</div></figcaption></figure>'
 
 
 def _drawn(sample: Sample, side: int = 480) -> Image.Image:
     assert sample.image is not None
-    picture = Image.open(io.BytesIO(sample.image)).convert("RGB")
-    scale = side / max(picture.size)
-    shown = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+    scale = side / max(image.size)
+    shown = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(shown)
     for number, box in enumerate(sample.boxes):
         pen.rectangle([value * scale for value in box], outline=COLOURS[number % len(COLOURS)], width=4)

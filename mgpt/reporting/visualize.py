@@ -1,4 +1,4 @@
-"""A page of pictures with what was asked, the true and the predicted boxes, and the answers, large enough to read."""
+"""A page of images with what was asked, the true and the predicted boxes, and the answers, large enough to read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mgpt.evaluation.evaluator import Evaluation, Prediction
 from mgpt.evaluation.examples import Item
 from mgpt.storage import write_atomic
 
-SIDE = 320  # pixels of a picture on the page; small ones are enlarged
+SIDE = 320  # pixels of an image on the page; small ones are enlarged
 MARGIN = 14
 TEXT_LINES = 10
 LINE = 19
-LETTERS = 40  # of a line of text under a picture
+LETTERS = 40  # of a line of text under an image
 TRUE_COLOUR = (0, 190, 90)
 PREDICTED_COLOUR = (230, 0, 160)
 RIGHT_COLOUR = (0, 120, 60)
@@ -28,19 +28,19 @@ WRONG_COLOUR = (180, 30, 30)
 
 
 def write_gallery(evaluation: Evaluation, count: int, path: Path) -> None:
-    """A PNG with `count` pictures of the last checkpoint, as many of each task as fit; half of a task's pictures are ones that it got
+    """A PNG with `count` images of the last checkpoint, as many of each task as fit; half of a task's images are ones that it got
     wrong, where there are such.
 
     True boxes are green, predicted ones magenta. Raises ValueError when there is nothing to show.
     """
     chosen = choose(evaluation, count)
     if not chosen:
-        raise ValueError(f"evaluate: {evaluation.system} has no predictions to draw; ask at least one item")
+        raise ValueError(f"evaluate: {evaluation.model_name} has no predictions to draw; ask at least one item")
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     width, height = SIDE + MARGIN, SIDE + LINE * TEXT_LINES + 2 * MARGIN
     page = Image.new("RGB", (columns * width + MARGIN, rows * height + 3 * MARGIN + LINE), "white")
-    legend = f"{evaluation.system}: true boxes green, predicted boxes magenta; Q asked, A answered, T true"
+    legend = f"{evaluation.model_name}: true boxes green, predicted boxes magenta; Q asked, A answered, T true"
     ImageDraw.Draw(page).text((MARGIN, MARGIN), legend, fill="black", font=_font())
     for i, prediction in enumerate(chosen):
         page.paste(panel(prediction), (MARGIN + i % columns * width, 2 * MARGIN + LINE + i // columns * height))
@@ -50,7 +50,7 @@ def write_gallery(evaluation: Evaluation, count: int, path: Path) -> None:
 
 
 def choose(evaluation: Evaluation, count: int) -> list[Prediction]:
-    """The pictures of the page, task by task, right and wrong ones in turn; deterministic."""
+    """The images of the page, task by task, right and wrong ones in turn; deterministic."""
     last = list(evaluation.scores)[-1]
     by_task: dict[str, list[Prediction]] = {}
     for prediction in evaluation.predictions:
@@ -74,7 +74,7 @@ def _is_right(prediction: Prediction) -> bool:
 
 
 def panel(prediction: Prediction) -> Image.Image:
-    """One picture with its boxes, and the texts under it."""
+    """One image with its boxes, and the texts under it."""
     item = prediction.item
     answer = prediction.answer.text if prediction.answer else "(no answer)"
     tile = Image.new("RGB", (SIDE, SIDE + LINE * TEXT_LINES + MARGIN), "white")

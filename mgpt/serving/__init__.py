@@ -1,1 +1,1 @@
-"""Using a model: chat, boxes drawn on pictures, the MLflow model, a small HTTP API."""
+"""Using a model: chat, boxes drawn on images, the MLflow model, a small HTTP API."""

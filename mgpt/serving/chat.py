@@ -1,11 +1,11 @@
-"""`mgpt chat` and `mgpt predict`: one question about one picture, or a file of them."""
+"""`mgpt chat` and `mgpt predict`: one question about one image, or a file of them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from mgpt.serving.images import draw_boxes, read_picture
+from mgpt.serving.images import draw_boxes, read_image
 from mgpt.serving.loading import load
 from mgpt.serving.predictor import MOST_NEW_TOKENS, Reply
 from mgpt.storage import write_atomic
@@ -16,28 +16,28 @@ DEFAULT_MODEL = "models:/minigpt-v2@champion"
 def chat(
     image: Path, prompt: str, tracking_uri: str, model: str = DEFAULT_MODEL, output: Path | None = None
 ) -> tuple[Reply, Path | None]:
-    """Answers a prompt about a picture, and writes the picture with the answer's boxes.
+    """Answers a prompt about an image, and writes the image with the answer's boxes.
 
     Args:
         model: a registered model (`models:/NAME@ALIAS`) or a folder of trained weights.
-        output: where the picture goes; by default beside the image as `<name>-answer.png`, and only where the answer has boxes.
+        output: where the image goes; by default beside the image as `<name>-answer.png`, and only where the answer has boxes.
 
     Returns the reply, and the written file (None: the answer has no box and no output was asked for).
 
     Raises:
-        ValueError: the picture or the model cannot be used, or the output cannot be written as a picture.
+        ValueError: the image or the model cannot be used, or the output cannot be written as an image.
     """
-    picture = read_picture(image)
-    reply = load(model, tracking_uri).answer(picture, prompt)
+    decoded = read_image(image)
+    reply = load(model, tracking_uri).answer(decoded, prompt)
     if output is None and not reply.boxes:
         return reply, None
     target = output or image.with_name(f"{image.stem}-answer.png")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes(picture, reply.boxes).save(target)
+        draw_boxes(decoded, reply.boxes).save(target)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{target}: the picture cannot be written ({error}); name a .png or .jpg file in a writable folder"
+            f"{target}: the image cannot be written ({error}); name a .png or .jpg file in a writable folder"
         ) from error
     return reply, target
 
@@ -51,7 +51,7 @@ def predict(
     The answers appear whole or not at all.
 
     Raises:
-        ValueError: a line is not such an object, or a picture or the model cannot be used; the line's number is named.
+        ValueError: a line is not such an object, or an image or the model cannot be used; the line's number is named.
     """
     rows = _read_questions(questions)
     asked = [(questions.parent / row["image"], row["prompt"]) for row in rows]

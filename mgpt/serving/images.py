@@ -1,4 +1,4 @@
-"""Pictures in and out: reading whatever a caller gives, and drawing boxes with their labels."""
+"""Images in and out: reading whatever a caller gives, and drawing boxes with their labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-LEAST_SIDE = 512  # a smaller picture is enlarged, so that a label can be read
+LEAST_SIDE = 512  # a smaller image is enlarged, so that a label can be read
 MOST_PIXELS = 100_000_000
 LONGEST_PATH = 4096
 
 
-def read_picture(value: Any) -> Image.Image:
-    """An upright RGB picture from a Pillow picture, encoded bytes, base64 text (a data URL too), or a path.
+def read_image(value: Any) -> Image.Image:
+    """An upright RGB image from a Pillow image, encoded bytes, base64 text (a data URL too), or a path.
 
     Raises:
         ValueError: it is none of these, cannot be decoded, or has more than 100 million pixels.
@@ -35,26 +35,26 @@ def read_picture(value: Any) -> Image.Image:
         return _read_file(value)
     if isinstance(value, str):
         return _read_text(value)
-    raise ValueError(f"image: {type(value).__name__} is no picture; give encoded bytes, base64 text, or a path")
+    raise ValueError(f"image: {type(value).__name__} is no image; give encoded bytes, base64 text, or a path")
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """An upright RGB picture from an encoded file's bytes; ValueError names `name` where they are none."""
+    """An upright RGB image from an encoded file's bytes; ValueError names `name` where they are none."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(
-                    f"{name}: {opened.width}x{opened.height} pixels are more than {MOST_PIXELS}; make the picture smaller"
+                    f"{name}: {opened.width}x{opened.height} pixels are more than {MOST_PIXELS}; make the image smaller"
                 )
             # Cameras store the turned sensor image and a note; without following it every box would be turned too.
             return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a readable picture ({error}); give a PNG, JPEG or WebP") from error
+        raise ValueError(f"{name}: not a readable image ({error}); give a PNG, JPEG or WebP") from error
 
 
 def _read_file(path: Path) -> Image.Image:
     if not path.is_file():
-        raise ValueError(f"{path}: no such picture; give the path of a PNG, JPEG or WebP file")
+        raise ValueError(f"{path}: no such image; give the path of a PNG, JPEG or WebP file")
     return decode(path.read_bytes(), str(path))
 
 
@@ -73,10 +73,10 @@ def _from_base64(text: str) -> bytes:
         raise ValueError(f"image: {text[:60]!r} is neither an existing file nor base64 ({error})") from error
 
 
-def draw_boxes(picture: Image.Image, boxes: Sequence[LabelledBox]) -> Image.Image:
-    """A copy of the picture with each box outlined and its label above it, or inside where there is no room; enlarged when small."""
-    factor = max(1, -(-LEAST_SIDE // max(1, min(picture.size))))
-    canvas = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox]) -> Image.Image:
+    """A copy of the image with each box outlined and its label above it, or inside where there is no room; enlarged when small."""
+    factor = max(1, -(-LEAST_SIDE // max(1, min(image.size))))
+    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     line = max(2, min(canvas.size) // 200)
     font = ImageFont.load_default(size=max(14, min(canvas.size) // 28))
@@ -108,10 +108,10 @@ def _label(
     )
 
 
-def sample_picture() -> Image.Image:
-    """A picture that any model should have an answer to: a red circle and a blue square on light grey, 224 pixels wide."""
-    picture = Image.new("RGB", (224, 224), "#e6e6e6")
-    pen = ImageDraw.Draw(picture)
+def sample_image() -> Image.Image:
+    """An image that any model should have an answer to: a red circle and a blue square on light grey, 224 pixels wide."""
+    image = Image.new("RGB", (224, 224), "#e6e6e6")
+    pen = ImageDraw.Draw(image)
     pen.ellipse([30, 40, 100, 110], fill="#d62728")
     pen.rectangle([130, 120, 200, 190], fill="#1f77b4")
-    return picture
+    return image

@@ -42,17 +42,17 @@ def load_registered(recipe: Recipe) -> Predictor:
 
     stored_manifest(recipe)
     if not is_remote(recipe.weights):
-        return load_weights(Path(recipe.weights), recipe.bases)
+        return load_weights(Path(recipe.weights), recipe.backbones)
     with tempfile.TemporaryDirectory() as scratch:
         Store(recipe.weights).fetch_folder(recipe.weights, scratch)
-        return load_weights(Path(scratch), recipe.bases)
+        return load_weights(Path(scratch), recipe.backbones)
 
 
-def load_weights(folder: Path, bases: Mapping[str, str] | None = None) -> Predictor:
-    """Trained weights as `save_trainable` wrote them, on their bases, in evaluation mode; on the GPU where there is one.
+def load_weights(folder: Path, backbones: Mapping[str, str] | None = None) -> Predictor:
+    """Trained weights as `save_trainable` wrote them, on their backbones, in evaluation mode; on the GPU where there is one.
 
     Args:
-        bases: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
+        backbones: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
 
     Raises:
         ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one trained on.
@@ -65,14 +65,14 @@ def load_weights(folder: Path, bases: Mapping[str, str] | None = None) -> Predic
     from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
     from mgpt.serving.predictor import Predictor
 
-    wanted = json.loads(path.read_text(encoding="utf-8"))["bases"]
-    found = {name: base_folder(name, base, (bases or {}).get(name)) for name, base in wanted.items()}
-    model = MiniGPTForConditionalGeneration.from_trainable(folder, bases=found)
+    wanted = json.loads(path.read_text(encoding="utf-8"))["backbones"]
+    found = {name: backbone_folder(name, base, (backbones or {}).get(name)) for name, base in wanted.items()}
+    model = MiniGPTForConditionalGeneration.from_trainable(folder, backbones=found)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor(model, MiniGPTProcessor.from_pretrained(folder), model.config.prompt_format)
 
 
-def base_folder(name: str, base: Mapping[str, str], place: str | None = None) -> Path:
+def backbone_folder(name: str, base: Mapping[str, str], place: str | None = None) -> Path:
     """A frozen base as a local folder: from `place`, else from where it was trained, else among those that ship.
 
     Its hash is compared when it is loaded.

@@ -1,4 +1,4 @@
-"""A model that answers: pictures and prompts in, text and pixel boxes out."""
+"""A model that answers: images and prompts in, text and pixel boxes out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgpt.data.boxes import BOX_RUN, parse_boxes, parse_grid, parse_grounded, strip_markup, to_pixels
 from mgpt.data.tasks import IMAGE_PREFIX
-from mgpt.serving.images import read_picture
+from mgpt.serving.images import read_image
 
 if TYPE_CHECKING:
     from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
@@ -20,7 +20,7 @@ MOST_NEW_TOKENS, BATCH_SIZE = 300, 8
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A box in pixels of the picture as it was given (left, top, right, bottom), and the words it belongs to."""
+    """A box in pixels of the image as it was given (left, top, right, bottom), and the words it belongs to."""
 
     label: str
     x1: float
@@ -61,28 +61,28 @@ class Predictor:
         """Answers in the order of the questions.
 
         Args:
-            questions: pairs of a picture (anything `read_picture` takes) and a prompt, with or without a task identifier such as `[refer]`.
+            questions: pairs of an image (anything `read_image` takes) and a prompt, with or without a task identifier such as `[refer]`.
 
         Raises:
-            ValueError: a picture cannot be read (the message names which), or a prompt is empty.
+            ValueError: an image cannot be read (the message names which), or a prompt is empty.
         """
         from mgpt.inference.generation import answer
         from mgpt.inference.types import Request
 
-        pictures, requests = [], []
+        images, requests = [], []
         for number, (image, prompt) in enumerate(questions):
             if not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(
                     f"question {number}: the prompt is empty; ask something, e.g. '[refer] the red circle'"
                 )
             try:
-                pictures.append(read_picture(image))
+                images.append(read_image(image))
             except ValueError as error:
                 raise ValueError(f"question {number}: {error}") from error
-            requests.append(Request((pictures[-1],), ({"role": "user", "content": IMAGE_PREFIX + prompt.strip()},)))
+            requests.append(Request((images[-1],), ({"role": "user", "content": IMAGE_PREFIX + prompt.strip()},)))
         answers = answer(self.model, self.processor, requests, self.format, max_new_tokens, batch_size)
-        rows = zip(answers, pictures, questions, strict=True)
-        return [_reply(found.text, found.finished, prompt, picture.size) for found, picture, (_, prompt) in rows]
+        rows = zip(answers, images, questions, strict=True)
+        return [_reply(found.text, found.finished, prompt, decoded.size) for found, decoded, (_, prompt) in rows]
 
 
 def _reply(text: str, finished: bool, prompt: str, size: tuple[int, int]) -> Reply:
@@ -90,7 +90,7 @@ def _reply(text: str, finished: bool, prompt: str, size: tuple[int, int]) -> Rep
 
 
 def find_boxes(text: str, prompt: str, width: int, height: int) -> tuple[LabelledBox, ...]:
-    """Every box of an answer in pixels of a width x height picture, labelled by the phrase before it, else by what the prompt asked for.
+    """Every box of an answer in pixels of a width x height image, labelled by the phrase before it, else by what the prompt asked for.
 
     Answers on any string. `[detection] a ; b` answers and grounded captions both write `<p>phrase</p> {<x1>...}`.
     """

@@ -17,7 +17,7 @@ from mlflow.pyfunc import PythonModel
 
 class MiniGPTModel(PythonModel):
     """Columns in: `image` (encoded bytes, base64 text, data URL or path) and `prompt`. Columns out: `text`, and `boxes`, a list of
-    `{label, x1, y1, x2, y2}` in pixels of the picture. `params={"max_new_tokens": 100}` shortens answers.
+    `{label, x1, y1, x2, y2}` in pixels of the image. `params={"max_new_tokens": 100}` shortens answers.
     """
 
     def load_context(self, context: Any) -> None:
@@ -32,7 +32,7 @@ class MiniGPTModel(PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> pandas.DataFrame:
-        """One row out for each row in, in order. Raises ValueError for a picture or prompt that cannot be used, with its row's number."""
+        """One row out for each row in, in order. Raises ValueError for an image or prompt that cannot be used, with its row's number."""
         questions = list(zip(model_input["image"], model_input["prompt"], strict=True))
         replies = self.predictor.answer_all(questions, **(params or {}))
         return pandas.DataFrame([reply.as_dict() for reply in replies], columns=["text", "boxes"])

@@ -1,7 +1,7 @@
-"""Finished work in the store: what a stage with a given identity gave, kept by content, so that no work is done twice and a job's outputs
+"""Finished work in the store: what a stage with a given fingerprint gave, kept by content, so that no work is done twice and a job's outputs
 travel home.
 
-`content/<digest>/` holds one output (a file or a folder); `stages/<identity>.json` says which outputs the finished stage has. The record is
+`content/<digest>/` holds one output (a file or a folder); `stages/<fingerprint>.json` says which outputs the finished stage has. The record is
 written last and only where none is: of two processes that finish the same work, one record stays.
 """
 
@@ -58,27 +58,27 @@ def fetch(store: Store, digest: str, path: Path) -> None:
         raise ValueError(f"{store.uri('content', digest)} was altered: it was not what the stage wrote")
 
 
-def finish(store: Store, identity: str, folder: Path, outputs: list[str]) -> None:
+def finish(store: Store, fingerprint: str, folder: Path, outputs: list[str]) -> None:
     """Records that the work is done, with the named files and folders of `folder` as its outputs."""
-    record = {"identity": identity, "outputs": {name: keep(store, folder / name) for name in sorted(outputs)}}
-    store.put_if_absent(_record(store, identity), json.dumps(record, indent=1, sort_keys=True).encode())
+    record = {"fingerprint": fingerprint, "outputs": {name: keep(store, folder / name) for name in sorted(outputs)}}
+    store.put_if_absent(_record(store, fingerprint), json.dumps(record, indent=1, sort_keys=True).encode())
 
 
-def finished(store: Store, identity: str) -> dict[str, str] | None:
+def finished(store: Store, fingerprint: str) -> dict[str, str] | None:
     """The digests of a finished stage's outputs by name, or None."""
     try:
-        outputs: dict[str, str] = json.loads(store.read(_record(store, identity)))["outputs"]
+        outputs: dict[str, str] = json.loads(store.read(_record(store, fingerprint)))["outputs"]
     except FileNotFoundError:
         return None
     return outputs
 
 
-def forget(store: Store, identity: str) -> None:
+def forget(store: Store, fingerprint: str) -> None:
     """Drops the record, so that the work is done again."""
-    store.delete(_record(store, identity))
+    store.delete(_record(store, fingerprint))
 
 
-def bring(store: Store, identity: str, outputs: Mapping[str, str], staging: Path, target: Path) -> None:
+def bring(store: Store, fingerprint: str, outputs: Mapping[str, str], staging: Path, target: Path) -> None:
     """Puts a finished stage's outputs at `target` in one step.
 
     Raises:
@@ -89,9 +89,9 @@ def bring(store: Store, identity: str, outputs: Mapping[str, str], staging: Path
         for name, digest in outputs.items():
             fetch(store, digest, staging / name)
     except (ValueError, FileNotFoundError) as error:
-        forget(store, identity)
+        forget(store, fingerprint)
         raise ValueError(
-            f"the finished work {identity} cannot be brought back: {error}; run the stage again to do the work again"
+            f"the finished work {fingerprint} cannot be brought back: {error}; run the stage again to do the work again"
         ) from error
     replace(staging, target)
 
@@ -103,8 +103,8 @@ def replace(staging: Path, target: Path) -> None:
     staging.rename(target)
 
 
-def _record(store: Store, identity: str) -> str:
-    return store.uri("stages", f"{identity}.json")
+def _record(store: Store, fingerprint: str) -> str:
+    return store.uri("stages", f"{fingerprint}.json")
 
 
 def _fetch_file(store: Store, uri: str, path: Path) -> None:

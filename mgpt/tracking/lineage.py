@@ -1,4 +1,4 @@
-"""What a run and a version were made of, as flat tags: code, data, bases, and the stages before."""
+"""What a run and a version were made of, as flat tags: code, data, backbones, and the stages before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mgpt.storage import Manifest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STAGE, SYSTEM, IDENTITY, INPUT = "mgpt.stage", "mgpt.system", "mgpt.identity", "mgpt.input."
+STAGE, SYSTEM, FINGERPRINT, INPUT = "mgpt.stage", "mgpt.model", "mgpt.fingerprint", "mgpt.input."
 COMMIT, DIRTY, DVC_LOCK, PARAMS = "git.commit", "git.dirty", "dvc.lock.sha256", "params.sha256"
 DATA, TEST_DATA = "mgpt.data", "mgpt.test_data"
 
@@ -62,7 +62,7 @@ def data_tags(manifest: Path) -> dict[str, str]:
     return {DATA: whole.digest, TEST_DATA: Manifest(held_out).digest, **datasets}
 
 
-def base_tags(weights: Path) -> dict[str, str]:
+def backbone_tags(weights: Path) -> dict[str, str]:
     """Id, revision and hash of every frozen base that trained weights belong to, as `mgpt.base.<name>.<field>`.
 
     Raises:
@@ -70,42 +70,42 @@ def base_tags(weights: Path) -> dict[str, str]:
     """
     path = weights / "config.json"
     try:
-        bases = json.loads(path.read_text(encoding="utf-8"))["bases"]
+        backbones = json.loads(path.read_text(encoding="utf-8"))["backbones"]
         tags = {
             f"mgpt.base.{name}.{field}": str(base[field])
-            for name, base in bases.items()
+            for name, base in backbones.items()
             for field in ("id", "revision", "sha256")
         }
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path}: does not name the bases of the weights ({error!r}); save the model with save_trainable"
+            f"{path}: does not name the backbones of the weights ({error!r}); save the model with save_trainable"
         ) from error
     if not tags:
-        raise ValueError(f"{path}: names no base; weights without the hashes of their bases cannot be registered")
+        raise ValueError(f"{path}: names no base; weights without the hashes of their backbones cannot be registered")
     return tags
 
 
 def stage_tags(client: MlflowClient, stages: Mapping[str, str]) -> dict[str, str]:
-    """Identity, MLflow run and commit of every stage that a model went through, as `mgpt.<stage>.identity`, `.run` and `.commit`.
+    """Identity, MLflow run and commit of every stage that a model went through, as `mgpt.<stage>.fingerprint`, `.run` and `.commit`.
 
     Args:
-        stages: identity by stage name.
+        stages: fingerprint by stage name.
 
     Raises:
         ValueError: a stage has no run, so the model's origin could not be told.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     tags: dict[str, str] = {}
-    for stage, identity in stages.items():
-        query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{STAGE}` = '{stage}'"
+    for stage, fingerprint in stages.items():
+        query = f"tags.`{FINGERPRINT}` = '{fingerprint}' and tags.`{STAGE}` = '{stage}'"
         runs = client.search_runs(experiments, filter_string=query, max_results=1)
         if not runs:
             raise ValueError(
-                f"{stage}, identity {identity}: no MLflow run tells of it; run the stage with this tracking.uri"
+                f"{stage}, fingerprint {fingerprint}: no MLflow run tells of it; run the stage with this tracking.uri"
             )
         commit = runs[0].data.tags.get(COMMIT, "unknown")
         tags |= {
-            f"mgpt.{stage}.identity": identity,
+            f"mgpt.{stage}.fingerprint": fingerprint,
             f"mgpt.{stage}.run": runs[0].info.run_id,
             f"mgpt.{stage}.commit": commit,
         }

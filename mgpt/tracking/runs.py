@@ -1,4 +1,4 @@
-"""One MLflow run per stage and identity, found again by tag, so that a resumed or re-attached stage goes on in the same run.
+"""One MLflow run per stage and fingerprint, found again by tag, so that a resumed or re-attached stage goes on in the same run.
 
 MLflow is imported when a call needs it. Ray Train's own MLflow callback is refused by Ray 2.60 (ray#49454), so rank 0 gets a `Tracker`:
 it is picklable, and travels as the store's address and the run's id.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from mgpt.config.registry import TrackingSettings
 from mgpt.tracking.async_logger import Point, Sender
 from mgpt.tracking.client import absolute_uri, connect, experiment_id
-from mgpt.tracking.lineage import IDENTITY, INPUT, STAGE, SYSTEM, code_tags
+from mgpt.tracking.lineage import FINGERPRINT, INPUT, STAGE, SYSTEM, code_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,13 +49,13 @@ class Tracker:
         settings: TrackingSettings,
         *,
         stage: str,
-        identity: str,
-        system: str | None = None,
+        fingerprint: str,
+        model_name: str | None = None,
         project: Path | None = None,
         artifacts: str | None = None,
         inputs: Mapping[str, str] | None = None,
     ) -> "Tracker":
-        """Finds the run of this stage and identity, or makes it.
+        """Finds the run of this stage and fingerprint, or makes it.
 
         Args:
             project: the project's folder (the current one by default): base of a relative store, and where git and dvc.lock are read.
@@ -67,9 +67,9 @@ class Tracker:
         """
         folder = project or Path.cwd()
         uri = absolute_uri(settings.uri, folder)
-        name = f"{stage}@{system}" if system else stage
-        tags = {STAGE: stage, IDENTITY: identity, "mlflow.runName": name, **code_tags(folder)}
-        tags |= {SYSTEM: system} if system else {}
+        name = f"{stage}@{model_name}" if model_name else stage
+        tags = {STAGE: stage, FINGERPRINT: fingerprint, "mlflow.runName": name, **code_tags(folder)}
+        tags |= {SYSTEM: model_name} if model_name else {}
         tags |= {f"{INPUT}{key}": digest for key, digest in (inputs or {}).items()}
         client = connect(uri)
         try:
@@ -125,9 +125,9 @@ class Tracker:
         return self.flush()
 
 
-def find_run(client: "MlflowClient", identity: str, stage: str, experiment_ids: list[str]) -> "Run | None":
-    """The run of a stage and identity; the oldest, should there be several."""
-    query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{STAGE}` = '{stage}'"
+def find_run(client: "MlflowClient", fingerprint: str, stage: str, experiment_ids: list[str]) -> "Run | None":
+    """The run of a stage and fingerprint; the oldest, should there be several."""
+    query = f"tags.`{FINGERPRINT}` = '{fingerprint}' and tags.`{STAGE}` = '{stage}'"
     runs = client.search_runs(experiment_ids, filter_string=query)
     return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
@@ -147,8 +147,8 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _find_or_create(client: "MlflowClient", experiment: str, tags: Mapping[str, str]) -> str:
-    """MLflow has no "create if absent". Contract: `mgpt.stage` holds the identity's lock, so no two processes are here for one identity."""
-    found = find_run(client, tags[IDENTITY], tags[STAGE], [experiment]) or client.create_run(
+    """MLflow has no "create if absent". Contract: `mgpt.stage` holds the fingerprint's lock, so no two processes are here for one fingerprint."""
+    found = find_run(client, tags[FINGERPRINT], tags[STAGE], [experiment]) or client.create_run(
         experiment, tags=dict(tags)
     )
     run_id = str(found.info.run_id)

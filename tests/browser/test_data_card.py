@@ -15,7 +15,7 @@ from tests.fixtures.worlds import encoded, own_source, run, write_own
 
 HOSTILE = 'a roof <script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
 TEXTS = "Array.from(document.querySelectorAll('figcaption .text')).map(one => one.textContent)"
-PICTURES = "Array.from(document.images).map(one => one.complete ? [one.naturalWidth, one.naturalHeight, one.alt.length > 0] : null)"
+IMAGES = "Array.from(document.images).map(one => one.complete ? [one.naturalWidth, one.naturalHeight, one.alt.length > 0] : null)"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 MARKED = "Array.from(document.querySelectorAll('mark')).slice(1).map(one => one.textContent.trim())"
 
@@ -29,7 +29,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"image": "china.jpg", "caption": HOSTILE},
         {"image": "flower.jpg", "question": "Which colour?", "answer": "orange"},
         {"image": "china.jpg", "expression": "the roof", "box": [100, 50, 400, 200]},
-        {"image": "gone.jpg", "caption": "a picture that is not there"},
+        {"image": "gone.jpg", "caption": "an image that is not there"},
     ]
     write_own(
         folder / "own", records, {"china.jpg": encoded(china, quality=90), "flower.jpg": encoded(flower, quality=90)}
@@ -40,12 +40,12 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
-def test_the_card_shows_its_pictures_and_texts_and_loads_nothing_else(
+def test_the_card_shows_its_images_and_texts_and_loads_nothing_else(
     browser: Browser, card: str, width: int, height: int
 ) -> None:
-    seen = browser.look(card, PICTURES, TEXTS, MARKED, OVERFLOW, "document.title", width=width, height=height)
-    pictures, texts, marked, overflow, title = seen.answers
-    assert pictures == [[480, 320, True]] * 3
+    seen = browser.look(card, IMAGES, TEXTS, MARKED, OVERFLOW, "document.title", width=width, height=height)
+    images, texts, marked, overflow, title = seen.answers
+    assert images == [[480, 320, True]] * 3
     assert sum(HOSTILE in text for text in texts) == 1
     assert {HOSTILE, "orange"} <= set(marked)
     assert (title, overflow) == ("Data card", 0)
@@ -59,9 +59,9 @@ def test_a_box_is_seen_where_it_is(browser: Browser, card: str) -> None:
         card, f"(({{x, y, width}}) => [x + scrollX, y + scrollY, width])({with_box}.getBoundingClientRect())"
     )
     left, top, width = seen.answers[0]
-    picture, scale = Image.open(io.BytesIO(seen.screenshot)).convert("RGB"), width / 640
+    image, scale = Image.open(io.BytesIO(seen.screenshot)).convert("RGB"), width / 640
     middle = round(top + 125 * scale)  # half way down the box from (100, 50) to (400, 200)
-    reds = [x for x in range(round(left), round(left + width)) if _is_red(*picture.getpixel((x, middle)))]
+    reds = [x for x in range(round(left), round(left + width)) if _is_red(*image.getpixel((x, middle)))]
     edges = [(x - left) / scale for x in reds]
     assert {"left" if abs(edge - 100) < 15 else "right" if abs(edge - 400) < 15 else edge for edge in edges} == {
         "left",
@@ -70,7 +70,7 @@ def test_a_box_is_seen_where_it_is(browser: Browser, card: str) -> None:
 
 
 def _is_red(red: int, green: int, blue: int) -> bool:
-    """Whether a pixel has about the colour of a picture's first box, #d62728."""
+    """Whether a pixel has about the colour of an image's first box, #d62728."""
     return red > 170 and green < 90 and blue < 90
 
 

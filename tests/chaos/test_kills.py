@@ -32,8 +32,8 @@ class Training:
         (folder / "mlflow.db").write_bytes(template.read_bytes())
         own = {"MGPT_STORAGE__ROOT": str(folder / "store"), "MGPT_TRACKING__URI": f"sqlite:///{folder / 'mlflow.db'}"}
         self.project = chain.elsewhere(**own, **TWO_WORKERS)
-        self.identity = self.project.identity("pretrain", "minigpt-v2")
-        self.curve = folder / "store" / "runs" / self.identity / "curve.csv"
+        self.fingerprint = self.project.fingerprint("pretrain", "minigpt-v2")
+        self.curve = folder / "store" / "runs" / self.fingerprint / "curve.csv"
         self.folder = folder
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
@@ -70,7 +70,7 @@ class Training:
 
         client = MlflowClient(self.project.variables["MGPT_TRACKING__URI"])
         experiments = [one.experiment_id for one in client.search_experiments()]
-        (run,) = client.search_runs(experiments, filter_string=f"tags.`mgpt.identity` = '{self.identity}'")
+        (run,) = client.search_runs(experiments, filter_string=f"tags.`mgpt.fingerprint` = '{self.fingerprint}'")
         return [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
 
 
@@ -106,7 +106,7 @@ def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_trainin
 
     # The same command goes on from the last checkpoint. Now dvc alone is killed, which leaves its stage at work ...
     second = training.start("second.log")
-    wait(lambda: training.identity in training.said("second.log"), "the second start does not begin")
+    wait(lambda: training.fingerprint in training.said("second.log"), "the second start does not begin")
     second.kill()
     second.wait()
 

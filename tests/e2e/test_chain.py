@@ -26,9 +26,9 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
-def identity(project: Project, folder: str) -> str:
-    """The identity of the work that gave a stage's results."""
-    return str(json.loads((project.folder / folder / "run.json").read_text())["identity"])
+def fingerprint(project: Project, folder: str) -> str:
+    """The fingerprint of the work that gave a stage's results."""
+    return str(json.loads((project.folder / folder / "run.json").read_text())["fingerprint"])
 
 
 def weights(project: Project, *stage: str) -> bytes:
@@ -50,8 +50,8 @@ def test_the_report_ends_the_chain(chain: Project) -> None:
     assert found["champions"] == {"minigpt4": 1, "minigpt-v2": 1}
     assert set(found["stages"]) == {one.name for one in declarations(chain.folder)}
     assert 0 < found["orchestration_share"] < 1
-    assert set(found["systems"]["minigpt-v2"]["refer_accuracy"]) == {"value", "low", "high", "chance", "n"}
-    assert "results/evaluate/minigpt-v2/pictures.png" in page
+    assert set(found["models"]["minigpt-v2"]["refer_accuracy"]) == {"value", "low", "high", "chance", "n"}
+    assert "results/evaluate/minigpt-v2/images.png" in page
 
 
 def test_each_stage_has_one_mlflow_run_with_its_lineage(chain: Project) -> None:
@@ -59,10 +59,10 @@ def test_each_stage_has_one_mlflow_run_with_its_lineage(chain: Project) -> None:
 
     client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
-    by_identity = {run.data.tags["mgpt.identity"]: run for run in runs}
-    assert len(by_identity) == len(runs)
+    by_fingerprint = {run.data.tags["mgpt.fingerprint"]: run for run in runs}
+    assert len(by_fingerprint) == len(runs)
     for one in declarations(chain.folder):
-        run = by_identity[identity(chain, one.folder)]
+        run = by_fingerprint[fingerprint(chain, one.folder)]
         assert run.info.status == "FINISHED"
         assert run.data.tags["mgpt.stage"] == one.stage
         assert run.data.tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
@@ -86,8 +86,8 @@ def test_training_curves_have_every_step_once_and_the_mixture_stands_beside_the_
     client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
     experiments = [one.experiment_id for one in client.search_experiments()]
     for one in [one for one in declarations(chain.folder) if one.stage in ("pretrain", "multitask", "instruct")]:
-        settings = chain.params()[one.stage][one.system]
-        (run,) = client.search_runs(experiments, f"tags.`mgpt.identity` = '{identity(chain, one.folder)}'")
+        settings = chain.params()[one.stage][one.model_name]
+        (run,) = client.search_runs(experiments, f"tags.`mgpt.fingerprint` = '{fingerprint(chain, one.folder)}'")
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
         assert steps == list(range(1, settings["steps"] + 1)), one.name
         mixture = json.loads((chain.folder / one.folder / "metrics.json").read_text())["mixture"]
@@ -117,7 +117,7 @@ def test_scores_come_by_slice_with_what_was_missing_or_unreadable(chain: Project
     assert {score["missing"] for score in scores.values()} == {0}
     slices = json.loads((folder / "slices.json").read_text())["instruct"]
     assert {name for metric in slices.values() for name in metric} >= {"objects", "size"}
-    assert Image.open(folder / "pictures.png").width > 64
+    assert Image.open(folder / "images.png").width > 64
 
 
 def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chain: Project) -> None:
@@ -133,11 +133,11 @@ def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chai
     assert tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
     assert tags["params.sha256"] == sha256_file(chain.folder / "params.yaml")
     assert tags["mgpt.data"] == Manifest.load(chain.folder / "results/curate/manifest.json").digest
-    bases = json.loads((chain.folder / "results/instruct/minigpt-v2/weights/config.json").read_text())["bases"]
-    assert {name: tags[f"mgpt.base.{name}.sha256"] for name in bases} == {
-        name: base["sha256"] for name, base in bases.items()
+    backbones = json.loads((chain.folder / "results/instruct/minigpt-v2/weights/config.json").read_text())["backbones"]
+    assert {name: tags[f"mgpt.base.{name}.sha256"] for name in backbones} == {
+        name: base["sha256"] for name, base in backbones.items()
     }
-    assert client.get_run(tags["mgpt.instruct.run"]).data.tags["mgpt.identity"] == identity(
+    assert client.get_run(tags["mgpt.instruct.run"]).data.tags["mgpt.fingerprint"] == fingerprint(
         chain, "results/instruct/minigpt-v2"
     )
 

@@ -20,7 +20,7 @@ from tests.fixtures.project import BIN, STEPS, Project
 from tests.fixtures.servers import MlflowServer, free_port, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
-# The system whose stages are of every kind: what MiniGPT-v2's multitask does, instruct does too.
+# The model whose stages are of every kind: what MiniGPT-v2's multitask does, instruct does too.
 SYSTEM = "minigpt4"
 PRETRAIN = f"pretrain@{SYSTEM}"
 
@@ -106,8 +106,8 @@ def jobs(project: Project) -> dict[str, str]:
 
 def test_a_client_that_died_attaches_to_its_job(remote: Project, tmp_path: Path) -> None:
     remote.repro("download", "curate")
-    _, identity, state = remote.run("python", "-m", "flows", "pretrain", SYSTEM, "--dry").stdout.split(maxsplit=2)
-    name = f"pretrain-{SYSTEM}-{identity}"
+    _, fingerprint, state = remote.run("python", "-m", "flows", "pretrain", SYSTEM, "--dry").stdout.split(maxsplit=2)
+    name = f"pretrain-{SYSTEM}-{fingerprint}"
     assert state.startswith(f"job {name} at {remote.variables['MGPT_CLUSTER__ADDRESS']}: not submitted")
     client = remote.start("dvc", "repro", PRETRAIN, log=tmp_path / "log.txt")
     deadline = time.monotonic() + 600
@@ -135,11 +135,11 @@ def test_the_rest_of_a_system_runs_there_too_and_lies_in_the_bucket(
         monkeypatch.setenv(name, value)
     store = Store("s3://chain/root")
     done = [one for one in declarations(remote.folder) if (remote.folder / one.folder / "run.json").is_file()]
-    of_system = {f"{stage}@{SYSTEM}" for stage in ("pretrain", "instruct", "evaluate", "promote")}
-    assert {one.name for one in done} == {"download", "curate", "describe"} | of_system
+    of_model = {f"{stage}@{SYSTEM}" for stage in ("pretrain", "instruct", "evaluate", "promote")}
+    assert {one.name for one in done} == {"download", "curate", "describe"} | of_model
     for one in done:
-        identity = json.loads((remote.folder / one.folder / "run.json").read_text())["identity"]
-        assert store.exists(store.uri("stages", f"{identity}.json")), one.name
+        fingerprint = json.loads((remote.folder / one.folder / "run.json").read_text())["fingerprint"]
+        assert store.exists(store.uri("stages", f"{fingerprint}.json")), one.name
     manifest = json.loads((remote.folder / "results/curate/manifest.json").read_text())
     assert all(entry["uri"].startswith("s3://chain/root/") for entry in manifest["entries"])
     assert not (remote.folder / "store").exists()

@@ -39,8 +39,8 @@ def _deterministic():
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    return tiny.write_bases(tmp_path_factory.mktemp("bases"))
+def backbones(tmp_path_factory):
+    return tiny.write_backbones(tmp_path_factory.mktemp("backbones"))
 
 
 @functools.cache
@@ -98,8 +98,8 @@ def _packed(seed, image_tokens=4):
     return cut_packed(tensors, ids, images, len(ids), int(tensors["attention_mask"].sum()))
 
 
-def _model(bases, dropout=0.0, **options):
-    model = tiny.v2(bases, **options)
+def _model(backbones, dropout=0.0, **options):
+    model = tiny.v2(backbones, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -116,17 +116,17 @@ def _gradient(model, batch, implementation, bf16):
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_packed_flash_attention_gives_the_gradients_of_padded_rows(bases, bf16):
+def test_packed_flash_attention_gives_the_gradients_of_padded_rows(backbones, bf16):
     """In float32 by single calls, in bf16 by torch's flash attention: as near to float32's gradient as padded rows in bf16 are."""
     tensors, ids, _ = _rows(1)
-    plain, lean = _model(bases), _model(bases, attn_implementation="varlen")
+    plain, lean = _model(backbones), _model(backbones, attn_implementation="varlen")
     make_lean(lean.language_model)
     if bf16:
         for model in (plain, lean):
             for parameter in model.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
-    exact_loss, count, exact = _gradient(_model(bases), Batch(tensors, tuple(ids)), "sdpa", False)
+    exact_loss, count, exact = _gradient(_model(backbones), Batch(tensors, tuple(ids)), "sdpa", False)
     padded = _gradient(plain, Batch(tensors, tuple(ids)), "sdpa", bf16)
     (batch,) = _packed(1)
     packed = _gradient(lean, batch, "varlen", bf16)
@@ -142,9 +142,9 @@ def test_packed_flash_attention_gives_the_gradients_of_padded_rows(bases, bf16):
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(bases, bf16, monkeypatch):
+def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(backbones, bf16, monkeypatch):
     pytest.importorskip("liger_kernel")
-    model, (batch,) = _lean(bases), _packed(1)
+    model, (batch,) = _lean(backbones), _packed(1)
     if bf16:
         for parameter in model.parameters():
             if not parameter.requires_grad:
@@ -204,8 +204,8 @@ def _stream(start=0):
         step += 1
 
 
-def _lean(bases, dropout=0.0):
-    model = _model(bases, dropout, attn_implementation="varlen")
+def _lean(backbones, dropout=0.0):
+    model = _model(backbones, dropout, attn_implementation="varlen")
     make_lean(model.language_model)
     return model
 
@@ -215,13 +215,13 @@ def _weights(loop):
 
 
 @pytest.mark.usefixtures("_deterministic")
-def test_a_resumed_run_has_the_same_bits(bases, tmp_path):
-    whole = _loop(_lean(bases, 0.1))
+def test_a_resumed_run_has_the_same_bits(backbones, tmp_path):
+    whole = _loop(_lean(backbones, 0.1))
     whole.run(_stream())
-    first = _loop(_lean(bases, 0.1), [Halt(3)])
+    first = _loop(_lean(backbones, 0.1), [Halt(3)])
     first.run(_stream())
     first.state().on_host().save(tmp_path)
-    second = _loop(_lean(bases, 0.1))
+    second = _loop(_lean(backbones, 0.1))
     second.load(TrainingState.load(tmp_path))
     second.run(_stream(3))
     assert torch.equal(_weights(whole), _weights(second))
@@ -229,14 +229,14 @@ def test_a_resumed_run_has_the_same_bits(bases, tmp_path):
 
 
 @pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
-def test_steps_read_nothing_from_the_device(bases, system):
+def test_steps_read_nothing_from_the_device(backbones, model_name):
     """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
 
     class Watch(Callback):
         def on_step(self, loop):
             torch.cuda.set_sync_debug_mode("error" if loop.step < loop.settings.steps else "default")
 
-    model = system(bases)
+    model = model_name(backbones)
     tokens = model.config.num_image_tokens
     model.language_model.set_attn_implementation("varlen")
     make_lean(model.language_model)
@@ -248,8 +248,8 @@ def test_steps_read_nothing_from_the_device(bases, system):
     assert loop.step == 6
 
 
-def test_the_curve_shows_memory_and_the_share_of_the_peak(bases):
-    model = _lean(bases)
+def test_the_curve_shows_memory_and_the_share_of_the_peak(backbones):
+    model = _lean(backbones)
     curve = Curve(3, gauges=(Compute(StepFlops.of(model)), Memory()))
     loop = _loop(model, [curve])
     loop.run(_stream())
@@ -258,13 +258,13 @@ def test_the_curve_shows_memory_and_the_share_of_the_peak(bases):
     assert 0 < row["mfu"] < 0.5
 
 
-def test_split_weights_on_the_device_give_the_same_losses(bases):
+def test_split_weights_on_the_device_give_the_same_losses(backbones):
     """FSDP2 and its collectives of NCCL, on the one device there is."""
     curves = Curve(1), Curve(1)
-    _loop(_lean(bases), [curves[0]], precision="fp32").run(_stream())
+    _loop(_lean(backbones), [curves[0]], precision="fp32").run(_stream())
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method="tcp://127.0.0.1:29631", rank=0, world_size=1)
     try:
-        model = copy.deepcopy(_lean(bases)).cpu()
+        model = copy.deepcopy(_lean(backbones)).cpu()
         parallel = Sharded(model, model.trainable_parameters(), len(TOTALS), [model.vision_tower], CUDA, False, 6)
         _loop(model, [curves[1]], parallel, precision="fp32").run(_stream())
     finally:

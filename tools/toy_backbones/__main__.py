@@ -11,7 +11,7 @@ SUMS = "SHA256SUMS"
 
 
 def instruction_sentences() -> tuple[str, ...]:
-    """The wording of every shipped task's instructions: the language model repeats them as plain sentences, without pictures."""
+    """The wording of every shipped task's instructions: the language model repeats them as plain sentences, without images."""
     from mgpt.data.tasks import load_tasks
 
     found = {
@@ -43,15 +43,15 @@ def write(
 
     import torch
 
-    from mgpt.models.backbones import save_base
+    from mgpt.models.backbones import save_backbone
     from mgpt.models.tokenizer import build_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "tokenizer.model").write_bytes(tokenizer)
         exact = build_tokenizer(scratch)
-    save_base(output / "vision", tower, dtype=torch.float16)  # type: ignore[arg-type]
-    save_base(output / "qformer", qformer, query_tokens=queries, dtype=torch.float16)  # type: ignore[arg-type]
-    save_base(output / "language", language_model, tokenizer=exact, dtype=torch.float16)  # type: ignore[arg-type]
+    save_backbone(output / "vision", tower, dtype=torch.float16)  # type: ignore[arg-type]
+    save_backbone(output / "qformer", qformer, query_tokens=queries, dtype=torch.float16)  # type: ignore[arg-type]
+    save_backbone(output / "language", language_model, tokenizer=exact, dtype=torch.float16)  # type: ignore[arg-type]
     (output / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in checksums(output).items()))
 
 

@@ -173,13 +173,13 @@ def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> d
     length = max(len(row[0]) for row in rows)
     pad = lambda values, fill: torch.tensor([v + [fill] * (length - len(v)) for v in values])  # noqa: E731
     seen = [(row[3].scene, row[3].places) for row in rows if row[3].scene]
-    pictured = [scene for scene, _ in seen if scene]
+    imaged = [scene for scene, _ in seen if scene]
     return {
         "ids": pad([row[0] for row in rows], 0),
         "labels": pad([row[1] for row in rows], IGNORE),
         "weights": pad([row[2] for row in rows], 0.0),
-        "patch": torch.from_numpy(as_features(dense_targets(pictured))),
-        "cell": torch.from_numpy(as_features(cell_targets(pictured))),
+        "patch": torch.from_numpy(as_features(dense_targets(imaged))),
+        "cell": torch.from_numpy(as_features(cell_targets(imaged))),
         "by_patch": torch.tensor([places == "patch" for _, places in seen]),
     }
 

@@ -45,7 +45,7 @@ def train_qformer(
     """Train on the frozen tower's tokens (CLS included, as BLIP-2's Q-Former sees them); prints held-out accuracies."""
     torch.manual_seed(seed)
     (qformer, queries), readout = build_qformer(tower.config.hidden_size), Readout(WIDTH)
-    (world, pictures), (held_world, held_pictures) = load("train", count, seed), load("validation", 400, seed)
+    (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(cell_targets(held_world))
     parameters = [*qformer.parameters(), queries, *readout.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
@@ -54,7 +54,7 @@ def train_qformer(
     for step in range(steps):
         rows = rng.integers(len(world), size=batch_size)
         with torch.no_grad():
-            seen = tower(pixels(pictures[rows])).last_hidden_state
+            seen = tower(pixels(images[rows])).last_hidden_state
         hidden_BLD = qformer(
             query_embeds=queries.expand(batch_size, -1, -1), encoder_hidden_states=seen
         ).last_hidden_state
@@ -66,7 +66,7 @@ def train_qformer(
         schedule.step()
         if (step + 1) % log_every == 0:
             with torch.no_grad():
-                seen = tower(pixels(held_pictures)).last_hidden_state
+                seen = tower(pixels(held_images)).last_hidden_state
                 hidden_BLD = qformer(
                     query_embeds=queries.expand(len(seen), -1, -1), encoder_hidden_states=seen
                 ).last_hidden_state

@@ -1,4 +1,4 @@
-"""What a reader of a scene should know at each place of the picture: the dense supervision of the shipped backbones.
+"""What a reader of a scene should know at each place of the image: the dense supervision of the shipped backbones.
 
 `dense_targets` gives it patch by patch (8 x 8 patches of 8 px, raster order: the tower's tokens), `cell_targets` cell by cell (4 x 4 cells
 of 16 px: the Q-Former's queries). `as_features` turns either into numbers: what an ideal linear read-out of the tower would hold.

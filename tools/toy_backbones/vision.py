@@ -103,13 +103,13 @@ def as_tensors(targets: Targets) -> dict[str, torch.Tensor]:
     return {**fields, "box": torch.from_numpy(spread(targets.box))}
 
 
-def pixels(pictures: np.ndarray) -> torch.Tensor:
+def pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 (B, H, W, 3) to normalised float (B, 3, H, W) with CLIP's mean and deviation, as the processors do."""
-    return torch.from_numpy((pictures.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy((images.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 
 def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
-    """Scenes of a split and their pictures (count, 64, 64, 3) uint8."""
+    """Scenes of a split and their images (count, 64, 64, 3) uint8."""
     world = list(scenes(split, count, seed))  # type: ignore[arg-type]
     return world, np.stack([np.asarray(draw(scene)) for scene in world])
 
@@ -129,7 +129,7 @@ def train_cycle(
     tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100
 ) -> None:
     """One cycle of training in place; prints held-out accuracies as it goes."""
-    (world, pictures), (held_world, held_pictures) = load("train", count, seed), load("validation", 400, seed)
+    (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(dense_targets(held_world))
     parameters = [p for p in [*tower.parameters(), *readout.parameters()] if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
@@ -137,7 +137,7 @@ def train_cycle(
     rng = np.random.default_rng(seed)
     for step in range(steps):
         rows = rng.integers(len(world), size=batch_size)
-        hidden_BLD = tower(pixels(pictures[rows])).last_hidden_state[:, 1:]
+        hidden_BLD = tower(pixels(images[rows])).last_hidden_state[:, 1:]
         loss = readout.loss(hidden_BLD, as_tensors(dense_targets([world[r] for r in rows])))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,7 +146,7 @@ def train_cycle(
         schedule.step()
         if (step + 1) % log_every == 0:
             with torch.no_grad():
-                report = readout.report(tower(pixels(held_pictures)).last_hidden_state[:, 1:], held_targets)
+                report = readout.report(tower(pixels(held_images)).last_hidden_state[:, 1:], held_targets)
             print(
                 f"vision {step + 1}/{steps} loss {loss.item():.3f} "
                 + " ".join(f"{k} {v:.3f}" for k, v in report.items()),

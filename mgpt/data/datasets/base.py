@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from mgpt.data.boxes import Box
-from mgpt.data.datasets.files import Folder, Images, Picture, Reason, Refused
+from mgpt.data.datasets.files import Folder, Images, Reason, Refused, SourceImage
 from mgpt.data.types import Sample, Turn
 
 # What damaged data raises. Everything else (a server that is down, a full disk) is not the record's fault and stops the reader.
@@ -58,7 +58,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker reads: `path` below `root` (a folder or s3:// prefix), pictures below `images`.
+    """What one worker reads: `path` below `root` (a folder or s3:// prefix), images below `images`.
 
     `first` and `count` cut out some of the file's records, in file order (count None: to the end).
     """
@@ -90,7 +90,7 @@ class Problem:
 class Reader(ABC):
     """Reads one dataset in its published format. Subclasses cut a file into rows and turn a row into samples."""
 
-    collection: Literal["", "coco", "vg"] = ""  # whose numbers name the pictures
+    collection: Literal["", "coco", "vg"] = ""  # whose numbers name the images
     patterns: tuple[str, ...] = ()  # names of annotation files, as `fnmatch` patterns; the first that matches any wins
 
     def __init__(self, card: Card, patterns: tuple[str, ...] = ()) -> None:
@@ -104,7 +104,7 @@ class Reader(ABC):
         return other
 
     def files(self, root: str, images: str | None = None) -> list[Part]:
-        """The files of the dataset below `root`, sorted; pictures are looked for below `images`, by default `root`.
+        """The files of the dataset below `root`, sorted; images are looked for below `images`, by default `root`.
 
         Raises:
             ValueError: there is none; the message says what was expected.
@@ -176,7 +176,7 @@ class Reader(ABC):
         key: str,
         task: str,
         turns: tuple[Turn, ...],
-        picture: Picture | None = None,
+        image: SourceImage | None = None,
         *,
         split: str | None = None,
         boxes: Sequence[Box] = (),
@@ -184,7 +184,7 @@ class Reader(ABC):
         extra: Mapping[str, Any] | None = None,
         names: tuple[str, ...] = (),
     ) -> Sample:
-        shown = picture or Picture(None, 0, 0)
+        shown = image or SourceImage(None, 0, 0)
         return Sample.create(
             dataset=self.card.name,
             split=split or part.split,
@@ -197,7 +197,7 @@ class Reader(ABC):
             licence=licence or self.card.licence,
             source=f"{part.path}#{key}",
             extra=extra or {},
-            names=tuple(dict.fromkeys((*picture_names(shown.path, self.collection), *names))),
+            names=tuple(dict.fromkeys((*image_names(shown.path, self.collection), *names))),
         )
 
     def _problem(self, split: str, source: str, error: Exception) -> Problem:
@@ -208,9 +208,9 @@ class Reader(ABC):
         return Problem(self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300])
 
 
-def picture_names(path: str, collection: str) -> tuple[str, ...]:
-    """What a picture file is called across datasets: `coco:139` for COCO's name of 2014 anywhere, and for a bare number in a dataset on
-    pictures of COCO; `vg:2315405` for a bare number in one on pictures of Visual Genome."""
+def image_names(path: str, collection: str) -> tuple[str, ...]:
+    """What an image file is called across datasets: `coco:139` for COCO's name of 2014 anywhere, and for a bare number in a dataset on
+    images of COCO; `vg:2315405` for a bare number in one on images of Visual Genome."""
     name = PurePosixPath(path).stem
     if match := COCO_NAME.fullmatch(name):
         return (f"coco:{int(match.group(1))}",)

@@ -48,8 +48,8 @@ class OkVqaEvaluation(Reader):
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         record, answers = row
         turns = question_turns(text_of(record, "question"), answers.get(key, ()))
-        picture = images.get(*(path for name in coco_names(record["image_id"]) for path in places(name, *COCO_FOLDERS)))
-        yield self._sample(part, key, "vqa", turns, picture, extra={"key": key})
+        image = images.get(*(path for name in coco_names(record["image_id"]) for path in places(name, *COCO_FOLDERS)))
+        yield self._sample(part, key, "vqa", turns, image, extra={"key": key})
 
 
 class Vsr(_Evaluation):
@@ -62,15 +62,15 @@ class Vsr(_Evaluation):
         if row.get("label") not in (0, 1):
             raise Refused("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
         turns = (Turn("user", text_of(row, "caption")), Turn("assistant", "true" if row["label"] else "false"))
-        picture = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+        image = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
         extra = {"key": key, "choices": ["true", "false"]} | (
             {"kind": row["relation"]} if isinstance(row.get("relation"), str) else {}
         )
-        yield self._sample(part, key, "statement", turns, picture, extra=extra)
+        yield self._sample(part, key, "statement", turns, image, extra=extra)
 
 
 class IconVqa(_Evaluation):
-    """IconQA's multiple choice by text, `{image_id, question, choices, answer}` with the answer's index; pictures
+    """IconQA's multiple choice by text, `{image_id, question, choices, answer}` with the answer's index; images
     `<image_id>/image.png`."""
 
     patterns = ("choose_t*xt_*.json",)
@@ -80,14 +80,14 @@ class IconVqa(_Evaluation):
         if not isinstance(number, int) or not 0 <= number < len(choices):
             raise Refused("missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected")
         turns = question_turns(text_of(row, "question"), (choices[number],))
-        picture = images.get(*places(f"{row['image_id']}/image.png", "images"))
+        image = images.get(*places(f"{row['image_id']}/image.png", "images"))
         yield self._sample(
-            part, key, "vqa", turns, picture, extra={"key": str(row.get("question_id", key)), "choices": choices}
+            part, key, "vqa", turns, image, extra={"key": str(row.get("question_id", key)), "choices": choices}
         )
 
 
 class VizWiz(_Evaluation):
-    """VizWiz, `{image, question, answers: [{answer, answer_confidence}]}`, answered with 'unanswerable' where the picture does not tell."""
+    """VizWiz, `{image, question, answers: [{answer, answer_confidence}]}`, answered with 'unanswerable' where the image does not tell."""
 
     patterns = ("val.json", "train.json", "test.json")
 
@@ -96,8 +96,8 @@ class VizWiz(_Evaluation):
         turns = question_turns(
             text_of(row, "question"), [text_of(answer, "answer") for answer in row.get("answers") or ()]
         )
-        picture = images.get(*places(name, "images", "val"))
-        yield self._sample(part, key, "vqa-unanswerable", turns, picture, extra={"key": name})
+        image = images.get(*places(name, "images", "val"))
+        yield self._sample(part, key, "vqa-unanswerable", turns, image, extra={"key": name})
 
 
 class HatefulMemes(Reader):

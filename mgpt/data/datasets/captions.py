@@ -1,4 +1,4 @@
-"""Readers of pictures with captions: webdataset shards, COCO caption, TextCaps, cc_sbu_align."""
+"""Readers of images with captions: webdataset shards, COCO caption, TextCaps, cc_sbu_align."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from mgpt.data.datasets.base import Part, Problem, Reader
 from mgpt.data.datasets.coco_instances import object_names
-from mgpt.data.datasets.files import Images, Picture, Refused, places, text_of, texts_of
+from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of, texts_of
 from mgpt.data.datasets.streams import json_rows, tar_rows
 from mgpt.data.types import Sample, Turn
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
 def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
@@ -26,16 +26,16 @@ def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
     return Turn("user", ""), Turn("assistant", texts[0], texts if len(texts) > 1 else ())
 
 
-def member_picture(row: Mapping[str, bytes]) -> Picture:
-    """The picture among the members of a shard's sample.
+def member_image(row: Mapping[str, bytes]) -> SourceImage:
+    """The image among the members of a shard's sample.
 
     Raises:
         Refused: there is none.
     """
-    found = next((row[extension] for extension in PICTURES if extension in row), None)
+    found = next((row[extension] for extension in IMAGES if extension in row), None)
     if found is None:
-        raise Refused("missing image", f"the shard has {', '.join(sorted(row))} for this key and no picture")
-    return Picture.of(found)
+        raise Refused("missing image", f"the shard has {', '.join(sorted(row))} for this key and no image")
+    return SourceImage.of(found)
 
 
 class WebDatasetCaptions(Reader):
@@ -49,21 +49,21 @@ class WebDatasetCaptions(Reader):
             yield from tar_rows(file)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        picture = member_picture(row)
+        image = member_image(row)
         if "json" in row:
             text = text_of(json.loads(row["json"]), "caption")
         elif "txt" in row:
             text = row["txt"].decode()
         else:
-            raise Refused("missing answer", "neither .json nor .txt stands beside the picture")
-        yield self._sample(part, key, "caption", caption_turns((text,)), picture)
+            raise Refused("missing answer", "neither .json nor .txt stands beside the image")
+        yield self._sample(part, key, "caption", caption_turns((text,)), image)
 
 
 class CocoCaptions(Reader):
-    """Karpathy's COCO captions as one JSON list: a record for each caption in training, a list of captions for each picture elsewhere.
+    """Karpathy's COCO captions as one JSON list: a record for each caption in training, a list of captions for each image elsewhere.
 
-    The original trains only on pictures of train2014 (caption_datasets.py:76-127). Where `instances_*2014.json` lie beside the captions,
-    the names of a picture's objects go along for the hallucination metric.
+    The original trains only on images of train2014 (caption_datasets.py:76-127). Where `instances_*2014.json` lie beside the captions,
+    the names of an image's objects go along for the hallucination metric.
     """
 
     collection = "coco"
@@ -79,18 +79,18 @@ class CocoCaptions(Reader):
         record, objects = row
         path = text_of(record, "image")
         if part.split == "train" and "train" not in path:
-            raise Refused("not used", f"{path} is a picture of val2014, which the original leaves out of training")
+            raise Refused("not used", f"{path} is an image of val2014, which the original leaves out of training")
         captions = (record["caption"],) if isinstance(record.get("caption"), str) else texts_of(record, "caption")
         extra: dict[str, Any] = {"key": str(record.get("image_id", path))}
-        if names := objects.get(picture_number(path)):
+        if names := objects.get(image_number(path)):
             extra["objects"] = names
-        picture = images.get(*places(path, "images"))
+        image = images.get(*places(path, "images"))
         yield self._sample(
-            part, key, "caption", caption_turns(captions), picture, extra=None if part.split == "train" else extra
+            part, key, "caption", caption_turns(captions), image, extra=None if part.split == "train" else extra
         )
 
 
-def picture_number(path: str) -> int:
+def image_number(path: str) -> int:
     """The number at the end of a COCO file name, `COCO_val2014_000000000042.jpg`; -1 where there is none."""
     digits = path.rsplit(".", 1)[0].rsplit("_", 1)[-1]
     return int(digits) if digits.isdecimal() else -1
@@ -109,13 +109,13 @@ class TextCaps(Reader):
         name = text_of(row, "image_id")
         references = texts_of(row, "reference_strs") if part.split != "train" and "reference_strs" in row else ()
         text = text_of(row, "caption_str")
-        picture = images.get(*places(f"{name}.jpg", "images", "train_images"))
+        image = images.get(*places(f"{name}.jpg", "images", "train_images"))
         turns = caption_turns((text, *(other for other in references if other != text)))
-        yield self._sample(part, key, "caption", turns, picture, extra=None if part.split == "train" else {"key": name})
+        yield self._sample(part, key, "caption", turns, image, extra=None if part.split == "train" else {"key": name})
 
 
 class CcSbuAlign(Reader):
-    """MiniGPT-4's second stage: `filter_cap.json`, pictures `image/N.jpg` (original code, cc_sbu_dataset.py:29-47). Captions stay as
+    """MiniGPT-4's second stage: `filter_cap.json`, images `image/N.jpg` (original code, cc_sbu_dataset.py:29-47). Captions stay as
     they are."""
 
     patterns = ("filter_cap.json",)
@@ -126,5 +126,5 @@ class CcSbuAlign(Reader):
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         name = str(row["image_id"])
-        picture = images.get(*places(f"{name}.jpg", "image"))
-        yield self._sample(part, key, "describe", caption_turns((text_of(row, "caption"),)), picture)
+        image = images.get(*places(f"{name}.jpg", "image"))
+        yield self._sample(part, key, "describe", caption_turns((text_of(row, "caption"),)), image)

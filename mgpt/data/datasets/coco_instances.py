@@ -1,4 +1,4 @@
-"""COCO `instances*.json`: boxes by annotation, object names by picture."""
+"""COCO `instances*.json`: boxes by annotation, object names by image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Instances:
 
     Attributes:
         boxes: `[x, y, width, height]` in pixels by annotation id, as written.
-        files: picture's file name by picture id.
+        files: image's file name by image id.
     """
 
     boxes: dict[int, Any]
@@ -27,7 +27,7 @@ class Instances:
 
 
 def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instances:
-    """Boxes of the wanted annotations and names of all pictures; outlines and everything else are passed over.
+    """Boxes of the wanted annotations and names of all images; outlines and everything else are passed over.
 
     Raises:
         ValueError: the file is no instances file.
@@ -41,8 +41,8 @@ def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instan
 
 
 def object_names(part: Part) -> dict[int, list[str]]:
-    """Category names of every object by picture id, from the `instances_*.json` of the part's split or of the release (val2014) that
-    holds its pictures; empty where there is none."""
+    """Category names of every object by image id, from the `instances_*.json` of the part's split or of the release (val2014) that
+    holds its images; empty where there is none."""
     names: dict[int, list[str]] = defaultdict(list)
     for path in part.folder.names():
         name = PurePosixPath(path).name

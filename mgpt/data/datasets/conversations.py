@@ -7,7 +7,7 @@ from typing import Any
 
 from mgpt.data.boxes import Box, tokenise_boxes
 from mgpt.data.datasets.base import Part, Problem, Reader
-from mgpt.data.datasets.files import Images, Picture, Refused, places, text_of
+from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of
 from mgpt.data.datasets.streams import json_or_lines
 from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names
 from mgpt.data.types import Sample, Turn
@@ -31,7 +31,7 @@ def spoken(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(role, text.replace("<image>", "").strip() if role == "user" else text) for role, text in said]
 
 
-def boxed_turns(said: Sequence[tuple[str, str]], picture: Picture) -> tuple[tuple[Turn, ...], list[Box]]:
+def boxed_turns(said: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tuple[Turn, ...], list[Box]]:
     """Turns with written boxes as tokens, and the boxes in pixels.
 
     Raises:
@@ -39,13 +39,13 @@ def boxed_turns(said: Sequence[tuple[str, str]], picture: Picture) -> tuple[tupl
     """
     turns, boxes = [], list[Box]()
     for role, text in said:
-        tokens, boxes = tokenise_boxes(text, picture.width, picture.height, boxes)
+        tokens, boxes = tokenise_boxes(text, image.width, image.height, boxes)
         turns.append(Turn("user" if role == "user" else "assistant", tokens))
     return tuple(turns), boxes
 
 
 class _CocoConversations(Reader):
-    """Conversations about COCO pictures by id. The original assumes `COCO_train2014_{id}.jpg` (defect T34); the 2017 names are tried
+    """Conversations about COCO images by id. The original assumes `COCO_train2014_{id}.jpg` (defect T34); the 2017 names are tried
     too."""
 
     collection = "coco"
@@ -55,7 +55,7 @@ class _CocoConversations(Reader):
             for key, row in json_or_lines(file, part.path):
                 yield f"{row.get('id', '')}/{key}" if isinstance(row, dict) else key, row
 
-    def _picture(self, row: Mapping[str, Any], images: Images) -> Picture:
+    def _image(self, row: Mapping[str, Any], images: Images) -> SourceImage:
         given = [row["image"]] if isinstance(row.get("image"), str) else []
         names = [*given, *coco_names(str(row["id"]))]
         return images.get(*dict.fromkeys(path for name in names for path in places(name, *COCO_FOLDERS)))
@@ -69,7 +69,7 @@ class LlavaFirstTurn(_CocoConversations):
         turns = row.get("conversations")
         (_, question), (_, answer) = spoken(row | {"conversations": turns[:2] if isinstance(turns, list) else turns})
         said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
-        yield self._sample(part, key, "instruction", said, self._picture(row, images))
+        yield self._sample(part, key, "instruction", said, self._image(row, images))
 
 
 class LlavaConversation(_CocoConversations):
@@ -77,7 +77,7 @@ class LlavaConversation(_CocoConversations):
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         turns = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in spoken(row))
-        yield self._sample(part, key, "instruction", turns, self._picture(row, images))
+        yield self._sample(part, key, "instruction", turns, self._image(row, images))
 
 
 class MultitaskConversation(_CocoConversations):
@@ -89,9 +89,9 @@ class MultitaskConversation(_CocoConversations):
     patterns = ("multi*task_conversation*.json",)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        picture = self._picture(row, images)
-        turns, boxes = boxed_turns(spoken(row), picture)
-        yield self._sample(part, key, "instruction", turns, picture, boxes=boxes)
+        image = self._image(row, images)
+        turns, boxes = boxed_turns(spoken(row), image)
+        yield self._sample(part, key, "instruction", turns, image, boxes=boxes)
 
 
 class UnnaturalInstructions(Reader):

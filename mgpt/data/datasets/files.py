@@ -1,4 +1,4 @@
-"""Files of a dataset's folder, its pictures, and the fields of its records; each fault with its reason."""
+"""Files of a dataset's folder, its images, and the fields of its records; each fault with its reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mgpt.data.boxes import Box
 from mgpt.storage import Store, is_remote
 
 Reason = Literal[
-    "missing image",  # the record names a picture that is not there
+    "missing image",  # the record names an image that is not there
     "missing field",  # a key that the format has is absent or of another type
     "missing box",  # a phrase or reference without a box
     "missing answer",  # a question nobody answered
@@ -37,7 +37,7 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class SourceImage:
     """Encoded bytes, the size that the file's header states (0 x 0 where it states none), and the path where it lay."""
 
     data: bytes | None
@@ -46,15 +46,15 @@ class Picture:
     path: str = ""
 
     @classmethod
-    def of(cls, data: bytes, path: str = "") -> Picture:
+    def of(cls, data: bytes, path: str = "") -> SourceImage:
         return cls(data, *header_size(data), path)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """Width and height by the file's header, without decoding; (0, 0) where the header cannot be read."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.size
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
     except Exception:  # Pillow raises many kinds on damaged headers; curation names the damage
         return 0, 0
 
@@ -103,33 +103,33 @@ class Folder:
 
 
 class Images:
-    """Pictures of a dataset by name, tried at several places; the last few are kept, since neighbours often share one."""
+    """Images of a dataset by name, tried at several places; the last few are kept, since neighbours often share one."""
 
     def __init__(self, root: str) -> None:
         self.folder = Folder(root)
         self._cached = lru_cache(maxsize=16)(self._load)
 
-    def get(self, *candidates: str) -> Picture:
-        """The picture at the first candidate path that is there.
+    def get(self, *candidates: str) -> SourceImage:
+        """The image at the first candidate path that is there.
 
         Raises:
             Refused: none is there ("missing image"), or a path leaves the folder.
         """
         return self._cached(candidates)
 
-    def _load(self, candidates: tuple[str, ...]) -> Picture:
+    def _load(self, candidates: tuple[str, ...]) -> SourceImage:
         for path in candidates:
             if self.folder.lacks(path):
                 continue
             try:
-                return Picture.of(self.folder.read(path), path)
+                return SourceImage.of(self.folder.read(path), path)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
         raise Refused("missing image", f"no file {' or '.join(candidates)}")
 
 
 def places(path: str, *folders: str) -> tuple[str, ...]:
-    """Where a picture named `path` may lie: as written, below each folder, and by its bare name. The original appended the split's name
+    """Where an image named `path` may lie: as written, below each folder, and by its bare name. The original appended the split's name
     to the image folder against its own documentation (defect T12); looking at each place serves both layouts."""
     name = PurePosixPath(path).name
     found = [path, *(f"{folder}/{path}" for folder in folders), *(f"{folder}/{name}" for folder in folders), name]

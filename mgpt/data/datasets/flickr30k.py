@@ -17,13 +17,13 @@ from mgpt.data.types import Sample, Turn
 Kind = Literal["grounding", "caption", "phrase"]
 FILES = {"grounding": "groundedcaption.json", "caption": "captiontobbox.json", "phrase": "phrasetobbox.json"}
 ENTITY = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]*)?\s([^\]]*)\]")
-FEWEST_PHRASES = 5  # the authors keep pictures with at least five grounded phrases
+FEWEST_PHRASES = 5  # the authors keep images with at least five grounded phrases
 
 
 class FlickrGrounded(Reader):
     """The original's own files, whose boxes are already text (flickr.py:21-159): grounded captions, caption to phrases, phrase to boxes.
 
-    Boxes come back to pixels of the picture, such that writing them again gives the same text.
+    Boxes come back to pixels of the image, such that writing them again gives the same text.
     """
 
     def __init__(self, card: Card, kind: Kind) -> None:
@@ -36,13 +36,13 @@ class FlickrGrounded(Reader):
             yield from json_rows(file)
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        picture = images.get(*places(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
+        image = images.get(*places(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
         question, answer = self._said(row)
-        tokens, boxes = tokenise_boxes(answer, picture.width, picture.height)
+        tokens, boxes = tokenise_boxes(answer, image.width, image.height)
         if not boxes:
             raise Refused("missing box", f"the answer holds no box: {answer[:80]!r}")
         task = "grounding" if self.kind == "grounding" else "detection"
-        yield self._sample(part, key, task, (Turn("user", question), Turn("assistant", tokens)), picture, boxes=boxes)
+        yield self._sample(part, key, task, (Turn("user", question), Turn("assistant", tokens)), image, boxes=boxes)
 
     def _said(self, row: Any) -> tuple[str, str]:
         if self.kind == "grounding":
@@ -55,7 +55,7 @@ class FlickrGrounded(Reader):
 class FlickrEntities(Reader):
     """Flickr30k Entities: `Sentences/N.txt` with `[/EN#chain/type words]`, `Annotations/N.xml` with pixel boxes by chain.
 
-    The original's files are gone, so its three sets are rebuilt: grounded captions and caption to phrases from captions of pictures with
+    The original's files are gone, so its three sets are rebuilt: grounded captions and caption to phrases from captions of images with
     at least five grounded phrases, phrase to boxes from every phrase with boxes. Splits come from `train.txt`, `val.txt`, `test.txt`
     beside the folders, else all is train.
     """
@@ -96,7 +96,7 @@ class FlickrEntities(Reader):
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         sentences = self._read(part, row / "Sentences" / f"{key}.txt").decode().splitlines()
         chains = _chain_boxes(self._read(part, row / "Annotations" / f"{key}.xml"))
-        picture = images.get(*places(f"{key}.jpg", "images", "flickr30k-images"))
+        image = images.get(*places(f"{key}.jpg", "images", "flickr30k-images"))
         grounded = sum(chain in chains for line in sentences for chain, _ in ENTITY.findall(line))
         for number, line in enumerate(sentences):
             if self.kind != "phrase" and grounded < FEWEST_PHRASES:
@@ -105,7 +105,7 @@ class FlickrEntities(Reader):
                 continue
             for place, (task, turns, boxes) in enumerate(self._spoken(line, chains)):
                 name = f"{key}/{number}" if self.kind != "phrase" else f"{key}/{number}/{place}"
-                yield self._sample(part, name, task, turns, picture, boxes=boxes)
+                yield self._sample(part, name, task, turns, image, boxes=boxes)
 
     def _read(self, part: Part, path: PurePosixPath) -> bytes:
         try:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from mgpt.data.boxes import Box
 from mgpt.data.datasets.base import Card, Part, Problem, Reader
-from mgpt.data.datasets.captions import member_picture
-from mgpt.data.datasets.files import Images, Picture, Refused, places, text_of
+from mgpt.data.datasets.captions import member_image
+from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of
 from mgpt.data.datasets.referring import reference_turns
 from mgpt.data.datasets.streams import parquet_rows, tar_rows
 from mgpt.data.types import Sample, Turn
@@ -23,8 +23,8 @@ class Grit(Reader):
 
     `refer` and `identify` take `ref_exps` (whole expressions) with exactly one box; `grounding` marks every outermost of the
     `noun_chunks` in the caption. Each element is `[start, end, x1, y1, x2, y2, confidence]`: characters of the caption, and a box from 0
-    to 1 of the picture. Pictures lie in an `image` column, or below the image folder as `<key>.jpg`; a shard's `.json` holds the same
-    fields beside its picture.
+    to 1 of the image. Images lie in an `image` column, or below the image folder as `<key>.jpg`; a shard's `.json` holds the same
+    fields beside its image.
     """
 
     patterns = ("*.parquet", "*.tar")
@@ -39,32 +39,30 @@ class Grit(Reader):
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         record = json.loads(row["json"]) if part.path.endswith(".tar") else row
-        picture = member_picture(row) if part.path.endswith(".tar") else _picture(record, images)
+        image = member_image(row) if part.path.endswith(".tar") else _image(record, images)
         caption = text_of(record, "caption")
-        spans = _spans(record["noun_chunks" if self.kind == "grounding" else "ref_exps"], caption, picture)
+        spans = _spans(record["noun_chunks" if self.kind == "grounding" else "ref_exps"], caption, image)
         if self.kind == "grounding":
             text, boxes = _marked(caption, spans)
-            yield self._sample(
-                part, key, "grounding", (Turn("user", ""), Turn("assistant", text)), picture, boxes=boxes
-            )
+            yield self._sample(part, key, "grounding", (Turn("user", ""), Turn("assistant", text)), image, boxes=boxes)
             return
         single = {span: boxes for span, boxes in spans.items() if len(boxes) == 1}
         if not single:
             raise Refused("missing box", "no expression has exactly one box")
         for (start, end), boxes in single.items():
             turns = reference_turns(self.kind, (caption[start:end],))
-            yield self._sample(part, f"{key}/{start}-{end}", self.kind, turns, picture, boxes=boxes)
+            yield self._sample(part, f"{key}/{start}-{end}", self.kind, turns, image, boxes=boxes)
 
 
-def _picture(record: Mapping[str, Any], images: Images) -> Picture:
+def _image(record: Mapping[str, Any], images: Images) -> SourceImage:
     held = record.get("image")
     data = held.get("bytes") if isinstance(held, Mapping) else held
     if isinstance(data, bytes):
-        return Picture.of(data)
+        return SourceImage.of(data)
     return images.get(*places(f"{record['key']}.jpg", "images"))
 
 
-def _spans(elements: Any, caption: str, picture: Picture) -> dict[Span, list[Box]]:
+def _spans(elements: Any, caption: str, image: SourceImage) -> dict[Span, list[Box]]:
     """Boxes in pixels by span of the caption, in order of the text.
 
     Raises:
@@ -75,18 +73,16 @@ def _spans(elements: Any, caption: str, picture: Picture) -> dict[Span, list[Box
         raise Refused("missing box", "nothing of the caption is located")
     spans: dict[Span, list[Box]] = {}
     for row in rows:
-        span, box = _located(row, caption, picture)
+        span, box = _located(row, caption, image)
         spans.setdefault(span, []).append(box)
     return dict(sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1])))
 
 
-def _located(row: Sequence[float], caption: str, picture: Picture) -> tuple[Span, Box]:
+def _located(row: Sequence[float], caption: str, image: SourceImage) -> tuple[Span, Box]:
     if len(row) < 6 or not 0 <= int(row[0]) < int(row[1]) <= len(caption):
         raise Refused("missing box", f"{list(row)} does not point into the caption of {len(caption)} characters")
     x1, y1, x2, y2 = (float(value) for value in row[2:6])
-    return (int(row[0]), int(row[1])), Box(
-        x1 * picture.width, y1 * picture.height, x2 * picture.width, y2 * picture.height
-    )
+    return (int(row[0]), int(row[1])), Box(x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
 
 
 def _marked(caption: str, spans: Mapping[Span, Sequence[Box]]) -> tuple[str, list[Box]]:

@@ -1,4 +1,4 @@
-"""Reader of people's own data: JSON Lines beside a folder of pictures (docs/own-data.md)."""
+"""Reader of people's own data: JSON Lines beside a folder of images (docs/own-data.md)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class OwnData(Reader):
 
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         form = _form(row)
-        picture = images.get(*places(text_of(row, "image"), "images")) if row.get("image") is not None else None
+        image = images.get(*places(text_of(row, "image"), "images")) if row.get("image") is not None else None
         turns, boxes = _turns(row, form)
-        task = text_of(row, "task") if "task" in row else FORMS[form] if picture else "text"
+        task = text_of(row, "task") if "task" in row else FORMS[form] if image else "text"
         split = text_of(row, "split") if "split" in row else part.split
         extra = {name: row[name] for name in EXTRA if name in row}
         licence = text_of(row, "licence") if "licence" in row else None
@@ -44,7 +44,7 @@ class OwnData(Reader):
             key,
             task,
             turns,
-            picture,
+            image,
             split=SPLIT_NAMES.get(split, split),
             boxes=boxes,
             licence=licence,

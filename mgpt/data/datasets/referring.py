@@ -36,7 +36,7 @@ class RefCoco(Reader):
 
     The split stands in the reference. A reference has several expressions, one of which is drawn whenever it is rendered; in evaluation
     each is a question. A release holds two divisions, `refs(google).p` beside the one that everybody reports on; the other's training is
-    on pictures that this one tests on, so it is never read. Of several datasets below one root, each takes its own folder.
+    on images that this one tests on, so it is never read. Of several datasets below one root, each takes its own folder.
     """
 
     collection = "coco"
@@ -71,13 +71,13 @@ class RefCoco(Reader):
             f"COCO_train2014_{int(reference['image_id']):0>12}.jpg",
             instances.files.get(reference["image_id"]) or "",
         ]
-        picture = images.get(
+        image = images.get(
             *(path for name in names if name for path in places(name, "train2014", "images", "images/train2014"))
         )
         split = SPLIT_NAMES.get(reference["split"], reference["split"])
         extra = {"key": str(reference["ref_id"])} if split != "train" else None
         turns = reference_turns(self.direction, expressions)
-        yield self._sample(part, key, self.direction, turns, picture, split=split, boxes=(box,), extra=extra)
+        yield self._sample(part, key, self.direction, turns, image, split=split, boxes=(box,), extra=extra)
 
 
 def _expression(sentence: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ class RefCocoEvaluation(Reader):
     """The evaluation lists that the original ships (eval_scripts/eval_data): `[{"img_id", "sents", "bbox", "height", "width"}]`.
 
     `img_id` is `COCO_train2014_<12 digits>_<n>`, one for each reference, and a reference has several expressions; so each expression
-    gets the key `<img_id>/<n-th expression>`. Keyed by picture, truths overwrite one another and a perfect predictor scores 40.5 % on
+    gets the key `<img_id>/<n-th expression>`. Keyed by image, truths overwrite one another and a perfect predictor scores 40.5 % on
     RefCOCO val.
     """
 
@@ -109,14 +109,14 @@ class RefCocoEvaluation(Reader):
         reference = text_of(record, "img_id")
         turns = reference_turns("refer", (text_of({"sents": sentence}, "sents"),))
         name = reference.rpartition("_")[0] + ".jpg"
-        picture = images.get(*places(name, "train2014", "images", "images/train2014"))
+        image = images.get(*places(name, "train2014", "images", "images/train2014"))
         box = pixels_xywh(record["bbox"])
-        yield self._sample(part, key, "refer", turns, picture, boxes=(box,), extra={"key": key, "reference": reference})
+        yield self._sample(part, key, "refer", turns, image, boxes=(box,), extra={"key": key, "reference": reference})
 
 
 class VisualGenomeRegions(Reader):
     """`region_descriptions.json` and `image_data.json` (original code, vg_dataset.py:31-88): one sample a region smaller than 16,384
-    square pixels. The file's `coco_id` says which of COCO's pictures half of them are."""
+    square pixels. The file's `coco_id` says which of COCO's images half of them are."""
 
     collection = "vg"
     patterns = ("region_descriptions.json",)
@@ -131,13 +131,13 @@ class VisualGenomeRegions(Reader):
                 if isinstance(row, dict)
             }
         with part.folder.open(part.path) as file:
-            for key, picture in json_rows(file):
-                regions = picture.get("regions") if isinstance(picture, dict) else None
+            for key, image in json_rows(file):
+                regions = image.get("regions") if isinstance(image, dict) else None
                 if not isinstance(regions, list):  # one row, which becomes a problem
                     regions = [Refused("missing field", f"'regions' is {regions!r:.80}; a list was expected")]
                 for number, region in enumerate(regions):
                     known = isinstance(region, dict)
-                    identifier = region.get("image_id", picture.get("id")) if known else None
+                    identifier = region.get("image_id", image.get("id")) if known else None
                     name = str(region.get("region_id", f"{key}/{number}")) if known else f"{key}/{number}"
                     yield name, region if isinstance(region, Exception) else (region, files.get(identifier), identifier)
 
@@ -149,13 +149,13 @@ class VisualGenomeRegions(Reader):
                 "not used", f"the region has {area} square pixels; the original keeps those below {self.LARGEST}"
             )
         if known is None:
-            raise Refused("missing image", f"image_data.json does not list picture {identifier}")
+            raise Refused("missing image", f"image_data.json does not list image {identifier}")
         path, coco_id = known
         box = pixels_xywh([region["x"], region["y"], region["width"], region["height"]])
-        picture = images.get(*places(path, "images", "VG_100K", "VG_100K_2"))
+        image = images.get(*places(path, "images", "VG_100K", "VG_100K_2"))
         turns = reference_turns("refer", (text_of(region, "phrase"),))
         names = () if coco_id is None else (f"coco:{coco_id}",)
-        yield self._sample(part, key, "refer", turns, picture, boxes=(box,), names=names)
+        yield self._sample(part, key, "refer", turns, image, boxes=(box,), names=names)
 
 
 def _last_two(url: str) -> str:

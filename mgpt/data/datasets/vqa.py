@@ -1,4 +1,4 @@
-"""Readers of questions about pictures for training: VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA."""
+"""Readers of questions about images for training: VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OCRVQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
 
 
 def coco_names(number: int | str) -> tuple[str, ...]:
-    """What a COCO picture may be called, given its id (leading zeros or not): the 2017 name, then those of 2014.
+    """What a COCO image may be called, given its id (leading zeros or not): the 2017 name, then those of 2014.
 
     Raises:
         ValueError: it is no number.
@@ -61,7 +61,7 @@ class Vqa(_Questions):
     """VQAv2 and OK-VQA as LAVIS publishes them, `{"image", "question", "question_id", "answer": [10]}` (original code,
     coco_vqa_datasets.py:43-91).
 
-    The original drops records without a picture in silence; here each is a problem.
+    The original drops records without an image in silence; here each is a problem.
     """
 
     collection = "coco"
@@ -70,14 +70,14 @@ class Vqa(_Questions):
     def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
         answers = texts_of(row, "answer") if "answer" in row else ()
         turns = question_turns(text_of(row, "question"), answers)
-        picture = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+        image = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
         yield self._sample(
-            part, key, "vqa", turns, picture, extra=question_extra(part, row, key, kind=row.get("question_type"))
+            part, key, "vqa", turns, image, extra=question_extra(part, row, key, kind=row.get("question_type"))
         )
 
 
 class AOkVqa(_Questions):
-    """A-OKVQA in both published layouts: LAVIS names the picture in `image`, the official file has `image_id` and COCO-2017 names."""
+    """A-OKVQA in both published layouts: LAVIS names the image in `image`, the official file has `image_id` and COCO-2017 names."""
 
     collection = "coco"
     patterns = ("aokvqa_*.json",)
@@ -86,16 +86,16 @@ class AOkVqa(_Questions):
         turns = question_turns(
             text_of(row, "question"), texts_of(row, "direct_answers") if "direct_answers" in row else ()
         )
-        picture = images.get(*(path for name in self._names(row) for path in places(name, *COCO_FOLDERS)))
+        image = images.get(*(path for name in self._names(row) for path in places(name, *COCO_FOLDERS)))
         yield self._sample(
-            part, key, "vqa", turns, picture, extra=question_extra(part, row, key, choices=row.get("choices"))
+            part, key, "vqa", turns, image, extra=question_extra(part, row, key, choices=row.get("choices"))
         )
 
     def _names(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if row.get("image") is not None:
             return (text_of(row, "image"),)
         if row.get("image_id") is None:
-            raise Refused("missing field", "neither 'image' nor 'image_id' names the picture")
+            raise Refused("missing field", "neither 'image' nor 'image_id' names the image")
         return coco_names(row["image_id"])
 
 
@@ -110,8 +110,8 @@ class Gqa(_Questions):
         answers = (row["answer"],) if isinstance(row.get("answer"), str) else ()
         turns = question_turns(text_of(row, "question"), answers)
         name = text_of(row, "image") if "image" in row else text_of(row, "imageId") + ".jpg"
-        picture = images.get(*places(name, "images"))
-        yield self._sample(part, key, "vqa", turns, picture, extra=question_extra(part, row, key))
+        image = images.get(*places(name, "images"))
+        yield self._sample(part, key, "vqa", turns, image, extra=question_extra(part, row, key))
 
 
 class OcrVqa(Reader):
@@ -138,7 +138,7 @@ class OcrVqa(Reader):
         if record["split"] not in OCRVQA_SPLITS:
             raise Refused("missing field", f"split is {record['split']!r}; 1, 2 or 3 was expected")
         split = OCRVQA_SPLITS[record["split"]]
-        picture = images.get(*places(book + PurePosixPath(text_of(record, "imageURL")).suffix, "images"))
+        image = images.get(*places(book + PurePosixPath(text_of(record, "imageURL")).suffix, "images"))
         yield self._sample(
-            part, key, "vqa", turns, picture, split=split, extra={"key": key} if split != "train" else None
+            part, key, "vqa", turns, image, split=split, extra={"key": key} if split != "train" else None
         )

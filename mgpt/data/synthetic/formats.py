@@ -1,7 +1,7 @@
 """The shapes world on disk, in the published formats of the real datasets, so that the real readers read it.
 
 `write_world` writes every dataset. Its bytes are a function of seed and counts. Some records are bad on purpose, as in real data, and
-curation must find them: one in `FLAWED_ONE_IN` of the web pairs for each of four flaws, of RefCOCO's boxes and of VQAv2's pictures.
+curation must find them: one in `FLAWED_ONE_IN` of the web pairs for each of four flaws, of RefCOCO's boxes and of VQAv2's images.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt.data.synthetic import write_captions, write_grounding, write_vqa
-from mgpt.data.synthetic.output import SPLITS, Picture, World
+from mgpt.data.synthetic.output import SPLITS, Image, World
 from mgpt.data.synthetic.world import Split
 
-# Training pictures of each pool as a share of the split's count. The order decides which scenes a pool gets: a new one goes to the end.
+# Training images of each pool as a share of the split's count. The order decides which scenes a pool gets: a new one goes to the end.
 SHARES: dict[str, float] = {
     "coco": 1.0,
     "laion": 1.0,
@@ -31,7 +31,7 @@ SHARES: dict[str, float] = {
 
 @dataclass(frozen=True)
 class Location:
-    """Where a dataset lies below the world's root: its files, and its pictures."""
+    """Where a dataset lies below the world's root: its files, and its images."""
 
     root: str
     images: str
@@ -109,7 +109,7 @@ def write_world(root: str | Path, seed: int, counts: Mapping[Split, int]) -> Non
     write_captions.write_pairs(world, "cc_sbu", pools["cc_sbu"]["train"], [])
 
 
-Writer = Callable[[World, Mapping[Split, list[Picture]]], None]
+Writer = Callable[[World, Mapping[Split, list[Image]]], None]
 
 _WRITERS: tuple[tuple[Writer, str], ...] = (
     (write_captions.write_coco, "coco"),

@@ -31,7 +31,7 @@ def article(noun: str) -> str:
 
 
 def place(thing: Thing) -> str:
-    """The ninth of the picture that the thing's centre is in, in words."""
+    """The ninth of the image that the thing's centre is in, in words."""
     x, y = thing.centre
     return PLACES[min(int(y * 3 / CANVAS), 2)][min(int(x * 3 / CANVAS), 2)]
 
@@ -133,7 +133,7 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def written_instruction(rng: np.random.Generator) -> tuple[str, str]:
-    """A task without a picture and its answer (the part of Unnatural Instructions)."""
+    """A task without an image and its answer (the part of Unnatural Instructions)."""
     kinds = [f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}" for _ in range(int(rng.integers(2, 5)))]
     listed = enumeration([article(k) for k in kinds])
     task = int(rng.integers(4))

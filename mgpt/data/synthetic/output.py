@@ -1,4 +1,4 @@
-"""Files of the shapes world: pictures numbered and encoded once, and containers whose bytes depend on nothing but their content."""
+"""Files of the shapes world: images numbered and encoded once, and containers whose bytes depend on nothing but their content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """A scene and the number that its files are named by, unique in the world."""
 
     number: int
@@ -46,17 +46,17 @@ class Picture:
 
     @property
     def coco_name(self) -> str:
-        """Twelve digits, as COCO numbers its pictures."""
+        """Twelve digits, as COCO numbers its images."""
         return f"{self.number:012d}"
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A generator of this picture for one purpose, whatever else was drawn before."""
+        """A generator of this image for one purpose, whatever else was drawn before."""
         digest = hashlib.sha256(f"{self.scene.seed}/{self.scene.name}/{purpose}".encode()).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
 
 
 class World:
-    """Pictures of every split, handed out to datasets in turn so that no two pools share one."""
+    """Images of every split, handed out to datasets in turn so that no two pools share one."""
 
     def __init__(self, root: Path, seed: int, counts: Mapping[Split, int]) -> None:
         self.root = root
@@ -65,12 +65,12 @@ class World:
         self._next = dict.fromkeys(SPLITS, 0)
         self._streams: dict[Split, Iterator[Scene]] = {split: scenes(split, 1 << 40, seed) for split in SPLITS}
 
-    def take(self, split: Split, share: float = 1.0) -> list[Picture]:
-        """The next pictures of a split: its count times `share`."""
+    def take(self, split: Split, share: float = 1.0) -> list[Image]:
+        """The next images of a split: its count times `share`."""
         taken = []
         for scene in islice(self._streams[split], round(self.counts[split] * share)):
             self._next[split] += 1
-            taken.append(Picture(1_000_000 * SPLITS.index(split) + self._next[split], scene))
+            taken.append(Image(1_000_000 * SPLITS.index(split) + self._next[split], scene))
         return taken
 
     def write(self, path: str, data: bytes) -> None:
@@ -101,10 +101,10 @@ class World:
                 shard.addfile(entry, io.BytesIO(data))
         self.write(path, file.getvalue())
 
-    def write_pictures(self, folder: str, pictures: Iterable[Picture], name: str = "{}.jpg") -> None:
-        """One JPEG for each picture, `name` filled with its twelve digits."""
-        for picture in pictures:
-            self.write(f"{folder}/{name.format(picture.coco_name)}", picture.jpeg)
+    def write_images(self, folder: str, images: Iterable[Image], name: str = "{}.jpg") -> None:
+        """One JPEG for each image, `name` filled with its twelve digits."""
+        for image in images:
+            self.write(f"{folder}/{name.format(image.coco_name)}", image.jpeg)
 
 
 def xywh(box: Sequence[float]) -> list[float]:

@@ -125,16 +125,16 @@ def scenes(split: Split, count: int, seed: int) -> Iterator[Scene]:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """An RGB picture of the scene, `canvas` pixels square, with a little noise that is a function of the scene."""
-    picture = Image.new("RGB", (scene.canvas, scene.canvas), BACKGROUNDS[scene.background])
-    pen = ImageDraw.Draw(picture)
+    """An RGB image of the scene, `canvas` pixels square, with a little noise that is a function of the scene."""
+    image = Image.new("RGB", (scene.canvas, scene.canvas), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw_thing(pen, thing)
     if scene.sign:
         _draw_sign(pen, scene.sign)
     noise_seed = ("train", "validation", "test").index(scene.split)
     noise = np.random.default_rng([scene.seed, scene.index, noise_seed]).normal(0, 4, (scene.canvas, scene.canvas, 3))
-    return Image.fromarray(np.clip(np.asarray(picture, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(image, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
 
 
 def _draw_content(rng: np.random.Generator, seed: int, split: Split, index: int) -> Scene:

@@ -7,22 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 
 from mgpt.data.synthetic import language
-from mgpt.data.synthetic.output import Picture, World, xywh
+from mgpt.data.synthetic.output import Image, World, xywh
 from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, Split
 
 PAIRS_A_SHARD = 1_000
-# One pair in so many has each flaw. Curation finds all of them: junk caption and truncated picture are quarantined as such, a repeated
-# pair as a duplicate, and a picture of a test scene as contamination.
+# One pair in so many has each flaw. Curation finds all of them: junk caption and truncated image are quarantined as such, a repeated
+# pair as a duplicate, and an image of a test scene as contamination.
 FLAWED_ONE_IN = 100
 JUNK = ("IMG_2041.JPG", "http://example.com/a.jpg", "!!!", "a a a a a a a a a a a a a a a a a a a a")
 KINDS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
-def write_pairs(world: World, name: str, pictures: Sequence[Picture], tests: Sequence[Picture]) -> None:
-    """img2dataset shards of pictures and captions, with flaws: junk captions, cut files, repeated pairs and, where given, pictures of
+def write_pairs(world: World, name: str, scenes_drawn: Sequence[Image], tests: Sequence[Image]) -> None:
+    """img2dataset shards of images and captions, with flaws: junk captions, cut files, repeated pairs and, where given, images of
     test scenes."""
-    pairs = [(picture.jpeg, language.caption(picture.scene, picture.rng(name))) for picture in pictures]
-    for flaw in range(len(pictures) // FLAWED_ONE_IN):
+    pairs = [(image.jpeg, language.caption(image.scene, image.rng(name))) for image in scenes_drawn]
+    for flaw in range(len(scenes_drawn) // FLAWED_ONE_IN):
         first = flaw * FLAWED_ONE_IN
         pairs[first + 11] = (pairs[first + 11][0], JUNK[flaw % len(JUNK)])
         pairs[first + 22] = (pairs[first + 22][0][: len(pairs[first + 22][0]) // 2], pairs[first + 22][1])
@@ -56,60 +56,58 @@ def _members(number: int, jpeg: bytes, caption: str) -> list[tuple[str, bytes]]:
     return [(f"{key}.jpg", jpeg), (f"{key}.json", json.dumps(facts).encode()), (f"{key}.txt", caption.encode())]
 
 
-def write_coco(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """COCO: pictures under the names of train2014 and val2014, Karpathy's captions, and instances of val2014 for the hallucination metric.
+def write_coco(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
+    """COCO: images under the names of train2014 and val2014, Karpathy's captions, and instances of val2014 for the hallucination metric.
 
-    Validation and test scenes lie under both names: RefCOCO takes all its pictures from train2014, question sets take theirs from val2014.
+    Validation and test scenes lie under both names: RefCOCO takes all its images from train2014, question sets take theirs from val2014.
     """
-    held_out = [*pictures["validation"], *pictures["test"]]
-    world.write_pictures("coco/train2014", [*pictures["train"], *held_out], "COCO_train2014_{}.jpg")
-    world.write_pictures("coco/val2014", held_out, "COCO_val2014_{}.jpg")
+    held_out = [*scenes_drawn["validation"], *scenes_drawn["test"]]
+    world.write_images("coco/train2014", [*scenes_drawn["train"], *held_out], "COCO_train2014_{}.jpg")
+    world.write_images("coco/val2014", held_out, "COCO_val2014_{}.jpg")
     world.write_json(
         "coco/annotations/coco_karpathy_train.json",
-        [row for picture in pictures["train"] for row in _caption_rows(picture)],
+        [row for image in scenes_drawn["train"] for row in _caption_rows(image)],
     )
     for split, name in (("validation", "val"), ("test", "test")):
         rows = [
             {
-                "image": f"val2014/COCO_val2014_{picture.coco_name}.jpg",
-                "caption": _captions(picture, 5),
-                "image_id": f"coco_{picture.number}",
+                "image": f"val2014/COCO_val2014_{image.coco_name}.jpg",
+                "caption": _captions(image, 5),
+                "image_id": f"coco_{image.number}",
             }
-            for picture in pictures["validation" if split == "validation" else "test"]
+            for image in scenes_drawn["validation" if split == "validation" else "test"]
         ]
         world.write_json(f"coco/annotations/coco_karpathy_{name}.json", rows)
     world.write_json("coco/annotations/instances_val2014.json", instances(held_out))
 
 
-def _caption_rows(picture: Picture) -> list[dict[str, str]]:
-    name = f"train2014/COCO_train2014_{picture.coco_name}.jpg"
-    return [
-        {"image": name, "caption": caption, "image_id": f"coco_{picture.number}"} for caption in _captions(picture, 2)
-    ]
+def _caption_rows(image: Image) -> list[dict[str, str]]:
+    name = f"train2014/COCO_train2014_{image.coco_name}.jpg"
+    return [{"image": name, "caption": caption, "image_id": f"coco_{image.number}"} for caption in _captions(image, 2)]
 
 
-def _captions(picture: Picture, count: int) -> list[str]:
-    rng = picture.rng("coco")
-    return [language.caption(picture.scene, rng) for _ in range(count)]
+def _captions(image: Image, count: int) -> list[str]:
+    rng = image.rng("coco")
+    return [language.caption(image.scene, rng) for _ in range(count)]
 
 
-def instances(pictures: Sequence[Picture], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
-    """COCO's instances file: pictures, one annotation for each thing, and kinds of things as categories. Annotation ids are
+def instances(scenes_drawn: Sequence[Image], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
+    """COCO's instances file: images, one annotation for each thing, and kinds of things as categories. Annotation ids are
     `annotation_id`."""
     images = [
-        {"id": p.number, "file_name": file.format(p.coco_name), "width": CANVAS, "height": CANVAS} for p in pictures
+        {"id": p.number, "file_name": file.format(p.coco_name), "width": CANVAS, "height": CANVAS} for p in scenes_drawn
     ]
     annotations = [
         {
-            "id": annotation_id(picture, number),
-            "image_id": picture.number,
+            "id": annotation_id(image, number),
+            "image_id": image.number,
             "category_id": KINDS.index(thing.kind) + 1,
             "bbox": xywh(thing.box),
             "area": xywh(thing.box)[2] * xywh(thing.box)[3],
             "iscrowd": 0,
         }
-        for picture in pictures
-        for number, thing in enumerate(picture.scene.things)
+        for image in scenes_drawn
+        for number, thing in enumerate(image.scene.things)
     ]
     categories = [
         {"id": number, "name": kind, "supercategory": kind.split()[1]} for number, kind in enumerate(KINDS, 1)
@@ -117,33 +115,33 @@ def instances(pictures: Sequence[Picture], file: str = "COCO_val2014_{}.jpg") ->
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def annotation_id(picture: Picture, thing: int) -> int:
+def annotation_id(image: Image, thing: int) -> int:
     """The id of a thing's annotation."""
-    return picture.number * 10 + thing
+    return image.number * 10 + thing
 
 
-def write_textcaps(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """TextCaps: captions of the pictures with a sign that say what is written there."""
+def write_textcaps(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
+    """TextCaps: captions of the images with a sign that say what is written there."""
     for split, name in (("train", "train"), ("validation", "val")):
-        signed = [picture for picture in pictures["train" if split == "train" else "validation"] if picture.scene.sign]
-        world.write_pictures("textcaps/train_images", signed)
+        signed = [image for image in scenes_drawn["train" if split == "train" else "validation"] if image.scene.sign]
+        world.write_images("textcaps/train_images", signed)
         rows = []
-        for picture in signed:
-            assert picture.scene.sign is not None
+        for image in signed:
+            assert image.scene.sign is not None
             texts = [
-                f"A sign that says {picture.scene.sign.word}.",
-                f"The word {picture.scene.sign.word} is written on a sign.",
+                f"A sign that says {image.scene.sign.word}.",
+                f"The word {image.scene.sign.word} is written on a sign.",
             ]
-            rows += [{"image_id": picture.coco_name, "caption_str": text, "reference_strs": texts} for text in texts]
+            rows += [{"image_id": image.coco_name, "caption_str": text, "reference_strs": texts} for text in texts]
         world.write_json(
             f"textcaps/TextCaps_0.1_{name}.json", {"dataset_type": name, "dataset_name": "textcaps", "data": rows}
         )
 
 
-def write_align(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+def write_align(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
     """cc_sbu_align: detailed descriptions."""
-    world.write_pictures("cc_sbu_align/image", pictures["train"])
+    world.write_images("cc_sbu_align/image", scenes_drawn["train"])
     rows = [
-        {"image_id": picture.coco_name, "caption": language.description(picture.scene)} for picture in pictures["train"]
+        {"image_id": image.coco_name, "caption": language.description(image.scene)} for image in scenes_drawn["train"]
     ]
     world.write_json("cc_sbu_align/filter_cap.json", {"annotations": rows})

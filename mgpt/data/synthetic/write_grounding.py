@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 
 from mgpt.data.boxes import Box, format_box
 from mgpt.data.synthetic import language
-from mgpt.data.synthetic.output import Picture, World, xywh
+from mgpt.data.synthetic.output import Image, World, xywh
 from mgpt.data.synthetic.world import CANVAS, PixelBox, Split, Thing
 from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN, annotation_id, instances
 from mgpt.data.tasks import write_boxes
@@ -20,19 +20,19 @@ from mgpt.data.tasks import write_boxes
 REFERENCES = (("refcoco", "unc", "refcoco"), ("refcoco+", "unc", "refcocop"), ("refcocog", "umd", "refcocog"))
 
 
-def write_refcoco(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+def write_refcoco(world: World, images: Mapping[Split, list[Image]]) -> None:
     """RefCOCO, RefCOCO+ and RefCOCOg: references pickled as published, their instances, and the evaluation lists keyed by reference.
 
-    RefCOCO refers to all training pictures, the other two to a third each. One box in `FLAWED_ONE_IN` of the training pictures lies
-    outside its picture.
+    RefCOCO refers to all training images, the other two to a third each. One box in `FLAWED_ONE_IN` of the training images lies
+    outside its image.
     """
-    third = len(pictures["train"]) // 3
+    third = len(images["train"]) // 3
     for number, (name, author, short) in enumerate(REFERENCES):
-        train = pictures["train"] if number == 0 else pictures["train"][(number - 1) * third : number * third]
-        chosen = [*train, *pictures["validation"], *pictures["test"]]
+        train = images["train"] if number == 0 else images["train"][(number - 1) * third : number * third]
+        chosen = [*train, *images["validation"], *images["test"]]
         boxes = instances(chosen, "COCO_train2014_{}.jpg")
-        _spoil(boxes, {picture.number for picture in train})
-        rows = [row for picture in chosen for row in _references(picture, name)]
+        _spoil(boxes, {image.number for image in train})
+        rows = [row for image in chosen for row in _references(image, name)]
         world.write_json(f"refcoco/{name}/instances.json", boxes)
         world.write_pickle(f"refcoco/{name}/refs({author}).p", rows)
         for split in ("val", "test") if name == "refcocog" else ("val", "testA", "testB"):
@@ -46,13 +46,13 @@ def _spoil(boxes: dict[str, Any], train: set[int]) -> None:
         row["bbox"] = [row["bbox"][0] + 2 * CANVAS, *row["bbox"][1:]]
 
 
-def _references(picture: Picture, name: str) -> Iterator[dict[str, Any]]:
-    split = _refcoco_split(picture, name)
-    for number, thing in enumerate(picture.scene.things):
-        found = language.expressions(picture.scene, thing)
+def _references(image: Image, name: str) -> Iterator[dict[str, Any]]:
+    split = _refcoco_split(image, name)
+    for number, thing in enumerate(image.scene.things):
+        found = language.expressions(image.scene, thing)
         said = [*found, *(f"the {text}" for text in found)] if name == "refcocog" else found
         if said:
-            identifier = annotation_id(picture, number)
+            identifier = annotation_id(image, number)
             sentences = [
                 {"raw": text, "sent": text, "sent_id": identifier * 10 + place, "tokens": text.split()}
                 for place, text in enumerate(said)
@@ -60,19 +60,19 @@ def _references(picture: Picture, name: str) -> Iterator[dict[str, Any]]:
             yield {
                 "ref_id": identifier,
                 "ann_id": identifier,
-                "image_id": picture.number,
+                "image_id": image.number,
                 "category_id": 1,
                 "split": split,
-                "file_name": f"COCO_train2014_{picture.coco_name}_{identifier}.jpg",
+                "file_name": f"COCO_train2014_{image.coco_name}_{identifier}.jpg",
                 "sent_ids": [s["sent_id"] for s in sentences],
                 "sentences": sentences,
             }
 
 
-def _refcoco_split(picture: Picture, name: str) -> str:
-    if picture.scene.split != "test":
-        return "val" if picture.scene.split == "validation" else "train"
-    return "test" if name == "refcocog" else "testA" if picture.number % 2 else "testB"
+def _refcoco_split(image: Image, name: str) -> str:
+    if image.scene.split != "test":
+        return "val" if image.scene.split == "validation" else "train"
+    return "test" if name == "refcocog" else "testA" if image.number % 2 else "testB"
 
 
 def _evaluation_rows(row: Mapping[str, Any], boxes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -91,58 +91,57 @@ def _tokens(first: int, boxes: Sequence[PixelBox]) -> str:
     return "".join(f"<box:{first + number}>" for number in range(len(boxes)))
 
 
-def write_flickr(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+def write_flickr(world: World, images: Mapping[Split, list[Image]]) -> None:
     """The original's three Flickr30k files, one folder a split: their boxes are text already."""
     for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
-        chosen = pictures["train" if split == "train" else "validation" if split == "validation" else "test"]
-        world.write_pictures("flickr30k/images", chosen)
+        chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"]
+        world.write_images("flickr30k/images", chosen)
         grounded = [
             {"image_id": p.coco_name, "grounded_caption": _written(*language.grounded_caption(p.scene))} for p in chosen
         ]
         world.write_json(f"flickr30k/{folder}/groundedcaption.json", grounded)
-        world.write_json(f"flickr30k/{folder}/captiontobbox.json", [_caption_to_boxes(picture) for picture in chosen])
+        world.write_json(f"flickr30k/{folder}/captiontobbox.json", [_caption_to_boxes(image) for image in chosen])
         world.write_json(
-            f"flickr30k/{folder}/phrasetobbox.json", [row for picture in chosen for row in _phrase_to_boxes(picture)]
+            f"flickr30k/{folder}/phrasetobbox.json", [row for image in chosen for row in _phrase_to_boxes(image)]
         )
 
 
-def _caption_to_boxes(picture: Picture) -> dict[str, str]:
-    things = picture.scene.things
+def _caption_to_boxes(image: Image) -> dict[str, str]:
+    things = image.scene.things
     caption = language.enumeration([language.article(thing.kind) for thing in things])
     output = " ".join(f"<p>{thing.kind}</p> {format_box(Box(*thing.box), CANVAS, CANVAS)}" for thing in things)
-    return {"image_id": picture.coco_name, "caption": caption, "output": output}
+    return {"image_id": image.coco_name, "caption": caption, "output": output}
 
 
-def _phrase_to_boxes(picture: Picture) -> list[dict[str, str]]:
+def _phrase_to_boxes(image: Image) -> list[dict[str, str]]:
     rows = []
-    for phrase, boxes in language.phrases(picture.scene).items():
-        rows.append({"image_id": picture.coco_name, "phrase": phrase, "bbox": _written(_tokens(0, boxes), boxes)})
+    for phrase, boxes in language.phrases(image.scene).items():
+        rows.append({"image_id": image.coco_name, "phrase": phrase, "bbox": _written(_tokens(0, boxes), boxes)})
     return rows
 
 
-def write_entities(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """Flickr30k Entities: marked sentences, VOC-style boxes by chain and lists of the splits, for every fourth picture of Flickr30k."""
+def write_entities(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """Flickr30k Entities: marked sentences, VOC-style boxes by chain and lists of the splits, for every fourth image of Flickr30k."""
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
-        chosen = pictures["train" if split == "train" else "validation" if split == "validation" else "test"][::4]
-        for picture in chosen:
-            world.write(f"flickr30k_entities/Sentences/{picture.coco_name}.txt", _marked_sentences(picture).encode())
-            world.write(f"flickr30k_entities/Annotations/{picture.coco_name}.xml", _voc(picture).encode())
-        world.write(f"flickr30k_entities/{name}.txt", "".join(f"{picture.coco_name}\n" for picture in chosen).encode())
+        chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"][::4]
+        for image in chosen:
+            world.write(f"flickr30k_entities/Sentences/{image.coco_name}.txt", _marked_sentences(image).encode())
+            world.write(f"flickr30k_entities/Annotations/{image.coco_name}.xml", _voc(image).encode())
+        world.write(f"flickr30k_entities/{name}.txt", "".join(f"{image.coco_name}\n" for image in chosen).encode())
 
 
-def _marked_sentences(picture: Picture) -> str:
+def _marked_sentences(image: Image) -> str:
     marked = [
-        f"[/EN#{100 + number}/other {language.article(thing.kind)}]"
-        for number, thing in enumerate(picture.scene.things)
+        f"[/EN#{100 + number}/other {language.article(thing.kind)}]" for number, thing in enumerate(image.scene.things)
     ]
     lines = [language.enumeration(marked), f"The picture shows {language.enumeration(marked)} ."]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _voc(picture: Picture) -> str:
-    objects = [_voc_object(100 + number, thing) for number, thing in enumerate(picture.scene.things)]
+def _voc(image: Image) -> str:
+    objects = [_voc_object(100 + number, thing) for number, thing in enumerate(image.scene.things)]
     size = f"<size><width>{CANVAS}</width><height>{CANVAS}</height><depth>3</depth></size>"
-    return f"<annotation><filename>{picture.coco_name}.jpg</filename>{size}{''.join(objects)}</annotation>\n"
+    return f"<annotation><filename>{image.coco_name}.jpg</filename>{size}{''.join(objects)}</annotation>\n"
 
 
 def _voc_object(chain: int, thing: Thing) -> str:
@@ -153,15 +152,15 @@ def _voc_object(chain: int, thing: Thing) -> str:
     return f"<object><name>{chain}</name><bndbox>{corners}</bndbox></object>"
 
 
-def write_visual_genome(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """Visual Genome regions: a phrase for each thing that a simple phrase tells apart, and picture data with addresses."""
+def write_visual_genome(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """Visual Genome regions: a phrase for each thing that a simple phrase tells apart, and image data with addresses."""
     regions, data = [], []
-    for picture in pictures["train"]:
-        world.write(f"visual_genome/VG_100K/{picture.number}.jpg", picture.jpeg)
-        url = f"https://shapes.example/rak248/VG_100K/{picture.number}.jpg"
+    for image in images["train"]:
+        world.write(f"visual_genome/VG_100K/{image.number}.jpg", image.jpeg)
+        url = f"https://shapes.example/rak248/VG_100K/{image.number}.jpg"
         data.append(
             {
-                "image_id": picture.number,
+                "image_id": image.number,
                 "url": url,
                 "width": CANVAS,
                 "height": CANVAS,
@@ -169,19 +168,19 @@ def write_visual_genome(world: World, pictures: Mapping[Split, list[Picture]]) -
                 "flickr_id": None,
             }
         )
-        regions.append({"id": picture.number, "regions": list(_regions(picture))})
+        regions.append({"id": image.number, "regions": list(_regions(image))})
     world.write_json("visual_genome/image_data.json", data)
     world.write_json("visual_genome/region_descriptions.json", regions)
 
 
-def _regions(picture: Picture) -> Iterator[dict[str, Any]]:
-    for number, thing in enumerate(picture.scene.things):
-        for phrase in language.expressions(picture.scene, thing):
+def _regions(image: Image) -> Iterator[dict[str, Any]]:
+    for number, thing in enumerate(image.scene.things):
+        for phrase in language.expressions(image.scene, thing):
             x, y, width, height = map(int, xywh(thing.box))
-            identifier = annotation_id(picture, number)
+            identifier = annotation_id(image, number)
             yield {
                 "region_id": identifier,
-                "image_id": picture.number,
+                "image_id": image.number,
                 "phrase": phrase,
                 "x": x,
                 "y": y,
@@ -190,12 +189,12 @@ def _regions(picture: Picture) -> Iterator[dict[str, Any]]:
             }
 
 
-def write_grit(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """GRIT: one Parquet file whose captions have their parts located in shares of the picture."""
-    world.write_pictures("grit/images", pictures["train"])
+def write_grit(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """GRIT: one Parquet file whose captions have their parts located in shares of the image."""
+    world.write_images("grit/images", images["train"])
     file = io.BytesIO()
     parquet.write_table(
-        pa.Table.from_pylist([_grit_row(picture) for picture in pictures["train"]], schema=_GRIT),
+        pa.Table.from_pylist([_grit_row(image) for image in images["train"]], schema=_GRIT),
         file,
         compression="zstd",
     )
@@ -219,8 +218,8 @@ _GRIT = pa.schema(
 )
 
 
-def _grit_row(picture: Picture) -> dict[str, Any]:
-    things = picture.scene.things
+def _grit_row(image: Image) -> dict[str, Any]:
+    things = image.scene.things
     caption = language.enumeration([language.article(thing.kind) for thing in things])
     spans = [match.span(1) for match in re.finditer(r"an? (\w+ \w+)", caption)]
     chunks = [
@@ -230,14 +229,14 @@ def _grit_row(picture: Picture) -> dict[str, Any]:
     single = [
         chunk
         for chunk, thing in zip(chunks, things, strict=True)
-        if language.expressions(picture.scene, thing) == [thing.kind]
+        if language.expressions(image.scene, thing) == [thing.kind]
     ]
     return {
-        "key": picture.coco_name,
+        "key": image.coco_name,
         "clip_similarity_vitb32": 0.3,
         "clip_similarity_vitl14": 0.3,
-        "id": picture.number,
-        "url": f"https://shapes.example/{picture.coco_name}.jpg",
+        "id": image.number,
+        "url": f"https://shapes.example/{image.coco_name}.jpg",
         "caption": caption,
         "width": CANVAS,
         "height": CANVAS,

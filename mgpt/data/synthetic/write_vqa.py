@@ -11,7 +11,7 @@ import numpy as np
 from mgpt.data.boxes import Box, format_box
 from mgpt.data.synthetic import language
 from mgpt.data.synthetic.language import Question
-from mgpt.data.synthetic.output import Picture, World
+from mgpt.data.synthetic.output import Image, World
 from mgpt.data.synthetic.world import CANVAS, SHAPES, Split
 from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN
 
@@ -25,50 +25,50 @@ COVER_QUESTIONS = ("What is the title of this book?", "What does the sign say?")
 FEWER = 5  # the small evaluation sets and GQA ask about every fifth test scene
 
 
-def _asked(picture: Picture, purpose: str, count: int) -> list[Question]:
-    """Some of a picture's questions, drawn without repeats."""
-    rng = picture.rng(purpose)
-    every = language.questions(picture.scene, rng)
+def _asked(image: Image, purpose: str, count: int) -> list[Question]:
+    """Some of an image's questions, drawn without repeats."""
+    rng = image.rng(purpose)
+    every = language.questions(image.scene, rng)
     return [every[i] for i in rng.permutation(len(every))[:count]]
 
 
-def write_vqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """VQAv2, OK-VQA and A-OKVQA on COCO pictures. One training record of VQAv2 in `FLAWED_ONE_IN` names a picture that is not there.
+def write_vqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """VQAv2, OK-VQA and A-OKVQA on COCO images. One training record of VQAv2 in `FLAWED_ONE_IN` names an image that is not there.
 
     A-OKVQA's training file is LAVIS's layout, its validation file the official one. OK-VQA's test questions and answers are two files,
     as published.
     """
     for split, name, release in FILES:
-        rows = [row for picture in pictures[split] for row in _vqa_rows(picture, "vqav2", 2, release)]
+        rows = [row for image in images[split] for row in _vqa_rows(image, "vqav2", 2, release)]
         if split == "train":
             for row in rows[::FLAWED_ONE_IN]:
                 row["image"] = row["image"].replace(".jpg", "_gone.jpg")
         world.write_json(f"vqav2/vqa_{name}.json", rows)
-    third = len(pictures["train"]) // 3
-    okvqa = [row for picture in pictures["train"][:third] for row in _vqa_rows(picture, "okvqa", 1, "train2014")]
+    third = len(images["train"]) // 3
+    okvqa = [row for image in images["train"][:third] for row in _vqa_rows(image, "okvqa", 1, "train2014")]
     world.write_json("okvqa/okvqa_train.json", okvqa)
-    aokvqa = [row for picture in pictures["train"][third : 2 * third] for row in _aokvqa_rows(picture)]
+    aokvqa = [row for image in images["train"][third : 2 * third] for row in _aokvqa_rows(image)]
     world.write_json(
         "aokvqa/aokvqa_v1p0_train.json",
         [{"image": f"train2014/COCO_train2014_{row['image_id']:012d}.jpg"} | row for row in aokvqa],
     )
     world.write_json(
-        "aokvqa/aokvqa_v1p0_val.json", [row for picture in pictures["validation"] for row in _aokvqa_rows(picture)]
+        "aokvqa/aokvqa_v1p0_val.json", [row for image in images["validation"] for row in _aokvqa_rows(image)]
     )
-    _write_okvqa_test(world, pictures["test"])
+    _write_okvqa_test(world, images["test"])
 
 
-def _vqa_rows(picture: Picture, purpose: str, count: int, release: str) -> list[dict[str, Any]]:
+def _vqa_rows(image: Image, purpose: str, count: int, release: str) -> list[dict[str, Any]]:
     return [
         {
-            "image": f"{release}/COCO_{release}_{picture.coco_name}.jpg",
+            "image": f"{release}/COCO_{release}_{image.coco_name}.jpg",
             "question": asked.question,
-            "question_id": picture.number * 1000 + number,
+            "question_id": image.number * 1000 + number,
             "answer": list(asked.answers),
             "question_type": asked.kind,
             "dataset": "vqa",
         }
-        for number, asked in enumerate(_asked(picture, purpose, count))
+        for number, asked in enumerate(_asked(image, purpose, count))
     ]
 
 
@@ -86,28 +86,28 @@ def _choices(answer: str, rng: np.random.Generator) -> list[str]:
     return [chosen[i] for i in rng.permutation(4)]
 
 
-def _aokvqa_rows(picture: Picture) -> list[dict[str, Any]]:
+def _aokvqa_rows(image: Image) -> list[dict[str, Any]]:
     rows = []
-    for asked in _asked(picture, "aokvqa", 1):
+    for asked in _asked(image, "aokvqa", 1):
         answer = asked.answers[0]
-        choices = _choices(answer, picture.rng("choices"))
+        choices = _choices(answer, image.rng("choices"))
         rows.append(
             {
-                "image_id": picture.number,
+                "image_id": image.number,
                 "question": asked.question,
-                "question_id": f"shapes{picture.number}",
+                "question_id": f"shapes{image.number}",
                 "choices": choices,
                 "correct_choice_idx": choices.index(answer),
                 "direct_answers": list(asked.answers),
                 "difficult_direct_answer": False,
-                "rationales": [language.description(picture.scene)] * 3,
+                "rationales": [language.description(image.scene)] * 3,
             }
         )
     return rows
 
 
-def _write_okvqa_test(world: World, pictures: Sequence[Picture]) -> None:
-    asked = [(picture, question) for picture in pictures for question in _asked(picture, "okvqa", 1)]
+def _write_okvqa_test(world: World, images: Sequence[Image]) -> None:
+    asked = [(image, question) for image in images for question in _asked(image, "okvqa", 1)]
     questions = [{"image_id": p.number, "question": q.question, "question_id": p.number * 1000} for p, q in asked]
     answers = [
         {
@@ -126,13 +126,13 @@ def _write_okvqa_test(world: World, pictures: Sequence[Picture]) -> None:
     world.write_json("okvqa_evaluation/mscoco_val2014_annotations.json", {"info": {}, "annotations": answers})
 
 
-def write_gqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """GQA: one question a picture with one answer; training as LAVIS publishes it, testdev as the official object."""
+def write_gqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """GQA: one question an image with one answer; training as LAVIS publishes it, testdev as the official object."""
     for split in ("train", "test"):
-        chosen = pictures["train"] if split == "train" else pictures["test"][::FEWER]
-        for picture in chosen:
-            world.write(f"gqa/images/{picture.number}.jpg", picture.jpeg)
-        asked = [(picture, question) for picture in chosen for question in _asked(picture, "gqa", 1)]
+        chosen = images["train"] if split == "train" else images["test"][::FEWER]
+        for image in chosen:
+            world.write(f"gqa/images/{image.number}.jpg", image.jpeg)
+        asked = [(image, question) for image in chosen for question in _asked(image, "gqa", 1)]
         if split == "train":
             rows = [
                 {
@@ -157,16 +157,16 @@ def write_gqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
             world.write_json("gqa/testdev_balanced_questions.json", official)
 
 
-def write_ocrvqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """OCR-VQA: pictures with a sign play the book covers."""
+def write_ocrvqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """OCR-VQA: images with a sign play the book covers."""
     books = {}
     for code, split in ((1, "train"), (2, "validation"), (3, "test")):
-        for picture in pictures["train" if split == "train" else "validation" if split == "validation" else "test"]:
-            if picture.scene.sign:
-                word = picture.scene.sign.word
-                world.write(f"ocrvqa/images/{picture.coco_name}.jpg", picture.jpeg)
-                books[picture.coco_name] = {
-                    "imageURL": f"https://shapes.example/{picture.number}.01._SX500_.jpg",
+        for image in images["train" if split == "train" else "validation" if split == "validation" else "test"]:
+            if image.scene.sign:
+                word = image.scene.sign.word
+                world.write(f"ocrvqa/images/{image.coco_name}.jpg", image.jpeg)
+                books[image.coco_name] = {
+                    "imageURL": f"https://shapes.example/{image.number}.01._SX500_.jpg",
                     "questions": list(COVER_QUESTIONS),
                     "answers": [word, word],
                     "title": word,
@@ -177,55 +177,55 @@ def write_ocrvqa(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
     world.write_json("ocrvqa/dataset.json", books)
 
 
-def write_llava(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """LLaVA-Instruct's three files on COCO pictures: conversations, detailed descriptions, reasoning."""
-    third = len(pictures["train"]) // 3
+def write_llava(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """LLaVA-Instruct's three files on COCO images: conversations, detailed descriptions, reasoning."""
+    third = len(images["train"]) // 3
     kinds = (("conversation_58k", 0), ("detail_23k", 1), ("complex_reasoning_77k", 2))
     for name, number in kinds:
         rows = []
-        for picture in pictures["train"][number * third : (number + 1) * third]:
-            rng = picture.rng(name)
+        for image in images["train"][number * third : (number + 1) * third]:
+            rng = image.rng(name)
             said = (
-                language.dialogue(picture.scene, rng)
+                language.dialogue(image.scene, rng)
                 if number == 0
-                else [("Describe the picture in detail.", language.description(picture.scene))]
+                else [("Describe the picture in detail.", language.description(image.scene))]
                 if number == 1
-                else [language.reasoning(picture.scene, rng)]
+                else [language.reasoning(image.scene, rng)]
             )
-            rows.append(_conversation(picture, said))
+            rows.append(_conversation(image, said))
         world.write_json(f"llava/{name}.json", rows)
 
 
-def _conversation(picture: Picture, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _conversation(image: Image, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
     turns: list[dict[str, str]] = []
     for number, (question, answer) in enumerate(said):
         turns += [
             {"from": "human", "value": question + ("\n<image>" if number == 0 else "")},
             {"from": "gpt", "value": answer},
         ]
-    return {"id": picture.coco_name, "image": f"{picture.coco_name}.jpg", "conversations": turns}
+    return {"id": image.coco_name, "image": f"{image.coco_name}.jpg", "conversations": turns}
 
 
-def write_multitask(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """Multi-task conversations: a reference, a question and a description of one picture in turn, identifiers and boxes written out."""
+def write_multitask(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """Multi-task conversations: a reference, a question and a description of one image in turn, identifiers and boxes written out."""
     rows = []
-    for picture in pictures["train"][::6]:
+    for image in images["train"][::6]:
         said = []
-        for thing in picture.scene.things[:1]:
-            for expression in language.expressions(picture.scene, thing):
+        for thing in image.scene.things[:1]:
+            for expression in language.expressions(image.scene, thing):
                 said.append(
                     (f"[refer] give me the location of {expression}", format_box(Box(*thing.box), CANVAS, CANVAS))
                 )
-        said += [(f"[vqa] {asked.question}", asked.answers[0]) for asked in _asked(picture, "multitask", 1)]
-        said.append(("[caption] briefly describe the image", language.caption(picture.scene, picture.rng("multitask"))))
-        rows.append(_conversation(picture, said))
+        said += [(f"[vqa] {asked.question}", asked.answers[0]) for asked in _asked(image, "multitask", 1)]
+        said.append(("[caption] briefly describe the image", language.caption(image.scene, image.rng("multitask"))))
+        rows.append(_conversation(image, said))
     world.write_json("multitask_conversation/multitask_conversation.json", rows)
 
 
-def write_instructions(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
-    """Unnatural Instructions: tasks without a picture, a quarter as many as there are training pictures of COCO."""
+def write_instructions(world: World, images: Mapping[Split, list[Image]]) -> None:
+    """Unnatural Instructions: tasks without an image, a quarter as many as there are training images of COCO."""
     rows = []
-    for number in range(round(INSTRUCTIONS_SHARE * len(pictures["train"]))):
+    for number in range(round(INSTRUCTIONS_SHARE * len(images["train"]))):
         rng = np.random.default_rng([world.seed, number, len(FILES)])
         asked, answer = language.written_instruction(rng)
         constraints = "Answer in lower case." if rng.random() < 0.1 else None
@@ -234,15 +234,15 @@ def write_instructions(world: World, pictures: Mapping[Split, list[Picture]]) ->
     world.write_json("unnatural_instructions/unnatural_instructions.json", rows)
 
 
-def write_statements(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+def write_statements(world: World, images: Mapping[Split, list[Image]]) -> None:
     """VSR: statements on where things are, half of them true."""
     rows = []
-    for picture in pictures["test"]:
-        for asked in language.questions(picture.scene, picture.rng("vsr")):
+    for image in images["test"]:
+        for asked in language.questions(image.scene, image.rng("vsr")):
             if asked.kind == "relation":
                 subject, _, rest = asked.question.removeprefix("Is the ").removesuffix("?").partition(" to the ")
                 label = int(asked.answers[0] == "yes")
-                name = f"COCO_val2014_{picture.coco_name}.jpg"
+                name = f"COCO_val2014_{image.coco_name}.jpg"
                 rows.append(
                     {
                         "image": name,
@@ -255,24 +255,24 @@ def write_statements(world: World, pictures: Mapping[Split, list[Picture]]) -> N
     world.write_lines("vsr/test.jsonl", rows)
 
 
-def write_small_evaluations(world: World, pictures: Mapping[Split, list[Picture]]) -> None:
+def write_small_evaluations(world: World, images: Mapping[Split, list[Image]]) -> None:
     """IconVQA, VizWiz and Hateful Memes on test scenes. VizWiz asks for a thing that is not there in every other record
-    ('unanswerable'); a picture whose sign says "hot" plays the hateful meme."""
+    ('unanswerable'); an image whose sign says "hot" plays the hateful meme."""
     icons, blind, memes = [], [], []
-    for number, picture in enumerate(pictures["test"][::FEWER]):
-        asked = _asked(picture, "evaluation", 1)[0]
-        choices = _choices(asked.answers[0], picture.rng("choices"))
-        world.write(f"iconvqa/{picture.number}/image.png", picture.png)
+    for number, image in enumerate(images["test"][::FEWER]):
+        asked = _asked(image, "evaluation", 1)[0]
+        choices = _choices(asked.answers[0], image.rng("choices"))
+        world.write(f"iconvqa/{image.number}/image.png", image.png)
         icons.append(
             {
-                "image_id": str(picture.number),
+                "image_id": str(image.number),
                 "question": asked.question,
                 "choices": choices,
                 "answer": choices.index(asked.answers[0]),
             }
         )
         name = f"VizWiz_val_{number:08d}.jpg"
-        world.write(f"vizwiz/images/{name}", picture.jpeg)
+        world.write(f"vizwiz/images/{name}", image.jpeg)
         question, answers = (
             (asked.question, asked.answers) if number % 2 else ("What does the book say?", ("unanswerable",) * 10)
         )
@@ -283,8 +283,8 @@ def write_small_evaluations(world: World, pictures: Mapping[Split, list[Picture]
                 "answers": [{"answer": text, "answer_confidence": "yes"} for text in answers],
             }
         )
-        world.write(f"hateful_memes/img/{number:05d}.png", picture.png)
-        word = picture.scene.sign.word if picture.scene.sign else "nothing"
+        world.write(f"hateful_memes/img/{number:05d}.png", image.png)
+        word = image.scene.sign.word if image.scene.sign else "nothing"
         memes.append({"id": f"{number:05d}", "img": f"img/{number:05d}.png", "label": int(word == "hot"), "text": word})
     world.write_json("iconvqa/choose_text_val.json", icons)
     world.write_json("vizwiz/val.json", blind)

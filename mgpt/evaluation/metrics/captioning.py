@@ -1,11 +1,11 @@
 """What a caption names: object recall and hallucinated objects, in the manner of CHAIR (Rohrbach et al. 2018).
 
-- `*_object_recall`: objects of the picture that the text names / objects of the picture;
-- `*_hallucinated_objects` (CHAIR_i): named objects that are not in the picture / named objects, repeats counted;
+- `*_object_recall`: objects of the image that the text names / objects of the image;
+- `*_hallucinated_objects` (CHAIR_i): named objects that are not in the image / named objects, repeats counted;
 - `*_with_hallucination` (CHAIR_s): texts with at least one such object / texts;
 - `*_words`: mean length in words.
 
-Truth is the objects annotated in the picture together with those that its reference captions name, as CHAIR takes it. Rates are 0..1, not
+Truth is the objects annotated in the image together with those that its reference captions name, as CHAIR takes it. Rates are 0..1, not
 per cent.
 """
 

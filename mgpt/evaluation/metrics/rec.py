@@ -3,7 +3,7 @@
 Reported (`refer_accuracy`): plain intersection over union on continuous pixels, strictly above 0.5, of the first complete box anywhere in
 the answer. Beside it stands `refer_accuracy_original`, the rule of the original code (eval_scripts/eval_ref.py, common/eval_utils.py): the
 answer, without spaces and `<unk>`, must begin with the box and hold exactly four numbers, and the overlap counts both end pixels (+1). The
-plain rule is the stricter one on small pictures; on photographs the two differ by a few tenths.
+plain rule is the stricter one on small images; on photographs the two differ by a few tenths.
 
 Items are keyed by the expression's own sample, never by the image: with the image as key a perfect model scores 40.5 % on RefCOCO val,
 since expressions overwrite each other.

@@ -14,16 +14,16 @@ from mgpt.storage import Store
 from tests.fixtures.faulty import Faults
 from tests.fixtures.worlds import encoded, photo
 
-PICTURES = 30
+IMAGES = 30
 
 
 def shard(first: int) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
-        for number in range(first, first + PICTURES):
+        for number in range(first, first + IMAGES):
             for name, data in (
                 (f"{number:09d}.jpg", encoded(photo(number, (160, 120)))),
-                (f"{number:09d}.txt", b"a picture of %d" % number),
+                (f"{number:09d}.txt", b"an image of %d" % number),
             ):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
@@ -32,9 +32,9 @@ def shard(first: int) -> bytes:
 
 
 def published(web) -> SourceSettings:
-    """A shard, and a list of records beside single pictures, one of which is not there."""
-    own = [{"image": f"{number}.jpg", "caption": f"words about {number}"} for number in range(PICTURES)]
-    web.files |= {f"/own/{number}.jpg": encoded(photo(100 + number)) for number in range(PICTURES - 1)}
+    """A shard, and a list of records beside single images, one of which is not there."""
+    own = [{"image": f"{number}.jpg", "caption": f"words about {number}"} for number in range(IMAGES)]
+    web.files |= {f"/own/{number}.jpg": encoded(photo(100 + number)) for number in range(IMAGES - 1)}
     web.files |= {
         "/own/train.jsonl": "".join(json.dumps(row) + "\n" for row in own).encode(),
         "/web/00000.tar": shard(200),
@@ -83,7 +83,7 @@ def test_faulty_servers_and_good_ones_give_the_same_bytes(web, faulty_s3):
             )
         )
     assert min(injected) > 0
-    assert outputs[0][3]["kept"] == 2 * PICTURES - 1
+    assert outputs[0][3]["kept"] == 2 * IMAGES - 1
     assert outputs[0] == outputs[1]
 
 

@@ -66,23 +66,23 @@ def test_records_in_are_rows_kept_plus_rows_quarantined(calm, world):
     calm.manifest.verify()
 
 
-def test_planted_evaluation_pictures_leave_training(calm, world):
+def test_planted_evaluation_images_leave_training(calm, world):
     from mgpt.config.sources import CurateSettings
     from mgpt.curation.image_checks import check_image
     from mgpt.curation.near_duplicates import find_matches
 
     assert calm.report["datasets"]["laion"]["train"]["reasons"]["evaluation image"] >= 1
     kept = [row for row in rows(calm, world) if row["image"]]
-    pictures = {
+    images = {
         split: list({row["image"] for row in kept if (row["split"] == "train") == (split == "train")})
         for split in ("train", "held out")
     }
-    assert not set(pictures["train"]) & set(pictures["held out"])
+    assert not set(images["train"]) & set(images["held out"])
     prints = [
         np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3)
-        for data in [*pictures["train"], *pictures["held out"]]
+        for data in [*images["train"], *images["held out"]]
     ]
-    count = len(pictures["train"])
+    count = len(images["train"])
     assert find_matches(np.stack(prints), np.arange(count), np.arange(count, len(prints))) == []
 
 

@@ -7,7 +7,7 @@ from mgpt.data.features import FeatureReader, Pack, pack_bytes
 from mgpt.data.images import image_digest
 from mgpt.storage import Store
 
-PICTURES = [bytes([number]) * 9 for number in range(5)]
+IMAGES = [bytes([number]) * 9 for number in range(5)]
 
 
 def write(root: str, name: str, numbers: list[int], dtype: torch.dtype) -> torch.Tensor:
@@ -15,42 +15,42 @@ def write(root: str, name: str, numbers: list[int], dtype: torch.dtype) -> torch
     store = Store(root)
     store.write(
         store.uri(f"{name}.safetensors"),
-        pack_bytes([image_digest(PICTURES[number]) for number in numbers], features, 2.5),
+        pack_bytes([image_digest(IMAGES[number]) for number in numbers], features, 2.5),
     )
     return features
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_pictures_come_from_any_pack_in_the_order_asked(tmp_path, dtype):
+def test_images_come_from_any_pack_in_the_order_asked(tmp_path, dtype):
     first, second = write(str(tmp_path), "a", [0, 1], dtype), write(str(tmp_path), "b", [3, 2], dtype)
     reader = FeatureReader(str(tmp_path))
-    found = reader.read([image_digest(PICTURES[number]) for number in (2, 0, 2, 1)])
+    found = reader.read([image_digest(IMAGES[number]) for number in (2, 0, 2, 1)])
     assert found.dtype == dtype
     assert torch.equal(found, torch.stack([second[1], first[0], second[1], first[1]]))
     assert {pack.seconds for pack in reader.packs} == {2.5}
 
 
-def test_pictures_come_from_a_bucket(bucket):
+def test_images_come_from_a_bucket(bucket):
     features = write(bucket, "a", [4, 0, 1], torch.float32)
-    assert torch.equal(FeatureReader(bucket).read([image_digest(PICTURES[1])])[0], features[2])
+    assert torch.equal(FeatureReader(bucket).read([image_digest(IMAGES[1])])[0], features[2])
 
 
-def test_picture_without_features_is_named(tmp_path):
+def test_image_without_features_is_named(tmp_path):
     write(str(tmp_path), "a", [0], torch.float32)
-    with pytest.raises(ValueError, match=f"no features of 1 pictures.*{image_digest(PICTURES[4]).hex()}"):
-        FeatureReader(str(tmp_path)).read([image_digest(PICTURES[4])])
+    with pytest.raises(ValueError, match=f"no features of 1 images.*{image_digest(IMAGES[4]).hex()}"):
+        FeatureReader(str(tmp_path)).read([image_digest(IMAGES[4])])
 
 
 def test_one_altered_byte_is_found_where_it_is_read(tmp_path):
     features = write(str(tmp_path), "a", [0, 1], torch.float32)
     path = tmp_path / "a.safetensors"
     content = bytearray(path.read_bytes())
-    content[Pack.open(str(path)).start + features[0].nbytes] ^= 1  # the second picture's first byte
+    content[Pack.open(str(path)).start + features[0].nbytes] ^= 1  # the second image's first byte
     path.write_bytes(content)
     reader = FeatureReader(str(tmp_path))
-    assert torch.equal(reader.read([image_digest(PICTURES[0])])[0], features[0])
+    assert torch.equal(reader.read([image_digest(IMAGES[0])])[0], features[0])
     with pytest.raises(ValueError, match=r"a\.safetensors: picture 1 was altered; delete the file"):
-        reader.read([image_digest(PICTURES[1])])
+        reader.read([image_digest(IMAGES[1])])
 
 
 @pytest.mark.parametrize("content", [b"", b"12345678", b"\x02\0\0\0\0\0\0\0{}"])

@@ -112,7 +112,7 @@ def test_published_checksums_are_obeyed(tmp_path):
     origin.mkdir()
     (origin / "weights.bin").write_bytes(b"good")
     (origin / "SHA256SUMS").write_text(f"{hashlib.sha256(b'good').hexdigest()}  weights.bin\n")
-    source = {"bases": SourceSettings(kind="backbones", locations=(str(origin),))}
+    source = {"backbones": SourceSettings(kind="backbones", locations=(str(origin),))}
     assert len(download(source, FAST, Store(str(tmp_path / "one")), quiet).manifest.entries) == 2
     (origin / "weights.bin").write_bytes(b"evil")
     with pytest.raises(DownloadError, match=r"weights\.bin: .*not the declared"):

@@ -14,7 +14,7 @@ from mgpt.storage import Store
 FAST = DownloadSettings(backoff_seconds=0.001, attempts=2, images_per_shard=4)
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (20, 20), (number, 0, 0)).save(file, "PNG" if number % 2 else "JPEG")
     return file.getvalue()
@@ -22,8 +22,8 @@ def picture(number: int) -> bytes:
 
 @pytest.fixture
 def listed(web, tmp_path):
-    web.files |= {f"/p/{n}": picture(n) for n in range(9)}
-    rows = [{"url": f"{web.url}/p/{n}", "caption": f"picture {n}"} for n in range(10)]
+    web.files |= {f"/p/{n}": image(n) for n in range(9)}
+    rows = [{"url": f"{web.url}/p/{n}", "caption": f"image {n}"} for n in range(10)]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     return SourceSettings(kind="url-list", locations=(str(tmp_path / "list.json"),), success_floor=0.9)
 
@@ -33,7 +33,7 @@ def members(store, entry):
         return {member.name: tar.extractfile(member).read() for member in tar}
 
 
-def test_shards_hold_pictures_captions_and_facts(listed, web, tmp_path):
+def test_shards_hold_images_captions_and_facts(listed, web, tmp_path):
     store = Store(str(tmp_path / "store"))
     found = download({"web": listed}, FAST, store, print)
     assert [(entry.name, entry.meta["files"]) for entry in found.manifest.entries] == [
@@ -41,18 +41,18 @@ def test_shards_hold_pictures_captions_and_facts(listed, web, tmp_path):
     ]  # fmt: skip
     first = members(store, found.manifest.entries[0])
     assert sorted(first)[:3] == ["000000000.jpg", "000000000.json", "000000000.txt"]
-    assert first["000000001.png"] == picture(1)
-    assert json.loads(first["000000001.json"])["caption"] == "picture 1"
+    assert first["000000001.png"] == image(1)
+    assert json.loads(first["000000001.json"])["caption"] == "image 1"
     assert found.metrics["web"]["failed"] == 1
     assert "HTTP 404" in found.items[2].reason
 
 
-def test_a_page_in_place_of_a_picture_is_a_loss_and_only_losses_are_asked_again(listed, web, tmp_path):
+def test_a_page_in_place_of_a_image_is_a_loss_and_only_losses_are_asked_again(listed, web, tmp_path):
     store = Store(str(tmp_path / "store"))
     web.files["/p/3"] = b"<html>gone</html>"
     with pytest.raises(DownloadError, match=r"success 0\.800 .*\n.*not an image"):
         download({"web": listed}, FAST, store, print)
-    web.files |= {"/p/3": picture(3), "/p/9": picture(9)}
+    web.files |= {"/p/3": image(3), "/p/9": image(9)}
     web.requests.clear()
     again = download({"web": listed}, FAST, store, print)
     assert {path for path, _ in web.requests} == {"/p/3", "/p/9"}

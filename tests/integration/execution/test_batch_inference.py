@@ -16,27 +16,27 @@ SETTINGS = GenerationSettings(workers=2, batch_size=4)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    from tests.fixtures.training_data import make_bases
+    from tests.fixtures.training_data import make_backbones
 
     folder = tmp_path_factory.mktemp("generate")
-    bases = make_bases(folder / "bases")
-    model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=1)
+    backbones = make_backbones(folder / "backbones")
+    model = MiniGPTForConditionalGeneration.from_backbones(**backbones, seed=1)
     model.projection.weight.data.mul_(40)
-    model.save_trainable(folder / "instruct", MiniGPTProcessor.from_config(model.config, bases["language"]))
-    return ModelSource.of(bases, {"instruct": folder / "instruct"}, "minigpt-v2", SETTINGS)
+    model.save_trainable(folder / "instruct", MiniGPTProcessor.from_config(model.config, backbones["language"]))
+    return ModelSource.of(backbones, {"instruct": folder / "instruct"}, "minigpt-v2", SETTINGS)
 
 
 def asks():
     asked = []
     for number, scene in enumerate(scenes("test", 14, 5)):
-        picture = io.BytesIO()
-        draw(scene).save(picture, "PNG")
+        image = io.BytesIO()
+        draw(scene).save(image, "PNG")
         message = {"role": "user", "content": "<Img><ImageHere></Img> " + "what is the circle " * (number % 3 + 1)}
         checkpoints = (UNTRAINED, "instruct") if number % 2 else ("instruct",)
         choices = ("red", "blue") if number == 5 else ()
         asked.append(
             Ask(
-                Request((picture.getvalue(),), (message,)),
+                Request((image.getvalue(),), (message,)),
                 checkpoints,
                 4 + number % 3,
                 continue_below=4 if number == 3 else 0,
@@ -57,5 +57,5 @@ def test_two_actors_answer_as_this_process_does_in_the_order_of_the_asks(ray_her
 
 def test_an_actors_error_names_its_cause(ray_here, source):
     broken = [Ask(Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},)), ("instruct",), 2)]
-    with pytest.raises(Exception, match="4 bytes are not a readable picture"):
+    with pytest.raises(Exception, match="4 bytes are not a readable image"):
         answer_on_ray(SETTINGS)(source, broken)

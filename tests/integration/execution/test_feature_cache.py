@@ -1,4 +1,4 @@
-"""The feature cache on a real Ray: each picture once, the same losses with and without, shared between stages, resumed file by file."""
+"""The feature cache on a real Ray: each image once, the same losses with and without, shared between stages, resumed file by file."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from tests.fixtures.training_runs import SHORT, settings
 
 FRESH = SHORT["fresh"]
 STEPS = {name: value for name, value in SHORT.items() if name != "fresh"}
-SHOWN = "120 pictures shown, 48 of them distinct (2.5 times each)"
+SHOWN = "120 images shown, 48 of them distinct (2.5 times each)"
 
 
 def prepared(training, features_folder, **changes):
@@ -32,7 +32,7 @@ def packs(features_folder):
     return sorted(features_folder.glob("*/*.safetensors"))
 
 
-def test_each_picture_is_computed_once_and_counted(cached, short):
+def test_each_image_is_computed_once_and_counted(cached, short):
     assert (cached.cached.computed, short.cached) == (48, None)
     reader = FeatureReader(cached.cached.folder)
     assert sum(len(pack.digests) for pack in reader.packs) == len(reader.places) == 48
@@ -68,7 +68,7 @@ def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, feature
     assert torch.equal(halves.read(names), whole.read(names).to(torch.bfloat16))
 
 
-def test_auto_stays_off_where_pictures_are_shown_too_seldom(ray_here, training, features_folder):
+def test_auto_stays_off_where_images_are_shown_too_seldom(ray_here, training, features_folder):
     plan = prepared(training, features_folder, features="auto", features_above=3)
     assert (plan.folder, plan.computed, plan.estimate()) == (None, 0, f"off: {SHOWN}")
 
@@ -79,7 +79,7 @@ def test_auto_stays_off_where_features_would_fill_too_much(ray_here, training, f
     assert plan.estimate().startswith(f"off: {SHOWN}")
 
 
-def test_pictures_of_large_shards_are_named_by_tasks_and_alike(ray_here, training, tmp_path, monkeypatch):
+def test_images_of_large_shards_are_named_by_tasks_and_alike(ray_here, training, tmp_path, monkeypatch):
     here, there = Store(str(tmp_path / "here")), Store(str(tmp_path / "there"))
     entries = training[1].entries
     named = feature_cache._digests(here, entries)

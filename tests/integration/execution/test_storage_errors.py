@@ -22,11 +22,11 @@ from mgpt.storage import Manifest
 from tests.fixtures.training_runs import FRESH, settings
 from mgpt.execution.train import TrainRequest, train
 from mgpt.config.training import WorkerSettings
-bases, manifest, run_uri, out = sys.argv[1:]
+backbones, manifest, run_uri, out = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=True)
-bases = {part: f"{bases}/{part}" for part in ("vision", "language")}
+backbones = {part: f"{backbones}/{part}" for part in ("vision", "language")}
 asked = settings(steps=20, checkpoint_every=5)
-train(TrainRequest(asked, WorkerSettings(), Manifest.load(manifest), bases, run_uri, Path(out), fresh=FRESH))
+train(TrainRequest(asked, WorkerSettings(), Manifest.load(manifest), backbones, run_uri, Path(out), fresh=FRESH))
 """
 
 
@@ -49,12 +49,12 @@ class RefusingHandler(ProxyHandler):
 def test_training_goes_on_when_storage_refuses_every_file_twice_and_checkpoints_more_often(
     training, bucket, s3_endpoint, tmp_path
 ):
-    bases, manifest = training
+    backbones, manifest = training
     manifest.save(tmp_path / "manifest.json")
     (tmp_path / "out").mkdir()
     proxy = serve(RefusingHandler, port_behind=int(s3_endpoint.rsplit(":", 1)[1]), asked=Counter(), faults=Faults(0))
     arguments = [
-        str(Path(bases["vision"]).parent),
+        str(Path(backbones["vision"]).parent),
         str(tmp_path / "manifest.json"),
         f"{bucket}/runs/refused",
         str(tmp_path / "out"),

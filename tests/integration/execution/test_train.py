@@ -41,7 +41,7 @@ def test_run_learns_logs_each_step_once_and_writes_weights_that_load(reference, 
     assert read_curve((asked.out / "curve.csv").read_bytes()) == result.curve
     assert (result.steps, result.resumed_from) == (STEPS, 0)
     assert len(result.stalls) == STEPS // EVERY
-    MiniGPTForConditionalGeneration.from_trainable(result.weights, bases=training[0])
+    MiniGPTForConditionalGeneration.from_trainable(result.weights, backbones=training[0])
     assert MiniGPTProcessor.from_pretrained(result.weights).num_image_tokens == 4
 
 
@@ -108,18 +108,18 @@ import ray
 from mgpt.execution.train import train
 from tests.fixtures.training_runs import request
 from mgpt.storage import Manifest
-folder, bases, manifest = sys.argv[1:]
+folder, backbones, manifest = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
-train(request((dict(vision=bases + "/vision", language=bases + "/language"), Manifest.load(manifest)), Path(folder), "disturbed"))
+train(request((dict(vision=backbones + "/vision", language=backbones + "/language"), Manifest.load(manifest)), Path(folder), "disturbed"))
 """
 
 
 def kill_driver(training, folder):
     """Begins the disturbed training in a process with a Ray of its own, tells a worker to end, and kills process and Ray when the training
     has gone on. Returns the step of the checkpoint that the worker kept."""
-    bases, manifest = training
+    backbones, manifest = training
     manifest.save(folder / "manifest.json")
-    arguments = [str(folder), str(Path(bases["vision"]).parent), str(folder / "manifest.json")]
+    arguments = [str(folder), str(Path(backbones["vision"]).parent), str(folder / "manifest.json")]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments])
     try:
         told = tell_worker(str(folder / "runs" / "disturbed"), after=20)

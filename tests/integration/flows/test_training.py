@@ -65,7 +65,7 @@ def ray():
 
 settings = load("params.yaml", {})
 Manifest([]).save(Path(sys.argv[1]))
-flows.training.bases = lambda context, system: {}
+flows.training.backbones = lambda context, model: {}
 store = SimpleNamespace(uri=lambda *parts: "/".join(parts))
 places = {"run_uri": "x", "out": Path("x"), "tracker": None, "store": store, "ray": ray}
 context = SimpleNamespace(settings=settings, section=settings.pretrain["minigpt4"], **places)

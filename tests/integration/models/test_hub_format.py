@@ -19,10 +19,10 @@ QUESTION = "<Img><ImageHere></Img> what is in the image?"
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
-def saved(request, bases, tmp_path_factory):
+def saved(request, backbones, tmp_path_factory):
     """(model, processor, folder of both)."""
-    model = tiny.v1(bases) if request.param == "v1" else tiny.v2(bases)
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model = tiny.v1(backbones) if request.param == "v1" else tiny.v2(backbones)
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -40,9 +40,9 @@ loaded = [one.from_pretrained(folder) for one in (AutoConfig, AutoImageProcessor
 print(*(type(one).__name__ for one in loaded))
 _, pixels, model, other, processor = loaded
 print(AutoTokenizer.from_pretrained(folder)("<s>[INST] hi [/INST]", add_special_tokens=False).input_ids)
-picture = Image.linear_gradient("L").convert("RGB")
-batch = processor([picture], [[{"role": "user", "content": "<Img><ImageHere></Img> what?"}]])
-assert torch.equal(pixels(picture).pixel_values, batch["pixel_values"])
+image = Image.linear_gradient("L").convert("RGB")
+batch = processor([image], [[{"role": "user", "content": "<Img><ImageHere></Img> what?"}]])
+assert torch.equal(pixels(image).pixel_values, batch["pixel_values"])
 ids = model.generate(**batch, max_new_tokens=6)
 assert torch.equal(ids, other.generate(**batch, max_new_tokens=6))
 print(ids.tolist())
@@ -75,7 +75,7 @@ def test_shards_reload_to_identical_logits(saved, how, tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert not list(tmp_path.glob("*.bin"))
     again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path, **how)
-    batch = processor([tiny.picture(0)], [golden.talk(QUESTION, "a man")])
+    batch = processor([tiny.image(0)], [golden.talk(QUESTION, "a man")])
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, model(**batch).logits)
     assert set(again.trainable_parameters()) == set(model.trainable_parameters())
@@ -90,9 +90,9 @@ def test_a_missing_shard_is_an_error(saved, tmp_path):
         MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_generation_settings_go_with_the_weights(bases, tmp_path):
+def test_generation_settings_go_with_the_weights(backbones, tmp_path):
     """Llama-3 and Qwen name their end tokens in generation_config.json alone; without it an answer would not end."""
-    model = tiny.v2(bases)
+    model = tiny.v2(backbones)
     model.generation_config = GenerationConfig(eos_token_id=[2, 7], pad_token_id=5)
     model.save_pretrained(tmp_path)
     again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
@@ -104,11 +104,11 @@ def test_generation_settings_go_with_the_weights(bases, tmp_path):
     assert own.eos_token_id == 2
 
 
-def test_sampling_settings_without_sampling_can_be_saved(bases, tmp_path):
+def test_sampling_settings_without_sampling_can_be_saved(backbones, tmp_path):
     """As published Vicuna has them; transformers refuses to save them, and an answer is greedy nevertheless."""
-    folder = shutil.copytree(bases["language"], tmp_path / "language")
+    folder = shutil.copytree(backbones["language"], tmp_path / "language")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
-    model = MiniGPTForConditionalGeneration.from_bases(bases["vision"], folder)
+    model = MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], folder)
     model.save_pretrained(tmp_path / "whole")
     again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
     assert again.generation_config.temperature == 0.9
@@ -120,17 +120,17 @@ def test_sampling_settings_without_sampling_can_be_saved(bases, tmp_path):
 def test_a_pipeline_answers_messages_that_carry_their_image(saved):
     model, processor, folder = saved
     ask = pipeline("image-text-to-text", model=str(folder))
-    content = [{"type": "image", "image": tiny.picture(4)}, {"type": "text", "text": "what is in the image?"}]
+    content = [{"type": "image", "image": tiny.image(4)}, {"type": "text", "text": "what is in the image?"}]
     reply = ask(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
-    batch = processor([tiny.picture(4)], [golden.talk(QUESTION)])
+    batch = processor([tiny.image(4)], [golden.talk(QUESTION)])
     expected = processor.tokenizer.decode(model.generate(**batch, max_new_tokens=8)[0], skip_special_tokens=True)
     assert reply[0]["generated_text"] == expected
 
 
-def test_lora_dropout_acts_in_training_mode_only(bases):
-    model = tiny.v2(bases)
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
-    batch = processor([tiny.picture(0)], [golden.talk(QUESTION, "a man")])
+def test_lora_dropout_acts_in_training_mode_only(backbones):
+    model = tiny.v2(backbones)
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
+    batch = processor([tiny.image(0)], [golden.talk(QUESTION, "a man")])
     with torch.no_grad():
         still = [model(**batch).logits for _ in range(2)]
         model.train()

@@ -1,4 +1,4 @@
-"""What preflight says of nodes and inputs that are not fit, on a real Ray, with bases and data that are really there."""
+"""What preflight says of nodes and inputs that are not fit, on a real Ray, with backbones and data that are really there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose bases are downloaded and whose data is curated, for `pretrain minigpt4`."""
+    """A project whose backbones are downloaded and whose data is curated, for `pretrain minigpt4`."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     store = Store(str(tmp_path / "store"))
     store.put_folder(ROOT / "mgpt" / "models" / "shapes", store.uri("sources", "backbones"))
     root = store.uri("sources")
-    bases = [
+    backbones = [
         store.entry(uri.removeprefix(f"{root}/"), uri, source="backbones", unpack=False) for uri in store.list(root)
     ]
     data = []
@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Path:
         uri = store.uri("curated", dataset, "train", "0.parquet")
         store.write(uri, dataset.encode() * 100)
         data.append(store.entry(f"{dataset}/train/0.parquet", uri, dataset=dataset, split="train", rows=1))
-    for stage, entries in (("download", bases), ("curate", data)):
+    for stage, entries in (("download", backbones), ("curate", data)):
         (tmp_path / "results" / stage).mkdir(parents=True)
         Manifest(entries).save(tmp_path / "results" / stage / "manifest.json")
     return tmp_path
@@ -60,7 +60,7 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     store = Store(str(project / "store"))
     for stage in ("download", "curate"):
         folder = project / "results" / stage
-        (folder / artifacts.RECORD).write_text(f'{{"identity": "of-{stage}", "name": "{stage}"}}')
+        (folder / artifacts.RECORD).write_text(f'{{"fingerprint": "of-{stage}", "name": "{stage}"}}')
         artifacts.finish(store, f"of-{stage}", folder, [artifacts.RECORD])
 
     def check(*stage: str) -> None:

@@ -90,7 +90,7 @@ def test_a_stage_leaves_results_record_times_and_a_run(project: Path, capsys: py
     assert (results / "summary.txt").read_text() in capsys.readouterr().out
     assert "answer" in (results / "summary.txt").read_text()
     found = only_run(project)
-    assert found.data.tags["mgpt.identity"] == record["identity"]
+    assert found.data.tags["mgpt.fingerprint"] == record["fingerprint"]
     assert found.data.params["curate.rows_per_shard"] == "1000"
     assert found.info.status == "FINISHED"
     assert not list((project / "results" / ".staging").iterdir())
@@ -131,7 +131,7 @@ def test_a_failure_leaves_the_old_results_and_a_failed_run(project: Path) -> Non
 
 def test_an_undeclared_read_stops_the_stage(project: Path) -> None:
     with pytest.raises(UndeclaredRead, match=r"stage curate reads describe"):
-        run("curate", None, Body(lambda context: print(context.settings.describe.pictures)))
+        run("curate", None, Body(lambda context: print(context.settings.describe.images)))
     assert not (project / "results" / "curate").exists()
 
 
@@ -148,10 +148,10 @@ def test_lineage_grows_from_stage_to_stage(project: Path) -> None:
     first = json.loads((project / "results/curate/run.json").read_text())
     second = json.loads((project / "results/instruct/minigpt-v2/run.json").read_text())
     assert second["name"] == "instruct@minigpt-v2"
-    assert second["lineage"] == {"curate": first["identity"]}
+    assert second["lineage"] == {"curate": first["fingerprint"]}
     assert list(second["inputs"]) == ["results/curate/weights"]
     assert body.context is not None
-    assert body.context.run_uri.endswith(second["identity"])
+    assert body.context.run_uri.endswith(second["fingerprint"])
 
 
 def test_a_missing_input_is_told_before_anything_starts(project: Path) -> None:
@@ -176,7 +176,7 @@ def test_dry_does_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_altered_outputs_are_not_brought_back_but_made_again(project: Path) -> None:
     run("curate", None, Body())
     store = Store(str(project / "store"))
-    outputs = artifacts.finished(store, json.loads((project / "results/curate/run.json").read_text())["identity"])
+    outputs = artifacts.finished(store, json.loads((project / "results/curate/run.json").read_text())["fingerprint"])
     assert outputs is not None
     store.write(store.uri("content", outputs["weights"], "a"), b"else")
     body = Body()

@@ -43,19 +43,19 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
         (folder / "timing.json").write_text(json.dumps(timing))
         clock += 12
         if one.stage == "evaluate":
-            names = ["instruct", "pretrain", "untrained"] + ["multitask"] * (one.system == "minigpt-v2")
+            names = ["instruct", "pretrain", "untrained"] + ["multitask"] * (one.model_name == "minigpt-v2")
             scores = {name: {"refer_accuracy": {**SCORE, "value": len(name) / 10}} for name in names}
             (folder / "metrics.json").write_text(json.dumps({"scores": scores, "missing": 0}))
-            (folder / "pictures.png").write_bytes(b"")
+            (folder / "images.png").write_bytes(b"")
         if one.stage == "promote":
-            (folder / "decision.json").write_text(json.dumps({"champion": 3 if one.system == "minigpt4" else None}))
+            (folder / "decision.json").write_text(json.dumps({"champion": 3 if one.model_name == "minigpt4" else None}))
     return tmp_path
 
 
 def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
     page = report(project)
     found = json.loads((project / "results" / "summary.json").read_text())
-    assert found["systems"]["minigpt-v2"]["refer_accuracy"] == {
+    assert found["models"]["minigpt-v2"]["refer_accuracy"] == {
         "value": 0.8,
         "low": 0.4,
         "high": 0.6,
@@ -70,7 +70,7 @@ def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
     assert found["orchestration_share"] == pytest.approx(1 - count * 8 / found["seconds"])
     assert "minigpt4: version 2 is champion" in page
     assert "minigpt-v2: no champion" in page
-    assert "results/evaluate/minigpt-v2/pictures.png" in page
+    assert "results/evaluate/minigpt-v2/images.png" in page
     header = next(line for line in page.splitlines() if "multitask" in line)
     assert header.split()[1:5] == ["untrained", "pretrain", "multitask", "instruct"]
 

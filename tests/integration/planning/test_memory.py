@@ -22,12 +22,12 @@ def cases() -> list[dict[str, Any]]:
 
 def test_memory_of_every_step_is_predicted_within_a_tenth(cases: list[dict[str, Any]]) -> None:
     assert {(case["system"], case["attention"], case["cached"]) for case in cases if case["lean"]} >= {
-        (system, attention, cached)
-        for system in ("minigpt4", "minigpt-v2")
+        (model_name, attention, cached)
+        for model_name in ("minigpt4", "minigpt-v2")
         for attention in ("sdpa", "varlen")
         for cached in (False, True)
     }
-    assert {(case["attention"], case["bases"], case["precision"]) for case in cases} >= {
+    assert {(case["attention"], case["backbones"], case["precision"]) for case in cases} >= {
         (attention, *held)
         for attention in ("sdpa", "varlen")
         for held in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"))

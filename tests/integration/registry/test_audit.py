@@ -61,7 +61,7 @@ def test_a_trace_leads_back_to_everything(two):
         "git.commit",
         version.recipe.weights,
         "mgpt.base.language.sha256",
-        "mgpt.evaluate.identity",
+        "mgpt.evaluate.fingerprint",
         "promoted; champion",
     ):
         assert value in text

@@ -37,7 +37,7 @@ def test_the_chain_and_a_second_run_of_it_leave_one_version_with_the_alias(regis
     assert numbers(registry) == [1]
     assert [record.action for record in Journal(registry.store, SYSTEM).records()] == ["promoted"]
     tags = find(registry.uri, f"models:/{SYSTEM}@champion").tags
-    assert tags["mgpt.instruct.identity"] == "0123"
+    assert tags["mgpt.instruct.fingerprint"] == "0123"
     assert tags["mgpt.instruct.run"] == registry.tracker("instruct", "0123").run_id
     assert {
         "git.commit",
@@ -128,8 +128,8 @@ def test_one_altered_byte_in_the_store_is_refused_by_promote_load_and_rollback(r
 
 
 def test_a_base_that_is_another_fails_the_smoke_prediction(registry):
-    bases = json.loads((registry.weights[0] / "config.json").read_text())["bases"]
-    candidate = replace(registry.candidate(0), bases={"vision": bases["language"]["uri"]})
+    backbones = json.loads((registry.weights[0] / "config.json").read_text())["backbones"]
+    candidate = replace(registry.candidate(0), backbones={"vision": backbones["language"]["uri"]})
     decision = promote(candidate, GateSettings(), registry.store, registry.tracker("promote", "x"), registry.folder)
     assert [check.name for check in decision.checks if not check.holds] == ["smoke prediction"]
     assert "wrong base" in decision.text()
@@ -193,6 +193,6 @@ def test_a_bucket_as_store(registry, bucket):
     recipe = find(registry.uri, f"models:/{SYSTEM}@champion").recipe
     assert recipe.weights.startswith(f"{bucket}/root/models/{SYSTEM}/")
     mlflow.set_tracking_uri(registry.uri)
-    table = pandas.DataFrame([{"image": b"no picture", "prompt": "[refer] the circle"}])
-    with pytest.raises(ValueError, match="question 0: image bytes: not a readable picture"):
+    table = pandas.DataFrame([{"image": b"no image", "prompt": "[refer] the circle"}])
+    with pytest.raises(ValueError, match="question 0: image bytes: not a readable image"):
         mlflow.pyfunc.load_model(f"models:/{SYSTEM}@champion").predict(table)

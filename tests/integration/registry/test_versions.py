@@ -1,6 +1,6 @@
 import pytest
 
-from mgpt.registry.versions import absolute_bases, find, models, stored_manifest, versions
+from mgpt.registry.versions import absolute_backbones, find, models, stored_manifest, versions
 from mgpt.tracking.client import connect
 from tests.fixtures.registry import SYSTEM
 
@@ -53,9 +53,9 @@ def test_a_manifest_that_is_gone_or_another_is_refused(registry):
         stored_manifest(first)
 
 
-def test_folders_of_bases_become_absolute(monkeypatch, tmp_path):
+def test_folders_of_backbones_become_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert absolute_bases({"vision": "bases/v", "language": "s3://b/l"}) == {
-        "vision": str(tmp_path / "bases/v"),
+    assert absolute_backbones({"vision": "backbones/v", "language": "s3://b/l"}) == {
+        "vision": str(tmp_path / "backbones/v"),
         "language": "s3://b/l",
     }

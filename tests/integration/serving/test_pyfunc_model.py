@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.serving.images import sample_picture
+from mgpt.serving.images import sample_image
 from tests.fixtures.project import ROOT
 from tests.fixtures.registry import BOX_ANSWER, BOX_PROMPT, SYSTEM
 from tests.fixtures.servers import free_port, wait_for
@@ -24,13 +24,13 @@ print(mlflow.pyfunc.load_model("models:/minigpt-v2@champion").predict(table).to_
 
 
 @pytest.fixture
-def picture(tmp_path):
-    sample_picture().save(tmp_path / "scene.png")
+def image(tmp_path):
+    sample_image().save(tmp_path / "scene.png")
     return tmp_path / "scene.png"
 
 
 def check(row):
-    """The learned box, in pixels of the picture of 224 x 224."""
+    """The learned box, in pixels of the image of 224 x 224."""
     assert row["text"] == BOX_ANSWER
     (box,) = row["boxes"]
     assert box.pop("label") == "the red circle"
@@ -41,8 +41,8 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_another_process_in_another_folder_loads_it_by_alias(registry, picture, tmp_path_factory):
-    command = [sys.executable, "-c", SCRIPT, registry.uri, str(picture), BOX_PROMPT]
+def test_another_process_in_another_folder_loads_it_by_alias(registry, image, tmp_path_factory):
+    command = [sys.executable, "-c", SCRIPT, registry.uri, str(image), BOX_PROMPT]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     done = subprocess.run(command, cwd=elsewhere, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_another_process_in_another_folder_loads_it_by_alias(registry, picture, 
     check(row)
 
 
-def test_mlflow_serves_it_over_http(registry, picture, tmp_path_factory):
+def test_mlflow_serves_it_over_http(registry, image, tmp_path_factory):
     port, folder = free_port(), tmp_path_factory.mktemp("serving")
     command = [
         sys.executable,
@@ -70,8 +70,8 @@ def test_mlflow_serves_it_over_http(registry, picture, tmp_path_factory):
         server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", 180)
-        check(invoke(port, picture, {}))
-        short = invoke(port, picture, {"max_new_tokens": 3})
+        check(invoke(port, image, {}))
+        short = invoke(port, image, {"max_new_tokens": 3})
     finally:
         server.terminate()
         server.wait(20)
@@ -79,8 +79,8 @@ def test_mlflow_serves_it_over_http(registry, picture, tmp_path_factory):
     assert BOX_ANSWER.startswith(short["text"])
 
 
-def invoke(port, picture, params):
-    row = {"image": base64.b64encode(picture.read_bytes()).decode(), "prompt": BOX_PROMPT}
+def invoke(port, image, params):
+    row = {"image": base64.b64encode(image.read_bytes()).decode(), "prompt": BOX_PROMPT}
     body = json.dumps({"dataframe_records": [row], "params": params}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answered:

@@ -11,7 +11,7 @@ from mgpt.tracking.runs import Tracker
 
 def test_training_goes_on_while_the_server_is_down_and_nothing_is_lost(server, tmp_path, caplog):
     settings = TrackingSettings(uri=server.uri, patience_seconds=0.5)
-    tracker = Tracker.open(settings, stage="pretrain", identity=tmp_path.name, project=tmp_path)
+    tracker = Tracker.open(settings, stage="pretrain", fingerprint=tmp_path.name, project=tmp_path)
     (tmp_path / "notes.txt").write_text("kept")
     tracker.log_metrics({"loss": 1.0}, 1)
     assert tracker.flush(60)
@@ -36,7 +36,7 @@ def test_training_goes_on_while_the_server_is_down_and_nothing_is_lost(server, t
 
 
 def test_what_is_refused_for_good_does_not_hold_up_the_rest(mlflow_uri, tmp_path, caplog):
-    tracker = Tracker.open(TrackingSettings(uri=mlflow_uri), stage="pretrain", identity="x", project=tmp_path)
+    tracker = Tracker.open(TrackingSettings(uri=mlflow_uri), stage="pretrain", fingerprint="x", project=tmp_path)
     connect(mlflow_uri).delete_run(tracker.run_id)
     tracker.log_metrics({"loss": 1.0}, 1)
     assert tracker.flush(30)

@@ -14,7 +14,7 @@ from mgpt.tracking.lineage import (
     DVC_LOCK,
     PARAMS,
     TEST_DATA,
-    base_tags,
+    backbone_tags,
     code_tags,
     data_tags,
     stage_tags,
@@ -73,21 +73,21 @@ def test_data_that_nothing_could_be_measured_on_is_refused(tmp_path):
 
 def test_base_tags(tmp_path):
     base = {"id": "eva", "revision": "r1", "sha256": "f" * 64, "uri": "/somewhere"}
-    (tmp_path / "config.json").write_text(json.dumps({"bases": {"vision": base}}))
-    assert base_tags(tmp_path) == {
+    (tmp_path / "config.json").write_text(json.dumps({"backbones": {"vision": base}}))
+    assert backbone_tags(tmp_path) == {
         "mgpt.base.vision.id": "eva",
         "mgpt.base.vision.revision": "r1",
         "mgpt.base.vision.sha256": "f" * 64,
     }
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"bases": {}}', '{"bases": {"vision": {"id": "eva"}}}'])
-def test_weights_that_do_not_name_their_bases_are_refused(tmp_path, content):
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"backbones": {}}', '{"backbones": {"vision": {"id": "eva"}}}'])
+def test_weights_that_do_not_name_their_backbones_are_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json"):
-        base_tags(tmp_path)
+        backbone_tags(tmp_path)
 
 
 def test_a_stage_without_a_run_is_refused(mlflow_uri):
-    with pytest.raises(ValueError, match="instruct, identity 99: no MLflow run"):
+    with pytest.raises(ValueError, match="instruct, fingerprint 99: no MLflow run"):
         stage_tags(connect(mlflow_uri), {"instruct": "99"})

@@ -8,7 +8,7 @@ import pytest
 
 from mgpt.config.registry import TrackingSettings
 from mgpt.tracking.client import connect
-from mgpt.tracking.lineage import COMMIT, DIRTY, IDENTITY, INPUT, STAGE
+from mgpt.tracking.lineage import COMMIT, DIRTY, FINGERPRINT, INPUT, STAGE
 from mgpt.tracking.runs import Tracker, flatten
 
 
@@ -19,9 +19,9 @@ def settings(request, tmp_path):
     return TrackingSettings(uri=uri, experiment=tmp_path.name)
 
 
-def open_run(settings, tmp_path, identity="abc", stage="pretrain", **options):
+def open_run(settings, tmp_path, fingerprint="abc", stage="pretrain", **options):
     places = {"project": tmp_path, "artifacts": str(tmp_path / "artifacts")}
-    return Tracker.open(settings, stage=stage, system="minigpt-v2", identity=identity, **places, **options)
+    return Tracker.open(settings, stage=stage, model_name="minigpt-v2", fingerprint=fingerprint, **places, **options)
 
 
 def steps(tracker, key="loss"):
@@ -34,7 +34,7 @@ def test_a_stage_and_identity_have_one_run(settings, tmp_path):
     again = open_run(settings, tmp_path)
     assert again.run_id == first.run_id
     assert connect(first.tracking_uri).get_run(first.run_id).info.status == "RUNNING"
-    assert open_run(settings, tmp_path, identity="abd").run_id != first.run_id
+    assert open_run(settings, tmp_path, fingerprint="abd").run_id != first.run_id
     assert open_run(settings, tmp_path, stage="evaluate").run_id != first.run_id
 
 
@@ -42,7 +42,7 @@ def test_of_several_runs_with_one_identity_the_oldest_goes_on(settings, tmp_path
     first = open_run(settings, tmp_path)
     client = connect(settings.uri)
     run = client.get_run(first.run_id)
-    client.create_run(run.info.experiment_id, tags={name: run.data.tags[name] for name in (STAGE, IDENTITY)})
+    client.create_run(run.info.experiment_id, tags={name: run.data.tags[name] for name in (STAGE, FINGERPRINT)})
     assert open_run(settings, tmp_path).run_id == first.run_id
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mgpt.captioning.describe import CHECKPOINT, DescribeRequest, choose_pictures, describe
+from mgpt.captioning.describe import CHECKPOINT, DescribeRequest, choose_images, describe
 from mgpt.config.evaluation import DescribeSettings
 from mgpt.data.types import SCHEMA, Sample
 from mgpt.data.vocabulary import load_vocabulary
@@ -40,11 +40,17 @@ def curated(samples, tmp_path):
     return store, Manifest(entries)
 
 
-def request(curated, bases, checkpoints, out, **settings):
+def request(curated, backbones, checkpoints, out, **settings):
     store, manifest = curated
-    settings = {"datasets": ("shapes",), "pictures": 10, "max_new_tokens": 6, "continue_below": 5} | settings
+    settings = {"datasets": ("shapes",), "images": 10, "max_new_tokens": 6, "continue_below": 5} | settings
     return DescribeRequest(
-        DescribeSettings(**settings), store, manifest, bases, checkpoints["pretrain"], store.uri("described", "id"), out
+        DescribeSettings(**settings),
+        store,
+        manifest,
+        backbones,
+        checkpoints["pretrain"],
+        store.uri("described", "id"),
+        out,
     )
 
 
@@ -67,8 +73,8 @@ def write_decisions(out, path, decide):
         writer.writerows(rows)
 
 
-def test_survivors_are_curated_samples(curated, bases, checkpoints, tmp_path):
-    result = describe(request(curated, bases, checkpoints, tmp_path / "out", shard_rows=3), told)
+def test_survivors_are_curated_samples(curated, backbones, checkpoints, tmp_path):
+    result = describe(request(curated, backbones, checkpoints, tmp_path / "out", shard_rows=3), told)
     manifest = Manifest.load(tmp_path / "out" / "manifest.json")
     manifest.verify()
     assert [entry.meta["rows"] for entry in manifest.entries] == [3, 1]
@@ -81,11 +87,11 @@ def test_survivors_are_curated_samples(curated, bases, checkpoints, tmp_path):
     assert result.counts["kept"] == 4
 
 
-def test_every_picture_is_kept_or_has_a_reason(curated, bases, checkpoints, tmp_path):
-    result = describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+def test_every_image_is_kept_or_has_a_reason(curated, backbones, checkpoints, tmp_path):
+    result = describe(request(curated, backbones, checkpoints, tmp_path / "out"), told)
     dropped = {name: count for name, count in result.counts.items() if name.startswith("dropped_")}
     assert dropped == {"dropped_too_short": 4, "dropped_not_english": 2}
-    assert result.counts["kept"] + sum(dropped.values()) == result.counts["pictures"] == 10
+    assert result.counts["kept"] + sum(dropped.values()) == result.counts["images"] == 10
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["failure_rate_kept"] == 0.0
     assert metrics["failure_rate_generated"] == pytest.approx(0.6)  # repeating, short (two words), empty
@@ -94,10 +100,10 @@ def test_every_picture_is_kept_or_has_a_reason(curated, bases, checkpoints, tmp_
     assert "4 too_short" in str(result.summary["dropped"])
 
 
-def test_descriptions_that_miss_what_their_caption_names_are_dropped(curated, bases, checkpoints, tmp_path):
+def test_descriptions_that_miss_what_their_caption_names_are_dropped(curated, backbones, checkpoints, tmp_path):
     filters = {"minimum_named": 1.0, "vocabulary": "shapes"}
     result = describe(
-        request(curated, bases, checkpoints, tmp_path / "out", minimum_survivors=0, filters=filters), told
+        request(curated, backbones, checkpoints, tmp_path / "out", minimum_survivors=0, filters=filters), told
     )
     sound = [one for one in result.descriptions if one.repaired.text == SOUND]
     named = [load_vocabulary("shapes").mentions(one.sample.references[0]) for one in sound]
@@ -107,8 +113,8 @@ def test_descriptions_that_miss_what_their_caption_names_are_dropped(curated, ba
     assert result.counts["dropped_misses_objects"] > 0
 
 
-def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_path):
-    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+def test_a_reviewer_stands_above_the_filters(curated, backbones, checkpoints, tmp_path):
+    describe(request(curated, backbones, checkpoints, tmp_path / "out"), told)
     review = tmp_path / "review.csv"
 
     def decide(row):
@@ -117,7 +123,7 @@ def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_pa
         return {"decision": "reject"} if row["original"] == SOUND else {}
 
     write_decisions(tmp_path / "out", review, decide)
-    result = describe(request(curated, bases, checkpoints, tmp_path / "again", review=str(review)), told)
+    result = describe(request(curated, backbones, checkpoints, tmp_path / "again", review=str(review)), told)
     assert (
         result.counts["accepted_by_reviewer"]
         == result.counts["rejected_by_reviewer"]
@@ -133,35 +139,35 @@ def test_a_reviewer_stands_above_the_filters(curated, bases, checkpoints, tmp_pa
     assert {row["decision"] for row in rows_of(tmp_path / "again")} == {"", "accept", "reject"}
 
 
-def test_an_endpoint_mends_every_description_before_the_filters(curated, bases, checkpoints, tmp_path, endpoint):
+def test_an_endpoint_mends_every_description_before_the_filters(curated, backbones, checkpoints, tmp_path, endpoint):
     endpoint.mend = lambda paragraph: SOUND.replace("red", "blue") if paragraph == TEXTS["short"] else paragraph
     settings = {"repair": endpoint.settings, "filters": {"maximum_change": 1.0}}
-    result = describe(request(curated, bases, checkpoints, tmp_path / "out", **settings), told)
+    result = describe(request(curated, backbones, checkpoints, tmp_path / "out", **settings), told)
     assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.seen) == sorted([*TEXTS.values()] * 2)
     assert (result.counts["kept"], result.counts["dropped_too_short"]) == (6, 2)
     mended = [row for row in rows_of(tmp_path / "out") if row["original"] == TEXTS["short"]]
     assert {(row["text"], row["steps"]) for row in mended} == {(SOUND.replace("red", "blue"), "endpoint")}
 
 
-def test_only_the_accepted_survive_where_unreviewed_rows_do_not_pass(curated, bases, checkpoints, tmp_path):
-    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+def test_only_the_accepted_survive_where_unreviewed_rows_do_not_pass(curated, backbones, checkpoints, tmp_path):
+    describe(request(curated, backbones, checkpoints, tmp_path / "out"), told)
     review = tmp_path / "review.csv"
     first = rows_of(tmp_path / "out")[0]["key"]
     write_decisions(tmp_path / "out", review, lambda row: {"decision": "accept"} if row["key"] == first else {})
-    strict = request(curated, bases, checkpoints, tmp_path / "again", review=str(review), accept_unreviewed=False)
+    strict = request(curated, backbones, checkpoints, tmp_path / "again", review=str(review), accept_unreviewed=False)
     result = describe(strict, told)
     assert (result.counts["kept"], result.counts["dropped_unreviewed"]) == (1, 3)
 
 
-def test_a_decision_on_another_text_is_stale(curated, bases, checkpoints, tmp_path):
-    describe(request(curated, bases, checkpoints, tmp_path / "out"), told)
+def test_a_decision_on_another_text_is_stale(curated, backbones, checkpoints, tmp_path):
+    describe(request(curated, backbones, checkpoints, tmp_path / "out"), told)
     review = tmp_path / "review.csv"
     write_decisions(tmp_path / "out", review, lambda row: {"decision": "reject"})
 
     def others(source, asks):
         return [{CHECKPOINT: Answer(SOUND.replace("red", "blue"), True, 20)} for _ in asks]
 
-    result = describe(request(curated, bases, checkpoints, tmp_path / "again", review=str(review)), others)
+    result = describe(request(curated, backbones, checkpoints, tmp_path / "again", review=str(review)), others)
     assert (result.counts["stale_decisions"], result.counts["rejected_by_reviewer"], result.counts["kept"]) == (
         10,
         0,
@@ -169,22 +175,22 @@ def test_a_decision_on_another_text_is_stale(curated, bases, checkpoints, tmp_pa
     )
 
 
-def test_the_same_run_gives_the_same_bytes(curated, bases, checkpoints, tmp_path):
+def test_the_same_run_gives_the_same_bytes(curated, backbones, checkpoints, tmp_path):
     for name in ("first", "second"):
-        describe(request(curated, bases, checkpoints, tmp_path / name), told)
+        describe(request(curated, backbones, checkpoints, tmp_path / name), told)
     for name in ("manifest.json", "review.csv", "report.md", "metrics.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_too_few_survivors_fail_before_anything_is_curated(curated, bases, checkpoints, tmp_path):
+def test_too_few_survivors_fail_before_anything_is_curated(curated, backbones, checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"describe\.minimum_survivors: 4 of 10 .*fewer than 5"):
-        describe(request(curated, bases, checkpoints, tmp_path / "out", minimum_survivors=5), told)
+        describe(request(curated, backbones, checkpoints, tmp_path / "out", minimum_survivors=5), told)
     assert (tmp_path / "out" / "review.csv").exists()
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert curated[0].list(curated[0].uri("described")) == []
 
 
-def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, bases, checkpoints, tmp_path):
+def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, backbones, checkpoints, tmp_path):
     seen, sources = [], []
 
     def watched(source, asks):
@@ -193,7 +199,7 @@ def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, bas
         return answer_here(source, asks)
 
     # a random model may say nothing that rules can mend, so nothing needs to survive
-    wanted = request(curated, bases, checkpoints, tmp_path / "out", pictures=4, continue_below=6, minimum_survivors=0)
+    wanted = request(curated, backbones, checkpoints, tmp_path / "out", images=4, continue_below=6, minimum_survivors=0)
     result = describe(wanted, watched)
     assert [one.answer for one in result.descriptions] == [found[CHECKPOINT] for found in answer_here(sources[0], seen)]
     assert (
@@ -205,18 +211,18 @@ def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, bas
     assert len(rows_of(tmp_path / "out")) == 4
 
 
-def test_pictures_are_drawn_once_and_by_the_seed(curated):
+def test_images_are_drawn_once_and_by_the_seed(curated):
     store, manifest = curated
-    settings = DescribeSettings(datasets=("shapes",), pictures=15, seed=1)
-    chosen = choose_pictures(store, manifest, settings)
+    settings = DescribeSettings(datasets=("shapes",), images=15, seed=1)
+    chosen = choose_images(store, manifest, settings)
     assert len({sample.image for sample in chosen}) == 15
-    assert choose_pictures(store, manifest, settings) == chosen
-    assert choose_pictures(store, manifest, DescribeSettings(datasets=("shapes",), pictures=15, seed=2)) != chosen
-    assert len(choose_pictures(store, manifest, DescribeSettings(datasets=("shapes",), pictures=9999))) == 40
+    assert choose_images(store, manifest, settings) == chosen
+    assert choose_images(store, manifest, DescribeSettings(datasets=("shapes",), images=15, seed=2)) != chosen
+    assert len(choose_images(store, manifest, DescribeSettings(datasets=("shapes",), images=9999))) == 40
 
 
-def test_datasets_without_training_pictures_are_refused(curated):
+def test_datasets_without_training_images_are_refused(curated):
     with pytest.raises(
         ValueError, match=r"describe\.datasets: cc_sbu has no training samples; the curated datasets are shapes"
     ):
-        choose_pictures(*curated, DescribeSettings(datasets=("cc_sbu",)))
+        choose_images(*curated, DescribeSettings(datasets=("cc_sbu",)))

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from mgpt.captioning.filters import Filters, foreign_share
 from mgpt.config.evaluation import FilterSettings
 
-SOUND = "There is a red circle at the top of the picture, and a cross."
+SOUND = "There is a red circle at the top of the image, and a cross."
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_reasons(text, change, reason):
     assert Filters(FilterSettings()).reason(text, change) == reason
 
 
-def test_only_so_many_pictures_may_share_a_description():
+def test_only_so_many_images_may_share_a_description():
     filters = Filters(FilterSettings(maximum_same=2))
     assert [filters.reason(SOUND, 0.0) for _ in range(3)] == ["", "", "same_as_others"]
 
@@ -34,7 +34,7 @@ def test_only_so_many_pictures_may_share_a_description():
     ("caption", "share", "reason"),
     [
         ("a red circle and a cross", 1.0, ""),
-        ("a picture of a small red disc", 1.0, ""),
+        ("an image of a small red disc", 1.0, ""),
         ("a red circle, a red circle and a cross", 1.0, "misses_objects"),  # two of a kind are two objects
         ("a red circle, a red circle and a cross", 0.6, ""),
         ("a blue circle", 0.1, "misses_objects"),

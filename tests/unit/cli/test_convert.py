@@ -39,28 +39,28 @@ def test_there_and_back(tmp_path, capsys):
         tmp_path / "ours",
     )
     convert("to-original", tmp_path / "ours", "--out", tmp_path / "back.pth")
-    convert("bases", "minigpt4", *given, "--out", tmp_path / "bases")
+    convert("backbones", "minigpt4", *given, "--out", tmp_path / "backbones")
     assert "ready for" in capsys.readouterr().out
     back, released = (
         torch.load(path, weights_only=True)["model"] for path in (tmp_path / "back.pth", files["released"])
     )
     assert back.keys() == released.keys()
     assert all(torch.equal(back[name], released[name]) for name in back)
-    assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == ["qformer", "vision"]
+    assert sorted(path.name for path in (tmp_path / "backbones").iterdir()) == ["qformer", "vision"]
 
 
-def test_trained_weights_go_back_too(tmp_path, bases):
+def test_trained_weights_go_back_too(tmp_path, backbones):
     from tests.fixtures import tiny_models as tiny
 
-    model = tiny.v2(bases)
+    model = tiny.v2(backbones)
     model.save_trainable(tmp_path / "trained")
     convert(
         "to-original",
         tmp_path / "trained",
         "--base",
-        f"vision={bases['vision']}",
+        f"vision={backbones['vision']}",
         "--base",
-        f"language={bases['language']}",
+        f"language={backbones['language']}",
         "--out",
         tmp_path / "x.pth",
     )
@@ -74,12 +74,12 @@ def test_sizes_that_cannot_be_read(tmp_path):
     (tmp_path / "sizes.json").write_text("{")
     with pytest.raises(ValueError, match=r"--sizes: .* cannot be read as JSON"):
         convert(
-            "bases",
+            "backbones",
             "minigpt-v2",
             "--eva-vit",
             tmp_path,
             "--sizes",
             tmp_path / "sizes.json",
             "--out",
-            tmp_path / "bases",
+            tmp_path / "backbones",
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mgpt.conversion.convert import convert_bases, convert_original, from_original, to_original
+from mgpt.conversion.convert import convert_backbones, convert_original, from_original, to_original
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.models.backbones import load_qformer, load_vision
 from tests.fixtures import golden_cases as golden
@@ -26,7 +26,7 @@ def test_there_and_back_gives_identical_tensors(version, tmp_path):
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_converted_folder_gives_identical_logits(version, tmp_path):
-    out = convert_original(golden.SYSTEMS[version], out=tmp_path / "ours", **golden.files(version))
+    out = convert_original(golden.MODEL_NAMES[version], out=tmp_path / "ours", **golden.files(version))
     texts, tensors = golden.case(version, "instruction" if version == "v1" else "single_turn")
     model, processor = MiniGPTForConditionalGeneration.from_pretrained(out), MiniGPTProcessor.from_pretrained(out)
     batch = processor(tensors["input.image"], golden.conversations(texts))
@@ -102,15 +102,15 @@ def test_llama2_variant_loads(tmp_path):
     assert set(to_original(model)) >= set(projection)
 
 
-def test_bases_to_train_from(tmp_path):
+def test_backbones_to_train_from(tmp_path):
     """The frozen side as base folders holds the same towers as the whole conversion."""
     files = golden.files("v1")
-    hashes = convert_bases(
-        "minigpt4", files["eva_vit"], tmp_path / "bases", files["qformer"], files["sizes"], dtype=torch.float32
+    hashes = convert_backbones(
+        "minigpt4", files["eva_vit"], tmp_path / "backbones", files["qformer"], files["sizes"], dtype=torch.float32
     )
     assert hashes.keys() == {"vision", "qformer"}
-    vision = load_vision(tmp_path / "bases" / "vision", torch.float32)
-    bridge, query_tokens = load_qformer(tmp_path / "bases" / "qformer", torch.float32)
+    vision = load_vision(tmp_path / "backbones" / "vision", torch.float32)
+    bridge, query_tokens = load_qformer(tmp_path / "backbones" / "qformer", torch.float32)
     whole = golden.model("v1")
     for ours, theirs in ((vision, whole.vision_tower), (bridge, whole.qformer)):
         expected = theirs.state_dict()

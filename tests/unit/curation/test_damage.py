@@ -17,7 +17,7 @@ from mgpt.data.types import Sample
 from mgpt.storage import Store
 from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
 
-CAPTION = "a plain picture"
+CAPTION = "a plain image"
 
 
 def png_header(width, height):
@@ -55,8 +55,8 @@ def flipped(data, place):
 
 GOOD = encoded(photo(0))
 PNG = encoded(photo(0), "PNG")
-# bytes of a picture -> the reason it goes for, or what is mended ("" where it simply stays)
-PICTURES = {
+# bytes of an image -> the reason it goes for, or what is mended ("" where it simply stays)
+IMAGES = {
     "truncated jpeg": (GOOD[: len(GOOD) // 2], "damaged image"),
     "jpeg without its last rows": (encoded(photo(9, (200, 200)), quality=95)[:-400], "damaged image"),
     "truncated png": (PNG[: len(PNG) // 2], "damaged image"),
@@ -69,7 +69,7 @@ PICTURES = {
     "bomb below the library's limit": (png_header(9_000, 9_000), "too many pixels"),
     "svg in a .jpg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>', "not an image"),
     "html in a .jpg": (b"<!doctype html><html>404 not found</html>", "not an image"),
-    "text in a .jpg": (b"this is not a picture at all", "not an image"),
+    "text in a .jpg": (b"this is not an image at all", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     "zip in a .jpg": (b"PK\x03\x04" + bytes(50), "not an image"),
     "random bytes": (np.random.default_rng(0).bytes(500), "not an image"),
@@ -93,7 +93,7 @@ PICTURES = {
 }
 # a line of the JSONL -> the reason it goes for
 LINES = {
-    "missing picture": ({"image": "images/none.jpg", "caption": CAPTION}, "missing image"),
+    "missing image": ({"image": "images/none.jpg", "caption": CAPTION}, "missing image"),
     "path traversal": ({"image": "../../etc/passwd", "caption": CAPTION}, "outside its folder"),
     "absolute path": ({"image": "/etc/passwd", "caption": CAPTION}, "outside its folder"),
     "box outside": ({"image": "images/good.jpg", "expression": "it", "box": [0, 0, 99, 30]}, "box outside"),
@@ -121,7 +121,7 @@ LINES = {
     "caption without letters": ({"image": "images/good.jpg", "caption": "2041 - 77 !!"}, "junk text"),
     "caption of one repeated letter": ({"image": "images/good.jpg", "caption": "a" * 60}, "junk text"),
     "caption of one repeated word": ({"image": "images/good.jpg", "caption": "buy " * 20}, "junk text"),
-    "control characters": ({"image": "images/good.jpg", "caption": "a picture\x00\x07 of it"}, "junk text"),
+    "control characters": ({"image": "images/good.jpg", "caption": "an image\x00\x07 of it"}, "junk text"),
     "huge text": ({"image": "images/good.jpg", "caption": "word salad " * 5000}, "text too long"),
     "unknown key": ({"image": "images/good.jpg", "capton": CAPTION}, "unreadable record"),
     "box token without a box": ({"image": "images/good.jpg", "caption": "it is at <box:3>"}, "unreadable record"),
@@ -137,9 +137,9 @@ RAW = {
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
     folder, store = tmp_path_factory.mktemp("own"), Store(str(tmp_path_factory.mktemp("store")))
-    names = {kind: f"images/{kind.replace(' ', '-')}.jpg" for kind in PICTURES}
-    files = {names[kind]: data for kind, (data, _) in PICTURES.items()}
-    lines = [{"image": names[kind], "caption": f"{CAPTION} of kind {number}"} for number, kind in enumerate(PICTURES)]
+    names = {kind: f"images/{kind.replace(' ', '-')}.jpg" for kind in IMAGES}
+    files = {names[kind]: data for kind, (data, _) in IMAGES.items()}
+    lines = [{"image": names[kind], "caption": f"{CAPTION} of kind {number}"} for number, kind in enumerate(IMAGES)]
     lines += [line for line, _ in LINES.values()]
     lines += [{"image": "images/good.jpg", "caption": "the good one"}] * 2
     write_own(folder, lines, files | {"images/good.jpg": GOOD})
@@ -150,14 +150,14 @@ def curated(tmp_path_factory):
 
 
 def test_there_are_at_least_fifty_kinds():
-    assert len(PICTURES) + len(LINES) + len(RAW) >= 50
+    assert len(IMAGES) + len(LINES) + len(RAW) >= 50
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_damaged_pictures(kind, curated):
+@pytest.mark.parametrize("kind", IMAGES)
+def test_damaged_images(kind, curated):
     found, store, _ = curated
-    number = list(PICTURES).index(kind) + 1
-    reason = PICTURES[kind][1]
+    number = list(IMAGES).index(kind) + 1
+    reason = IMAGES[kind][1]
     went = [row["reason"] for row in lost(found, store) if row["source"] == f"train.jsonl#{number}"]
     kept = [row for row in rows(found, store) if row["source"] == f"train.jsonl#{number}"]
     if reason and reason not in ("colour space", "16-bit", "transparency", "orientation"):
@@ -165,19 +165,19 @@ def test_damaged_pictures(kind, curated):
         assert kept == []
         return
     assert went == []
-    picture = Image.open(io.BytesIO(kept[0]["image"]))
-    assert picture.size == (kept[0]["width"], kept[0]["height"])
+    image = Image.open(io.BytesIO(kept[0]["image"]))
+    assert image.size == (kept[0]["width"], kept[0]["height"])
     if reason:
-        assert picture.mode == "RGB"
+        assert image.mode == "RGB"
         assert found.report["mended"][reason] == 1
     else:
-        assert kept[0]["image"] == PICTURES[kind][0]
+        assert kept[0]["image"] == IMAGES[kind][0]
 
 
 @pytest.mark.parametrize("kind", [*LINES, *RAW])
 def test_damaged_records(kind, curated):
     found, store, _ = curated
-    number = len(PICTURES) + 1 + (list(LINES).index(kind) if kind in LINES else len(LINES) + 2 + list(RAW).index(kind))
+    number = len(IMAGES) + 1 + (list(LINES).index(kind) if kind in LINES else len(LINES) + 2 + list(RAW).index(kind))
     assert [row["reason"] for row in lost(found, store) if row["source"] == f"train.jsonl#{number}"] == [
         (LINES | RAW)[kind][1]
     ]
@@ -186,7 +186,7 @@ def test_damaged_records(kind, curated):
 def test_what_came_in_is_what_stayed_and_what_went(curated):
     found, store, _ = curated
     kept, went = rows(found, store), lost(found, store)
-    assert len(kept) + len(went) == found.report["records"] == len(PICTURES) + len(LINES) + len(RAW) + 2
+    assert len(kept) + len(went) == found.report["records"] == len(IMAGES) + len(LINES) + len(RAW) + 2
     assert [row["reason"] for row in went].count("duplicate sample") == 1
     assert all(Sample.from_row(row).content_hash() == row["id"] for row in kept)
 
@@ -209,7 +209,7 @@ def test_colours_after_mending():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_with_the_picture(orientation, tmp_path):
+def test_boxes_turn_with_the_image(orientation, tmp_path):
     plain = Image.new("RGB", (60, 40), (0, 0, 0))
     plain.paste((255, 255, 255), (10, 5, 30, 15))
     exif = Image.Exif()
@@ -256,7 +256,7 @@ def test_archives_pickles_links_and_broken_shards(tmp_path, capsys):
         for name, data in (
             ("000.jpg", GOOD),
             ("000.txt", b"a good pair"),
-            ("001.txt", b"no picture"),
+            ("001.txt", b"no image"),
             ("002.jpg", PNG),
         ):
             info = tarfile.TarInfo(name)

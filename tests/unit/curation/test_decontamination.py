@@ -1,4 +1,4 @@
-"""No training record shows an evaluation picture: the same file, the same picture of COCO under another number or name, or nearly the
+"""No training record shows an evaluation image: the same file, the same image of COCO under another number or name, or nearly the
 look."""
 
 import json
@@ -11,7 +11,7 @@ from mgpt.curation.image_aliases import Names
 from mgpt.storage import Store
 from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
 
-HELD_OUT, FREE = 139, 776  # pictures of COCO: RefCOCO tests on the first, nothing tests on the second
+HELD_OUT, FREE = 139, 776  # images of COCO: RefCOCO tests on the first, nothing tests on the second
 
 
 def coco(number: int, release: str = "train2014") -> str:
@@ -51,12 +51,12 @@ def question(image: str, number: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """RefCOCO's test on one picture of COCO; everything else trains on that picture and on another. Each file has pixels of its own, as if
+    """RefCOCO's test on one image of COCO; everything else trains on that image and on another. Each file has pixels of its own, as if
     every dataset had cut and encoded its copies beyond recognition: only names can tell."""
     root = tmp_path_factory.mktemp("sources")
     seeds = iter(range(100))
 
-    def picture(path: str) -> None:
+    def image(path: str) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(encoded(photo(next(seeds), (120, 100))))
 
@@ -75,13 +75,13 @@ def folder(tmp_path_factory):
     )
     annotation("refcoco/refs(unc).p", [reference(HELD_OUT, "testA"), reference(FREE, "train")])
     annotation("llava/conversation_58k.json", [conversation(HELD_OUT), conversation(FREE)])
-    # Half of VQAv2's training is on val2014, whose pictures are evaluation pictures of others.
+    # Half of VQAv2's training is on val2014, whose images are evaluation images of others.
     annotation(
         "vqav2/vqa_train.json", [question(f"train2014/{coco(HELD_OUT)}", 1), question(f"train2014/{coco(FREE)}", 2)]
     )
     annotation(
         "coco/coco_karpathy_train.json",
-        [{"image": f"train2014/{coco(n)}", "caption": f"a picture of {n}"} for n in (HELD_OUT, FREE)],
+        [{"image": f"train2014/{coco(n)}", "caption": f"an image of {n}"} for n in (HELD_OUT, FREE)],
     )
     data = [
         {"image_id": number, "url": f"https://a/VG_100K/{number}.jpg", "coco_id": known}
@@ -100,11 +100,11 @@ def folder(tmp_path_factory):
         [{"image": f"{n}.jpg", "question": f"what of {n}?", "answer": "a", "question_id": n} for n in (1, 2)],
     )
     for name in ("refcoco", "llava", "vqav2", "coco"):
-        picture(f"{name}/train2014/{coco(HELD_OUT)}")
-        picture(f"{name}/train2014/{coco(FREE)}")
+        image(f"{name}/train2014/{coco(HELD_OUT)}")
+        image(f"{name}/train2014/{coco(FREE)}")
     for number in (1, 2):
-        picture(f"vg/VG_100K/{number}.jpg")
-        picture(f"gqa/{number}.jpg")
+        image(f"vg/VG_100K/{number}.jpg")
+        image(f"gqa/{number}.jpg")
     return root
 
 
@@ -130,8 +130,8 @@ def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path)
     assert {dataset: reason for dataset, (reason, _) in went.items()} == dict.fromkeys(
         set(READERS) - {"refcoco"}, "evaluation image"
     )
-    assert went["vg"][1] == "its picture, vg:1 = coco:139, is one of refcoco/testA"
-    assert went["gqa"][1] == "its picture, vg:1, is one of refcoco/testA", (
+    assert went["vg"][1] == "its image, vg:1 = coco:139, is one of refcoco/testA"
+    assert went["gqa"][1] == "its image, vg:1, is one of refcoco/testA", (
         "Visual Genome's number leads to COCO's, and that to RefCOCO"
     )
     kept = rows(found, store)
@@ -192,7 +192,7 @@ def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
     ]
 
 
-def test_names_that_records_tie_together_are_one_picture():
+def test_names_that_records_tie_together_are_one_image():
     names = Names(
         [
             (("vg:1", "coco:5"), ""),

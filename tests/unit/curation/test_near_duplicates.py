@@ -1,4 +1,4 @@
-"""Planted copies are found, and distinct pictures of sparse scenes are told apart."""
+"""Planted copies are found, and distinct images of sparse scenes are told apart."""
 
 import io
 
@@ -15,9 +15,9 @@ from mgpt.data.synthetic.world import draw, scenes
 COPIES = 200
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -25,48 +25,48 @@ def thumbnail(data):
     return np.frombuffer(check_image(data, CurateSettings()).thumbnail, np.uint8).reshape(32, 32, 3)
 
 
-def cropped(picture, rng, share=0.05):
-    width, height = (round(side * (1 - share)) for side in picture.size)
-    left, top = rng.integers(0, picture.width - width + 1), rng.integers(0, picture.height - height + 1)
-    return picture.crop((left, top, left + width, top + height))
+def cropped(image, rng, share=0.05):
+    width, height = (round(side * (1 - share)) for side in image.size)
+    left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+    return image.crop((left, top, left + width, top + height))
 
 
-def resized(picture, factor):
-    return picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
+def resized(image, factor):
+    return image.resize([round(side * factor) for side in image.size], Image.Resampling.BICUBIC)
 
 
 CHANGES = {
-    "encoded again at 60": lambda picture, rng: encoded(picture, "JPEG", quality=60),
-    "encoded again at 90": lambda picture, rng: encoded(picture, "JPEG", quality=90),
-    "enlarged by a quarter": lambda picture, rng: encoded(resized(picture, 1.25)),
-    "reduced by a quarter": lambda picture, rng: encoded(resized(picture, 0.75), "JPEG", quality=85),
-    "cropped by a twentieth": lambda picture, rng: encoded(cropped(picture, rng)),
-    "cropped and encoded again": lambda picture, rng: encoded(cropped(picture, rng), "JPEG", quality=85),
+    "encoded again at 60": lambda image, rng: encoded(image, "JPEG", quality=60),
+    "encoded again at 90": lambda image, rng: encoded(image, "JPEG", quality=90),
+    "enlarged by a quarter": lambda image, rng: encoded(resized(image, 1.25)),
+    "reduced by a quarter": lambda image, rng: encoded(resized(image, 0.75), "JPEG", quality=85),
+    "cropped by a twentieth": lambda image, rng: encoded(cropped(image, rng)),
+    "cropped and encoded again": lambda image, rng: encoded(cropped(image, rng), "JPEG", quality=85),
 }
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [draw(scene) for scene in scenes("train", 2000, 11)]
 
 
 @pytest.fixture(scope="module")
-def originals(pictures):
-    return np.stack([thumbnail(encoded(picture)) for picture in pictures])
+def originals(images):
+    return np.stack([thumbnail(encoded(image)) for image in images])
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_copies_are_found(change, pictures, originals):
+def test_changed_copies_are_found(change, images, originals):
     rng = np.random.default_rng(3)
-    copies = np.stack([thumbnail(CHANGES[change](picture, rng)) for picture in pictures[:COPIES]])
+    copies = np.stack([thumbnail(CHANGES[change](image, rng)) for image in images[:COPIES]])
     both = np.concatenate([originals[:COPIES], copies])
     found = find_matches(both, np.arange(COPIES, 2 * COPIES), np.arange(COPIES))
     assert len(found) >= 0.95 * COPIES
 
 
-def test_of_what_is_dropped_at_least_99_of_100_are_copies(pictures, originals):
+def test_of_what_is_dropped_at_least_99_of_100_are_copies(images, originals):
     rng = np.random.default_rng(5)
-    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:COPIES]]
+    copies = [thumbnail(change(image, rng)) for change in CHANGES.values() for image in images[:COPIES]]
     everything = np.concatenate([originals, np.stack(copies)])
     dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
     planted = sum(place >= len(originals) for place in dropped)
@@ -74,9 +74,9 @@ def test_of_what_is_dropped_at_least_99_of_100_are_copies(pictures, originals):
     assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
 
 
-def test_the_same_pairs_as_of_comparing_each_with_each(pictures, originals):
+def test_the_same_pairs_as_of_comparing_each_with_each(images, originals):
     rng = np.random.default_rng(9)
-    copies = [thumbnail(change(picture, rng)) for change in CHANGES.values() for picture in pictures[:30]]
+    copies = [thumbnail(change(image, rng)) for change in CHANGES.values() for image in images[:30]]
     everything = np.concatenate([originals[:1200], np.stack(copies), originals[:10]])
     points = _coefficients(everything).astype(np.float64)
     first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
@@ -101,7 +101,7 @@ def test_scenes_that_differ_in_one_small_thing_are_distinct():
     one.paste((214, 40, 40), (20, 20, 34, 34))
     moved.paste((214, 40, 40), (26, 20, 40, 34))
     other.paste((38, 84, 214), (20, 20, 34, 34))
-    found = find_similar(np.stack([thumbnail(encoded(picture)) for picture in (one, moved, other)]), np.arange(3))
+    found = find_similar(np.stack([thumbnail(encoded(image)) for image in (one, moved, other)]), np.arange(3))
     assert found == []
 
 
@@ -126,7 +126,7 @@ def test_registration_measures_the_cut():
     assert difference[0] < 20
 
 
-def test_many_equal_pictures_leave_one():
+def test_many_equal_images_leave_one():
     same = np.repeat(thumbnail(encoded(draw(next(scenes("train", 1, 1)))))[None], 300, axis=0)
     assert [pair.first for pair in find_similar(same, np.arange(300))] == [0] * 299
 
@@ -170,11 +170,11 @@ def textures(count, side=128):
         yield Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def test_copies_of_realistic_pictures_are_found_and_nothing_else():
+def test_copies_of_realistic_images_are_found_and_nothing_else():
     distinct = [*tiles(), *textures(90)]
     rng = np.random.default_rng(6)
-    originals = [thumbnail(encoded(picture)) for picture in distinct]
-    copies = {name: [thumbnail(change(picture, rng)) for picture in distinct] for name, change in CHANGES.items()}
+    originals = [thumbnail(encoded(image)) for image in distinct]
+    copies = {name: [thumbnail(change(image, rng)) for image in distinct] for name, change in CHANGES.items()}
     everything = np.stack(originals + [copy for changed in copies.values() for copy in changed])
     count = len(distinct)
     found = find_matches(everything, np.arange(count, len(everything)), np.arange(count))
@@ -183,7 +183,5 @@ def test_copies_of_realistic_pictures_are_found_and_nothing_else():
     assert min(recall.values()) >= 0.95, recall
     dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
     planted = sum(place >= count for place in dropped)
-    assert planted >= 0.99 * len(dropped), (
-        f"{len(dropped) - planted} of {count} distinct pictures were taken for copies"
-    )
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} of {count} distinct images were taken for copies"
     assert planted >= 0.95 * len(CHANGES) * count

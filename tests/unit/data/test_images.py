@@ -1,4 +1,4 @@
-"""Names of pictures."""
+"""Names of images."""
 
 import hashlib
 import io

@@ -11,21 +11,21 @@ from PIL import Image
 
 from mgpt.data.packing import attention_inputs, block_mask, dense_mask, pack_rows, plan_packs, sequence_bounds
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from tests.fixtures.training_data import make_bases
+from tests.fixtures.training_data import make_backbones
 
-PICTURE = "<Img><ImageHere></Img> "
+IMAGE = "<Img><ImageHere></Img> "
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.set_num_threads(1)
-    bases = make_bases(tmp_path_factory.mktemp("bases"))
-    model = MiniGPTForConditionalGeneration.from_bases(**bases, merge=4, lora={"r": 4, "lora_alpha": 8})
+    backbones = make_backbones(tmp_path_factory.mktemp("backbones"))
+    model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora={"r": 4, "lora_alpha": 8})
     torch.manual_seed(1)
     for name, parameter in model.trainable_parameters().items():
         if "lora_B" in name:  # zero at the start, and then nothing would flow through LoRA
             torch.nn.init.normal_(parameter, std=0.1)
-    return model.train(), MiniGPTProcessor.from_config(model.config, bases["language"])
+    return model.train(), MiniGPTProcessor.from_config(model.config, backbones["language"])
 
 
 def talk(*turns):
@@ -33,14 +33,14 @@ def talk(*turns):
 
 
 SAMPLES = [
-    ("one image", talk(PICTURE + "what is left of the circle", "a red square"), 1),
+    ("one image", talk(IMAGE + "what is left of the circle", "a red square"), 1),
     ("text only", talk("count to 3", "1 2 3"), 0),
     (
         "multi-turn",
-        talk(PICTURE + "describe this", "a green triangle is left", "where is the circle", "left of the square"),
+        talk(IMAGE + "describe this", "a green triangle is left", "where is the circle", "left of the square"),
         1,
     ),
-    ("two images", talk(PICTURE + PICTURE + "what is", "a blue circle and a red triangle"), 2),
+    ("two images", talk(IMAGE + IMAGE + "what is", "a blue circle and a red triangle"), 2),
     ("short", talk("hi", "a"), 0),
 ]
 

@@ -12,7 +12,7 @@ from mgpt.data.tasks import IMAGE_PREFIX, load_tasks, prompt, render, shipped_ta
 from mgpt.data.types import Sample, Turn
 
 
-def sample(task: str, *turns: Turn, boxes=(), image=b"picture") -> Sample:
+def sample(task: str, *turns: Turn, boxes=(), image=b"image") -> Sample:
     return Sample.create(
         dataset="d",
         split="train",
@@ -159,8 +159,8 @@ def test_a_content_with_braces_is_left_as_it_is():
     ("one", "message"),
     [
         (sample("nonsense", Turn("user", "")), "task 'nonsense' is not known; known are caption"),
-        (sample("caption", Turn("user", ""), image=None), "has no picture and task 'caption' needs one"),
-        (sample("text", Turn("user", "")), "has a picture and task 'text' takes none"),
+        (sample("caption", Turn("user", ""), image=None), "has no image and task 'caption' needs one"),
+        (sample("text", Turn("user", "")), "has an image and task 'text' takes none"),
         (
             sample("refer", Turn("user", "x"), Turn("assistant", "<box:0>"), boxes=[(0, 0, 300, 50)]),
             "outside its 200x100 image",

@@ -1,13 +1,13 @@
 import pytest
 
-from mgpt.config.evaluation import TASKS, SystemEvaluationSettings
+from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
 from mgpt.evaluation.evaluator import choose_items, run_suite, score_answers
 from mgpt.inference.types import Answer
 
 
 def settings(**more):
     asks = {"items": 30, "early_items": 10, "max_new_tokens": 6}
-    return SystemEvaluationSettings(
+    return ModelEvaluationSettings(
         **{
             "format": "minigpt-v2",
             "checkpoints": ("untrained", "instruct"),
@@ -62,9 +62,9 @@ def test_an_answer_that_did_not_come_is_missing_and_wrong(samples):
     assert found.scores["untrained"]["refer_accuracy"].value == 1.0
 
 
-def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, bases, checkpoints):
+def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, backbones, checkpoints):
     chosen = settings(checkpoints=("untrained", "pretrain", "instruct"))
-    found = run_suite("minigpt-v2", chosen, samples, bases, checkpoints)
+    found = run_suite("minigpt-v2", chosen, samples, backbones, checkpoints)
     asked = {
         name: [p.item.id for p in found.predictions if p.checkpoint == name and p.item.task == "vqa"]
         for name in chosen.checkpoints

@@ -62,7 +62,7 @@ def test_answers_of_ten_people_are_references(samples):
     assert {len(item.references) for item in build_items(samples, "vqa", SHAPES, rules())} == {10}
 
 
-def test_pictures_stand_in_for_a_task_without_samples(samples):
+def test_images_stand_in_for_a_task_without_samples(samples):
     captions = [sample for sample in samples if sample.task == "caption"]
     items = build_items(captions, "describe", SHAPES, rules())
     assert len(items) == len(captions)

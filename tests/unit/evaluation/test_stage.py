@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mgpt.config.evaluation import SystemEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.types import SCHEMA
 from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
 from mgpt.evaluation.report import FILES
-from mgpt.evaluation.stage import PICTURES
+from mgpt.evaluation.stage import IMAGES
 from mgpt.inference.engine import answer_here
 from mgpt.storage import Manifest, Store
 
@@ -25,30 +25,30 @@ def curated(samples, tmp_path):
     )
 
 
-def request(curated, bases, checkpoints, out):
+def request(curated, backbones, checkpoints, out):
     store, manifest = curated
     asks = {"items": 10, "early_items": 5, "max_new_tokens": 5}
-    settings = SystemEvaluationSettings(
+    settings = ModelEvaluationSettings(
         format="minigpt-v2",
         checkpoints=("untrained", "pretrain", "instruct"),
         tasks={"refer": asks, "vqa": asks, "caption": asks},
         resamples=100,
     )
-    return EvaluateRequest("minigpt-v2", settings, store, manifest, bases, checkpoints, out)
+    return EvaluateRequest("minigpt-v2", settings, store, manifest, backbones, checkpoints, out)
 
 
-def test_from_shards_to_report_and_pictures(curated, bases, checkpoints, tmp_path):
-    found = evaluate(request(curated, bases, checkpoints, tmp_path / "out"))
+def test_from_shards_to_report_and_images(curated, backbones, checkpoints, tmp_path):
+    found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"))
     assert list(found.scores) == ["untrained", "pretrain", "instruct"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, PICTURES}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, IMAGES}
 
 
-def test_an_answer_that_is_missing_fails_after_the_report(curated, bases, checkpoints, tmp_path):
+def test_an_answer_that_is_missing_fails_after_the_report(curated, backbones, checkpoints, tmp_path):
     def lossy(source, asks):
         return [*answer_here(source, asks[:-1]), {}]
 
     with pytest.raises(ValueError, match="1 answers did not come back"):
-        evaluate(request(curated, bases, checkpoints, tmp_path / "out"), lossy)
+        evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), lossy)
     assert (tmp_path / "out" / "metrics.json").exists()
 
 

@@ -10,13 +10,13 @@ PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}
 
 
 @pytest.fixture(scope="module")
-def source(bases, checkpoints):
-    return ModelSource.of(bases, checkpoints, "minigpt-v2", GenerationSettings(batch_size=4), seed=5)
+def source(backbones, checkpoints):
+    return ModelSource.of(backbones, checkpoints, "minigpt-v2", GenerationSettings(batch_size=4), seed=5)
 
 
 def asks(samples, count=5, **more):
-    pictures = [sample.image for sample in samples if sample.task == "caption"][:count]
-    return [Ask(Request((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more) for image in pictures]
+    images = [sample.image for sample in samples if sample.task == "caption"][:count]
+    return [Ask(Request((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more) for image in images]
 
 
 def test_weights_are_looked_for_under_the_name_they_are_saved_with():
@@ -24,18 +24,18 @@ def test_weights_are_looked_for_under_the_name_they_are_saved_with():
     assert TRAINABLE_FILE == assembly.TRAINABLE_FILE
 
 
-def test_each_checkpoint_answers_as_if_loaded_alone(source, bases, checkpoints, samples):
+def test_each_checkpoint_answers_as_if_loaded_alone(source, backbones, checkpoints, samples):
     asked = asks(samples)
     together = answer_here(source, asked)
     for name, folder in checkpoints.items():
-        model = MiniGPTForConditionalGeneration.from_trainable(folder, bases)
+        model = MiniGPTForConditionalGeneration.from_trainable(folder, backbones)
         alone = answer(model, MiniGPTProcessor.from_pretrained(folder), [ask.request for ask in asked], "minigpt-v2", 8)
         assert [found[name] for found in together] == alone
     assert len({tuple(found[name].text for found in together) for name in together[0]}) == 3
 
 
-def test_the_untrained_projection_is_a_fresh_one(source, bases):
-    fresh = MiniGPTForConditionalGeneration.from_bases(**bases, seed=5).trainable_parameters()
+def test_the_untrained_projection_is_a_fresh_one(source, backbones):
+    fresh = MiniGPTForConditionalGeneration.from_backbones(**backbones, seed=5).trainable_parameters()
     state = Answerer(source).states[UNTRAINED]
     assert state.keys() == fresh.keys()
     assert all(state[name].equal(fresh[name]) for name in fresh)
@@ -62,12 +62,12 @@ def test_choices_are_the_only_answers(source, samples):
     assert {given.text for one in found for given in one.values()} <= {"red circle", "blue square"}
 
 
-def test_other_bases_are_refused(source, checkpoints, tmp_path_factory):
+def test_other_backbones_are_refused(source, checkpoints, tmp_path_factory):
     from transformers import LlamaForCausalLM
 
-    from tests.fixtures.training_data import make_bases
+    from tests.fixtures.training_data import make_backbones
 
-    other = make_bases(tmp_path_factory.mktemp("other"))
+    other = make_backbones(tmp_path_factory.mktemp("other"))
     model = LlamaForCausalLM.from_pretrained(other["language"])
     model.lm_head.weight.data.add_(1)
     model.save_pretrained(other["language"])
@@ -75,6 +75,6 @@ def test_other_bases_are_refused(source, checkpoints, tmp_path_factory):
         Answerer(ModelSource.of(other, checkpoints, "minigpt-v2", GenerationSettings()))
 
 
-def test_a_missing_checkpoint_is_named(bases, checkpoints, tmp_path):
+def test_a_missing_checkpoint_is_named(backbones, checkpoints, tmp_path):
     with pytest.raises(ValueError, match="multitask"):
-        ModelSource.of(bases, {**checkpoints, "multitask": tmp_path}, "minigpt-v2", GenerationSettings())
+        ModelSource.of(backbones, {**checkpoints, "multitask": tmp_path}, "minigpt-v2", GenerationSettings())

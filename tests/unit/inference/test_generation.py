@@ -4,23 +4,23 @@ import pytest
 import torch
 from PIL import Image
 
-from mgpt.inference.generation import EndOfText, FeatureCache, answer, choice_losses, picture
+from mgpt.inference.generation import EndOfText, FeatureCache, answer, choice_losses, decode_image
 from mgpt.inference.types import Request
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 
 @pytest.fixture(scope="module")
-def loaded(bases):
-    """A random model whose projection is strong enough for pictures to change the answer."""
-    model = MiniGPTForConditionalGeneration.from_bases(**bases, seed=3)
+def loaded(backbones):
+    """A random model whose projection is strong enough for images to change the answer."""
+    model = MiniGPTForConditionalGeneration.from_backbones(**backbones, seed=3)
     with torch.no_grad():
         model.projection.weight.mul_(40)
-    return model, MiniGPTProcessor.from_config(model.config, bases["language"])
+    return model, MiniGPTProcessor.from_config(model.config, backbones["language"])
 
 
 @pytest.fixture(scope="module")
 def requests(samples):
-    """Requests of very different lengths, with and without pictures, one of several turns."""
+    """Requests of very different lengths, with and without images, one of several turns."""
     captions = [sample for sample in samples if sample.task == "caption"][:7]
     asked = []
     for number, sample in enumerate(captions):
@@ -72,7 +72,7 @@ def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
     for text, loss in zip(choices, losses, strict=True):
         conversation = [*requests[0].messages, {"role": "assistant", "content": text}]
         batch = processor(
-            images=[picture(requests[0].images[0])], conversations=[conversation], format="minigpt-v2", labels=True
+            images=[decode_image(requests[0].images[0])], conversations=[conversation], format="minigpt-v2", labels=True
         )
         total, count = model.loss_sum(batch)
         assert loss == pytest.approx(float(total), rel=1e-4)
@@ -88,7 +88,7 @@ def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
         ({"requests": [Request((), ({"role": "assistant", "content": "x"},))]}, "must end with a user message"),
         (
             {"requests": [Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]},
-            "4 bytes are not a readable picture",
+            "4 bytes are not a readable image",
         ),
     ],
 )
@@ -103,8 +103,8 @@ def test_bad_requests_are_refused(loaded, change, message):
         answer(model, processor, **call)
 
 
-def test_pictures_become_rgb():
+def test_images_become_rgb():
     grey = io.BytesIO()
     Image.new("L", (3, 2), 7).save(grey, "PNG")
-    assert picture(grey.getvalue()).getpixel((0, 0)) == (7, 7, 7)
-    assert picture(Image.new("RGBA", (3, 2))).mode == "RGB"
+    assert decode_image(grey.getvalue()).getpixel((0, 0)) == (7, 7, 7)
+    assert decode_image(Image.new("RGBA", (3, 2))).mode == "RGB"

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.models.backbones import save_base
+from mgpt.models.backbones import save_backbone
 from mgpt.models.image_processing_minigpt import IMAGE_MEAN
 from mgpt.models.tokenizer import load_tokenizer
 from tests.fixtures import golden_cases as golden
@@ -53,12 +53,12 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_other_architectures_from_pretrain_on(name, tmp_path):
     vision, language = PAIRS[name]
-    save_base(tmp_path / "vision", tiny.randomise(vision(), 1))
-    save_base(tmp_path / "language", tiny.randomise(language(), 2), tokenizer=tiny.tokenizer())
+    save_backbone(tmp_path / "vision", tiny.randomise(vision(), 1))
+    save_backbone(tmp_path / "language", tiny.randomise(language(), 2), tokenizer=tiny.tokenizer())
     folders = {"vision": tmp_path / "vision", "language": tmp_path / "language"}
-    model = MiniGPTForConditionalGeneration.from_bases(**folders, merge=4, lora=tiny.LORA)
+    model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=4, lora=tiny.LORA)
     processor = MiniGPTProcessor.from_config(model.config, folders["language"])
-    batch = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    batch = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
     with torch.no_grad():
         assert model.get_image_features(batch["pixel_values"]).shape == (1, 4, 32)
     optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
@@ -71,7 +71,7 @@ def test_other_architectures_from_pretrain_on(name, tmp_path):
     assert losses[-1] < losses[0]
     model.save_trainable(tmp_path / "trained", processor)
     again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", folders)
-    prompt = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?")])
+    prompt = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?")])
     assert torch.equal(model.generate(**prompt, max_new_tokens=5), again.generate(**prompt, max_new_tokens=5))
     model.save_pretrained(tmp_path / "whole")
     whole = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
@@ -103,13 +103,13 @@ def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
 
     language = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, "eos_token_id": None, "bos_token_id": None}))
     language.generation_config = GenerationConfig(eos_token_id=[0])
-    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
-    save_base(
+    save_backbone(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    save_backbone(
         tmp_path / "language", tiny.randomise(language, 2), tokenizer=byte_level_tokenizer(tmp_path / "tokenizer")
     )
-    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", tmp_path / "language", lora=tiny.LORA)
+    model = MiniGPTForConditionalGeneration.from_backbones(tmp_path / "vision", tmp_path / "language", lora=tiny.LORA)
     processor = MiniGPTProcessor.from_config(model.config, tmp_path / "language")
-    batch = processor([tiny.picture(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    batch = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
     ids = batch["input_ids"][0].tolist()
     assert ids[-1] == processor.tokenizer.eos_token_id == 0
     assert (
@@ -123,7 +123,7 @@ def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
     assert again.generation_config.eos_token_id == [0]
     reader = MiniGPTProcessor.from_pretrained(tmp_path / "trained")
     talk = golden.talk("<Img><ImageHere></Img> what?", "a man")
-    assert torch.equal(reader([tiny.picture(1)], [talk])["input_ids"], batch["input_ids"])
+    assert torch.equal(reader([tiny.image(1)], [talk])["input_ids"], batch["input_ids"])
     answer = batch["input_ids"][0, batch["labels"][0] != -100]
     assert reader.answers(answer[None]) == [("a man", True)]
     assert reader.answers(answer[None, :-1]) == [("a man", False)]
@@ -140,18 +140,18 @@ def test_a_sentencepiece_model_that_is_not_llamas_is_left_to_its_own_tokenizer(t
     assert load_tokenizer(tmp_path).eos_token == "<|end|>"
 
 
-def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, bases):
+def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, backbones):
     """SigLIP was trained on pixels of mean and deviation 0.5, and says so in its folder; CLIP's, the original's, are the default."""
-    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+    save_backbone(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
     halves = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(halves))
-    model = MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", bases["language"])
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model = MiniGPTForConditionalGeneration.from_backbones(tmp_path / "vision", backbones["language"])
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     model.save_trainable(tmp_path / "trained", processor)
     white = np.full((9, 9, 3), 255, np.uint8)
     for read in (processor, MiniGPTProcessor.from_pretrained(tmp_path / "trained")):
         assert torch.equal(read.image_processor(white).pixel_values, torch.ones(1, 3, 32, 32))
-    usual = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"])
+    usual = MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], backbones["language"])
     assert usual.config.image_mean == list(IMAGE_MEAN)
 
 
@@ -159,9 +159,9 @@ def test_the_tower_sees_the_whole_image(tmp_path):
     """A change in any patch reaches the features, for a tower with CLS and registers in front and one without."""
     for number, name in enumerate(("siglip-qwen", "dino-llama3")):
         folder = tmp_path / str(number)
-        save_base(folder / "vision", tiny.randomise(PAIRS[name][0](), 1))
-        save_base(folder / "language", tiny.randomise(PAIRS["clip-llama3"][1](), 2), tokenizer=tiny.tokenizer())
-        model = MiniGPTForConditionalGeneration.from_bases(folder / "vision", folder / "language", merge=1)
+        save_backbone(folder / "vision", tiny.randomise(PAIRS[name][0](), 1))
+        save_backbone(folder / "language", tiny.randomise(PAIRS["clip-llama3"][1](), 2), tokenizer=tiny.tokenizer())
+        model = MiniGPTForConditionalGeneration.from_backbones(folder / "vision", folder / "language", merge=1)
         pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         last = pixels.clone()
         last[:, :, -8:, -8:] += 1
@@ -170,11 +170,11 @@ def test_the_tower_sees_the_whole_image(tmp_path):
         assert moved.argmax() == 15
 
 
-def test_only_the_originals_tower_can_be_resized(tmp_path, bases):
-    save_base(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
+def test_only_the_originals_tower_can_be_resized(tmp_path, backbones):
+    save_backbone(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
     with pytest.raises(ValueError, match=r"image_size: 64 differs from the tower's 32, and only Blip2VisionModel"):
-        MiniGPTForConditionalGeneration.from_bases(tmp_path / "vision", bases["language"], image_size=64)
-    resized = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], image_size=64)
+        MiniGPTForConditionalGeneration.from_backbones(tmp_path / "vision", backbones["language"], image_size=64)
+    resized = MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], backbones["language"], image_size=64)
     assert resized.config.num_image_tokens == 16
     with torch.no_grad():
         assert resized.get_image_features(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 32)

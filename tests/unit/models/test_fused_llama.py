@@ -19,10 +19,10 @@ SUPERVISED = ((20, 21, 22), (2, 3, 7), (), (1, 2, 3, 4))  # an answer at the end
 
 
 @pytest.fixture(scope="module")
-def pair(bases):
+def pair(backbones):
     """The model as it comes, and a lean copy."""
     torch.set_num_threads(1)
-    model = tiny.v2(bases, attn_implementation="varlen")
+    model = tiny.v2(backbones, attn_implementation="varlen")
     for module in model.modules():  # dropout would be drawn at other places
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -146,12 +146,12 @@ def test_logits_and_generated_tokens_are_the_same(pair):
     assert torch.equal(*answers)
 
 
-def test_weights_are_kept_under_their_names(pair, bases, tmp_path):
+def test_weights_are_kept_under_their_names(pair, backbones, tmp_path):
     model, lean = pair
     assert list(model.state_dict()) == list(lean.state_dict())
     lean.save_trainable(tmp_path / "weights")
     again = MiniGPTForConditionalGeneration.from_trainable(
-        tmp_path / "weights", {part: bases[part] for part in ("vision", "language")}
+        tmp_path / "weights", {part: backbones[part] for part in ("vision", "language")}
     )
     for name, parameter in lean.trainable_parameters().items():
         assert torch.equal(parameter, again.trainable_parameters()[name])

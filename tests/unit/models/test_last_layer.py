@@ -12,9 +12,9 @@ from tests.fixtures.tiny_models import training_batch
 
 
 @pytest.fixture(scope="module")
-def made(bases):
-    model = tiny.v2(bases).eval()  # without dropout, whose draws depend on the rows
-    return model, training_batch(MiniGPTProcessor.from_config(model.config, bases["language"]))
+def made(backbones):
+    model = tiny.v2(backbones).eval()  # without dropout, whose draws depend on the rows
+    return model, training_batch(MiniGPTProcessor.from_config(model.config, backbones["language"]))
 
 
 def gradients(model, loss):

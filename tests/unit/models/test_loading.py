@@ -8,26 +8,26 @@ import pytest
 import torch
 
 from mgpt.models.loading import Start
-from tests.fixtures.training_data import make_bases
+from tests.fixtures.training_data import make_backbones
 
 FRESH = {"merge": 4, "lora": {"r": 2, "lora_alpha": 4}}
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return make_bases(tmp_path_factory.mktemp("bases") / "bases")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_backbones(tmp_path_factory.mktemp("backbones") / "backbones")
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_bases_are_held_in_the_wanted_precision_and_trained_weights_in_full(
-    bases: dict[str, str], tmp_path: Path, trained: bool
+def test_backbones_are_held_in_the_wanted_precision_and_trained_weights_in_full(
+    backbones: dict[str, str], tmp_path: Path, trained: bool
 ) -> None:
     weights = None
     if trained:
-        Start(bases, None, FRESH).model().save_trainable(tmp_path / "weights")
+        Start(backbones, None, FRESH).model().save_trainable(tmp_path / "weights")
         weights = str(tmp_path / "weights")
     model = Start(
-        bases, weights, {} if trained else FRESH, {"precision": "bf16", "attn_implementation": "eager"}
+        backbones, weights, {} if trained else FRESH, {"precision": "bf16", "attn_implementation": "eager"}
     ).model()
     kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert {kinds[name] for name in model.trainable_parameters()} == {torch.float32}
@@ -35,6 +35,6 @@ def test_bases_are_held_in_the_wanted_precision_and_trained_weights_in_full(
     assert model.language_model.config._attn_implementation == "eager"
 
 
-def test_activations_are_recomputed_where_wanted(bases: dict[str, str]) -> None:
-    assert Start(bases, None, FRESH, {"checkpoint_language": True}).model().language_model.is_gradient_checkpointing
-    assert not Start(bases, None, FRESH).model().language_model.is_gradient_checkpointing
+def test_activations_are_recomputed_where_wanted(backbones: dict[str, str]) -> None:
+    assert Start(backbones, None, FRESH, {"checkpoint_language": True}).model().language_model.is_gradient_checkpointing
+    assert not Start(backbones, None, FRESH).model().language_model.is_gradient_checkpointing

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mgpt.conversion.convert import convert_bases, convert_original, to_original
+from mgpt.conversion.convert import convert_backbones, convert_original, to_original
 from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTImageProcessor, MiniGPTProcessor
 from mgpt.models.assembly import TRAINABLE_FILE
-from mgpt.models.backbones import load_language, load_qformer, load_vision, quantization_config, save_base
+from mgpt.models.backbones import load_language, load_qformer, load_vision, quantization_config, save_backbone
 from mgpt.models.configuration_minigpt import LoraSpec
 from mgpt.models.tokenizer import build_tokenizer, load_tokenizer
 from tests.fixtures import golden_cases as golden
@@ -92,7 +92,9 @@ def test_altered_original_files(version, which, change, name, message, tmp_path)
     change(content.get("model", content), name)
     path = tmp_path / Path(files[which]).name
     torch.save(content, path)
-    refuses(lambda out: convert_original(golden.SYSTEMS[version], out=out, **{**files, which: path}), message, tmp_path)
+    refuses(
+        lambda out: convert_original(golden.MODEL_NAMES[version], out=out, **{**files, which: path}), message, tmp_path
+    )
 
 
 class Attack:
@@ -158,7 +160,7 @@ def refuses(call, message, tmp_path):
 
 
 CALLS = {
-    "unknown system": ({"system": "minigpt5"}, r"system: 'minigpt5' is unknown; choose one of minigpt4"),
+    "unknown model": ({"system": "minigpt5"}, r"system: 'minigpt5' is unknown; choose one of minigpt4"),
     "no qformer": ({"qformer": None}, r"qformer: minigpt4 needs the BLIP-2 file"),
     "wrong size": (
         {"sizes": {**golden.sizes("v1"), "vit": {"width": 64, "depth": 5, "heads": 4, "patch": 14}}},
@@ -169,7 +171,7 @@ CALLS = {
         r"pos_embed is \(1, 17, 64\), expected \(1, 65, 64\)",
     ),
     "no llm": ({"llm": golden.FOLDER / "nowhere"}, r"nowhere: no config\.json"),
-    "another system's files": ({"released": golden.FOLDER / "v2" / "released.pth"}, r"unexpected: .*lora_A"),
+    "another model's files": ({"released": golden.FOLDER / "v2" / "released.pth"}, r"unexpected: .*lora_A"),
 }
 
 
@@ -191,7 +193,7 @@ def test_existing_target_is_kept(tmp_path):
     with pytest.raises(ValueError, match="exists already"):
         convert_original("minigpt4", out=tmp_path / "ours", **golden.files("v1"))
     with pytest.raises(ValueError, match="exists already"):
-        convert_bases("minigpt-v2", golden.files("v2")["eva_vit"], tmp_path / "ours", sizes=golden.sizes("v2"))
+        convert_backbones("minigpt-v2", golden.files("v2")["eva_vit"], tmp_path / "ours", sizes=golden.sizes("v2"))
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["notes.txt"]
 
 
@@ -208,13 +210,13 @@ def test_a_language_model_in_parts_is_refused(tmp_path):
     )
 
 
-# Bases and trained parts.
+# Backbones and trained parts.
 
 
 @pytest.fixture
-def trained(tmp_path, bases):
+def trained(tmp_path, backbones):
     """A saved trained part and its base folders, copied so that they may be spoilt."""
-    folders = {name: shutil.copytree(folder, tmp_path / "bases" / name) for name, folder in bases.items()}
+    folders = {name: shutil.copytree(folder, tmp_path / "backbones" / name) for name, folder in backbones.items()}
     model = tiny.v1(folders)
     model.save_trainable(tmp_path / "trained", MiniGPTProcessor.from_config(model.config, folders["language"]))
     return tmp_path / "trained", folders
@@ -236,7 +238,7 @@ def edit_weights(trained, change):
     save_file(state, path)
 
 
-def other_base(trained):
+def other_backbone(trained):
     path = trained[1]["language"] / "model.safetensors"
     state = load_file(path)
     state["model.norm.weight"] += 1e-3
@@ -245,11 +247,11 @@ def other_base(trained):
 
 SPOILT = {
     "another base": (
-        other_base,
+        other_backbone,
         r"wrong base.*\n.*language: trained on .* sha256 [0-9a-f]{64}, but .* has [0-9a-f]{64}\n.*pretrain stage",
     ),
-    "a base left out": (lambda trained: trained[1].pop("qformer"), "bases: qformer not given"),
-    "a base too many": (lambda trained: trained[1].update(audio=trained[1]["vision"]), "bases: audio given, but"),
+    "a base left out": (lambda trained: trained[1].pop("qformer"), "backbones: qformer not given"),
+    "a base too many": (lambda trained: trained[1].update(audio=trained[1]["vision"]), "backbones: audio given, but"),
     "no weights": (lambda trained: (trained[0] / TRAINABLE_FILE).unlink(), rf"{TRAINABLE_FILE}: no such file"),
     "cut weights": (
         lambda trained: cut(trained[0] / TRAINABLE_FILE, trained[0] / TRAINABLE_FILE),
@@ -295,16 +297,16 @@ def test_spoilt_trained_part(kind, trained):
         load(trained)
 
 
-def test_saving_what_is_not_finite_leaves_nothing(tmp_path, bases):
-    model = tiny.v1(bases)
+def test_saving_what_is_not_finite_leaves_nothing(tmp_path, backbones):
+    model = tiny.v1(backbones)
     model.projection.bias.data[3] = float("inf")
     with pytest.raises(ValueError, match=r"not finite.*projection\.bias"):
         model.save_trainable(tmp_path / "trained")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_processor_that_cannot_be_saved_leaves_nothing(tmp_path, bases):
-    model = tiny.v1(bases)
+def test_a_processor_that_cannot_be_saved_leaves_nothing(tmp_path, backbones):
+    model = tiny.v1(backbones)
     with pytest.raises(AttributeError):
         model.save_trainable(tmp_path / "trained", processor=object())
     assert list(tmp_path.iterdir()) == []
@@ -313,15 +315,15 @@ def test_a_processor_that_cannot_be_saved_leaves_nothing(tmp_path, bases):
 @pytest.mark.parametrize(
     ("part", "load_part"), [("vision", load_vision), ("language", load_language), ("qformer", load_qformer)]
 )
-def test_cut_base_weights(part, load_part, tmp_path, bases):
-    folder = shutil.copytree(bases[part], tmp_path / part)
+def test_cut_base_weights(part, load_part, tmp_path, backbones):
+    folder = shutil.copytree(backbones[part], tmp_path / part)
     cut(folder / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(ValueError, match=f"{part}: cannot be loaded"):
         load_part(folder, torch.float32)
 
 
-def test_qformer_without_queries(tmp_path, bases):
-    folder = shutil.copytree(bases["qformer"], tmp_path / "qformer")
+def test_qformer_without_queries(tmp_path, backbones):
+    folder = shutil.copytree(backbones["qformer"], tmp_path / "qformer")
     (folder / "query_tokens.safetensors").unlink()
     with pytest.raises(ValueError, match="needs its query tokens"):
         load_qformer(folder, torch.float32)
@@ -329,26 +331,30 @@ def test_qformer_without_queries(tmp_path, bases):
 
 def test_query_tokens_for_a_tower(tmp_path):
     with pytest.raises(ValueError, match="query_tokens: belong to a Blip2QFormerModel"):
-        save_base(tmp_path / "vision", golden.model("v1").vision_tower, query_tokens=torch.zeros(1, 2, 3))
+        save_backbone(tmp_path / "vision", golden.model("v1").vision_tower, query_tokens=torch.zeros(1, 2, 3))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bases_that_do_not_belong_together(tmp_path, bases):
+def test_backbones_that_do_not_belong_together(tmp_path, backbones):
     files = golden.files("v1")
-    convert_bases("minigpt4", files["eva_vit"], tmp_path / "other", files["qformer"], files["sizes"])
+    convert_backbones("minigpt4", files["eva_vit"], tmp_path / "other", files["qformer"], files["sizes"])
     with pytest.raises(ValueError, match=r"encoder_hidden_size: 64 must equal .*32"):
-        MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], tmp_path / "other" / "qformer")
+        MiniGPTForConditionalGeneration.from_backbones(
+            backbones["vision"], backbones["language"], tmp_path / "other" / "qformer"
+        )
 
 
-def test_merge_that_does_not_divide(bases):
+def test_merge_that_does_not_divide(backbones):
     with pytest.raises(ValueError, match="merge: 3 does not divide the tower's 16 patches"):
-        MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], merge=3)
+        MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], backbones["language"], merge=3)
 
 
-def test_lora_on_modules_that_are_not_there(bases):
+def test_lora_on_modules_that_are_not_there(backbones):
     with pytest.raises(ValueError, match=r"lora\.target_modules: query_key_value not found in LlamaForCausalLM"):
-        MiniGPTForConditionalGeneration.from_bases(
-            bases["vision"], bases["language"], lora={"r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]}
+        MiniGPTForConditionalGeneration.from_backbones(
+            backbones["vision"],
+            backbones["language"],
+            lora={"r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]},
         )
 
 
@@ -360,7 +366,7 @@ def test_unusable_lora(lora):
         LoraSpec.of(lora)
 
 
-def test_quantization_that_cannot_be(bases):
+def test_quantization_that_cannot_be(backbones):
     with pytest.raises(ValueError, match="quantization: '2bit' is unknown"):
         quantization_config("2bit", torch.bfloat16)
 
@@ -399,7 +405,7 @@ IMAGES = {
     "zero-size": (np.zeros((0, 5, 3), np.uint8), r"images\[0\]: the image is 5 x 0 pixels"),
     "zero-size of Pillow": (Image.new("RGB", (0, 4)), r"images\[0\]: the image is 0 x 4 pixels"),
     "text": (b"not an image", r"images\[0\]: cannot be read as an image"),
-    "absent": ("/nowhere/picture.png", r"images\[0\]: cannot be read as an image"),
+    "absent": ("/nowhere/image.png", r"images\[0\]: cannot be read as an image"),
     "float array": (np.zeros((4, 4, 3)), r"images\[0\]: expected a PIL image.*float64"),
     "pixels of another size": (
         torch.zeros(3, 8, 9),
@@ -416,7 +422,7 @@ def test_images_that_are_none(kind):
 
 
 def test_cut_image(tmp_path):
-    tiny.picture(0, 200, 200).save(tmp_path / "whole.jpg")
+    tiny.image(0, 200, 200).save(tmp_path / "whole.jpg")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         MiniGPTImageProcessor(56)(cut(tmp_path / "whole.jpg", tmp_path / "cut.jpg"))
 
@@ -424,12 +430,12 @@ def test_cut_image(tmp_path):
 IMAGE = "<Img><ImageHere></Img> "
 TALKS = {
     "too few images": (
-        [tiny.picture(0)],
+        [tiny.image(0)],
         [golden.talk(IMAGE + IMAGE + "a", "b")],
         {},
         r"images: 1 given, but .* 2 <ImageHere> marks \(one by one: \[2\]\)",
     ),
-    "too many images": ([tiny.picture(0)], [golden.talk("a", "b")], {}, "images: 1 given, but .* 0 <ImageHere> marks"),
+    "too many images": ([tiny.image(0)], [golden.talk("a", "b")], {}, "images: 1 given, but .* 0 <ImageHere> marks"),
     "no conversation": (None, [], {}, "conversations: expected a list of message lists"),
     "an empty conversation": (
         None,

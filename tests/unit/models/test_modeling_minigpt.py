@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.models import backbones as base_folders
+from mgpt.models import backbones as backbone_folders
 from tests.fixtures import golden_cases as golden
 from tests.fixtures import tiny_models as tiny
 from tests.fixtures.tiny_models import QUESTIONS, images_of, training_batch
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
-def pair(request, bases):
-    model = tiny.v1(bases) if request.param == "v1" else tiny.v2(bases)
-    return model, MiniGPTProcessor.from_config(model.config, bases["language"])
+def pair(request, backbones):
+    model = tiny.v1(backbones) if request.param == "v1" else tiny.v2(backbones)
+    return model, MiniGPTProcessor.from_config(model.config, backbones["language"])
 
 
 def same(one, other, **inputs):
@@ -31,10 +31,10 @@ def test_whole_model_reloads_to_identical_logits(pair, tmp_path):
     assert again.freeze_report() == model.freeze_report()
 
 
-def test_trained_part_reloads_on_its_bases(pair, bases, tmp_path):
+def test_trained_part_reloads_on_its_backbones(pair, backbones, tmp_path):
     model, processor = pair
     model.save_trainable(tmp_path / "trained", processor)
-    folders = {name: bases[name] for name in model.config.bases}
+    folders = {name: backbones[name] for name in model.config.backbones}
     again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", folders)
     assert same(model, again, **training_batch(processor))
     assert {path.name for path in (tmp_path / "trained").iterdir()} >= {
@@ -46,15 +46,21 @@ def test_trained_part_reloads_on_its_bases(pair, bases, tmp_path):
     assert MiniGPTProcessor.from_pretrained(tmp_path / "trained").to_dict() == processor.to_dict()
 
 
-def test_a_seed_gives_the_same_start(bases):
-    one, other, third = tiny.v1(bases), tiny.v1(bases), MiniGPTForConditionalGeneration.from_bases(**bases, seed=1)
+def test_a_seed_gives_the_same_start(backbones):
+    one, other, third = (
+        tiny.v1(backbones),
+        tiny.v1(backbones),
+        MiniGPTForConditionalGeneration.from_backbones(**backbones, seed=1),
+    )
     assert torch.equal(one.projection.weight, other.projection.weight)
     assert not torch.equal(one.projection.weight, third.projection.weight)
 
 
-def test_fresh_lora_changes_nothing(bases):
-    with_lora = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"], lora=tiny.LORA)
-    without = MiniGPTForConditionalGeneration.from_bases(bases["vision"], bases["language"])
+def test_fresh_lora_changes_nothing(backbones):
+    with_lora = MiniGPTForConditionalGeneration.from_backbones(
+        backbones["vision"], backbones["language"], lora=tiny.LORA
+    )
+    without = MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], backbones["language"])
     assert same(with_lora, without, input_ids=torch.tensor([[1, 5, 9, 30]]))
 
 
@@ -131,10 +137,10 @@ def test_a_feature_cache_stands_in_for_pixels(pair):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_packed_rows_equal_rows_alone(bases, implementation):
+def test_packed_rows_equal_rows_alone(backbones, implementation):
     """Two samples in one row, a who-sees-whom mask and restarting positions: each gives its own logits, and they do not see each other."""
-    model = tiny.v2(bases, attn_implementation=implementation)
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model = tiny.v2(backbones, attn_implementation=implementation)
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     rows = [training_batch(processor, [place]) for place in (0, 1)]
     ids = torch.cat([row["input_ids"] for row in rows], dim=1)
     document = torch.cat([torch.full_like(row["input_ids"], place) for place, row in enumerate(rows)], dim=1)
@@ -151,10 +157,10 @@ def test_packed_rows_equal_rows_alone(bases, implementation):
     assert torch.allclose(packed, torch.cat(alone), atol=1e-5)
 
 
-def test_labels_of_a_joined_row(bases):
+def test_labels_of_a_joined_row(backbones):
     """loss_sum of a packed row is the sum of its samples' losses: the first label of a sample is never a target of the one before."""
-    model = tiny.v2(bases)
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    model = tiny.v2(backbones)
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     rows = [training_batch(processor, [1]), training_batch(processor, [1])]
     joined = {name: torch.cat([row[name] for row in rows], dim=1) for name in ("input_ids", "labels")}
     document = torch.arange(2).repeat_interleave(rows[0]["input_ids"].shape[1])
@@ -168,12 +174,12 @@ def test_labels_of_a_joined_row(bases):
 
 
 @pytest.mark.parametrize("flags", [{"vision": True}, {"language": True}, {"vision": True, "language": True}])
-def test_activation_checkpointing_keeps_the_gradients(bases, flags):
-    model = tiny.v2(bases).train()
+def test_activation_checkpointing_keeps_the_gradients(backbones, flags):
+    model = tiny.v2(backbones).train()
     for module in model.language_model.modules():  # dropout would draw anew
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    batch = training_batch(MiniGPTProcessor.from_config(model.config, bases["language"]))
+    batch = training_batch(MiniGPTProcessor.from_config(model.config, backbones["language"]))
     gradients = []
     for chosen in ({}, flags):
         model.set_activation_checkpointing(**chosen)
@@ -185,16 +191,16 @@ def test_activation_checkpointing_keeps_the_gradients(bases, flags):
     assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-5) for name in gradients[0])
 
 
-def test_half_precision_bases_keep_trained_weights_in_float32(bases, tmp_path):
-    model = tiny.v2(bases, dtype=torch.bfloat16)
+def test_half_precision_backbones_keep_trained_weights_in_float32(backbones, tmp_path):
+    model = tiny.v2(backbones, dtype=torch.bfloat16)
     assert model.language_model.lm_head.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model.trainable_parameters().values()} == {torch.float32}
-    processor = MiniGPTProcessor.from_config(model.config, bases["language"])
+    processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     batch = training_batch(processor)
     total, count = model.loss_sum(batch)
     total.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.trainable_parameters().values())
-    exact, _ = tiny.v2(bases).loss_sum(batch)
+    exact, _ = tiny.v2(backbones).loss_sum(batch)
     assert torch.isclose(total / count, exact / count, rtol=0.05)
     model.save_pretrained(tmp_path)
     again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
@@ -202,8 +208,8 @@ def test_half_precision_bases_keep_trained_weights_in_float32(bases, tmp_path):
     assert {parameter.dtype for parameter in again.trainable_parameters().values()} == {torch.float32}
 
 
-def test_freeze_report_counts(bases):
-    report = tiny.v2(bases).freeze_report()
+def test_freeze_report_counts(backbones):
+    report = tiny.v2(backbones).freeze_report()
     lora = 2 * 2 * 4 * (32 + 32)
     assert report.parts["projection"] == (32 * 4 * 32 + 32, 32 * 4 * 32 + 32)
     assert report.parts["vision_tower"][0] == 0
@@ -223,29 +229,33 @@ def test_only_the_trained_part_gets_gradients(pair):
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
-def test_quantized_loading_up_to_the_call(bases, monkeypatch, kind):
+def test_quantized_loading_up_to_the_call(backbones, monkeypatch, kind):
     """bitsandbytes needs a GPU: what is asked of transformers is tested, not what it does."""
     asked = {}
-    monkeypatch.setattr(base_folders, "_load", lambda *args, **kwargs: asked.update(kwargs))
+    monkeypatch.setattr(backbone_folders, "_load", lambda *args, **kwargs: asked.update(kwargs))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "bitsandbytes" else None)
     monkeypatch.setattr("transformers.utils.quantization_config.BitsAndBytesConfig.post_init", lambda self: None)
-    base_folders.load_language(bases["language"], torch.bfloat16, kind)
+    backbone_folders.load_language(backbones["language"], torch.bfloat16, kind)
     config = asked["quantization_config"]
     assert (config.load_in_8bit, config.load_in_4bit) == (kind == "8bit", kind == "4bit")
     if kind == "4bit":
         assert config.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-def test_quantization_without_bitsandbytes(bases, monkeypatch):
+def test_quantization_without_bitsandbytes(backbones, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs bitsandbytes.*mgpt\[quantized\]"):
-        MiniGPTForConditionalGeneration.from_bases(**bases, quantization="4bit")
+        MiniGPTForConditionalGeneration.from_backbones(**backbones, quantization="4bit")
 
 
 @pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
-def test_image_parts_in_half_precision_run_outside_autocast(bases, system):
+def test_image_parts_in_half_precision_run_outside_autocast(backbones, model_name):
     """There autocast would take norms to float32 and back; parts in float32 stay under it."""
-    model, pixels, under = system(bases), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), []
+    model, pixels, under = (
+        model_name(backbones),
+        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
+        [],
+    )
     parts = [part for part in (model.vision_tower, model.qformer) if part is not None]
     for part in parts:
         part.register_forward_pre_hook(lambda *_: under.append(torch.is_autocast_enabled("cpu")))

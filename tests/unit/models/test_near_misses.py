@@ -161,7 +161,7 @@ def test_spoilt_images_of_every_format(format):
     import io
 
     stream = io.BytesIO()
-    tiny.picture(1, 80, 60).save(stream, format)
+    tiny.image(1, 80, 60).save(stream, format)
     whole, draw, read = stream.getvalue(), np.random.default_rng(3), MiniGPTImageProcessor(28)
     assert read(whole).pixel_values.shape == (1, 3, 28, 28)
     for number in range(40):
@@ -174,7 +174,7 @@ def test_spoilt_images_of_every_format(format):
             assert str(error).startswith("images[0]: ")  # noqa: PT017 - most alterations can be read, and then nothing is raised
 
 
-def test_a_picture_that_is_a_bomb():
+def test_a_image_that_is_a_bomb():
     import io
 
     stream = io.BytesIO()
@@ -205,7 +205,7 @@ TALKS = {
         "each text with its 'text'",
     ),
     "images of the wrong conversation": (
-        [[tiny.picture(0)], None],
+        [[tiny.image(0)], None],
         [golden.talk("a"), golden.talk(IMAGE + "a")],
         {},
         r"images: 1 \(one by one: \[1, 0\]\) given, but .* marks \(one by one: \[0, 1\]\)",

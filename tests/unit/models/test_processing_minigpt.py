@@ -176,7 +176,7 @@ def original_pixels(image, side):
 
 @pytest.mark.parametrize("size", [(40, 30), (1, 1), (7, 300), (56, 56), (500, 333)])
 def test_pixels_are_resize_totensor_normalize(size):
-    image = tiny.picture(2, *size)
+    image = tiny.image(2, *size)
     assert torch.equal(golden.processor("v1").image_processor(image).pixel_values[0], original_pixels(image, 56))
 
 
@@ -186,9 +186,9 @@ MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", 
 @pytest.mark.parametrize("side", [224, 448])
 @pytest.mark.parametrize("mode", MODES)
 def test_pixels_of_every_mode_at_the_published_sizes(mode, side):
-    """Grey, indexed, transparent, print and 16-bit pictures, none of them square: what Pillow's RGB of them gives, as in the original."""
+    """Grey, indexed, transparent, print and 16-bit images, none of them square: what Pillow's RGB of them gives, as in the original."""
     for seed, (width, height) in enumerate(((640, 427), (33, 500), (1, 2))):
-        colours = tiny.picture(seed, width, height)
+        colours = tiny.image(seed, width, height)
         deep = np.asarray(colours)[:, :, 0].astype(np.uint16) * 3 if mode == "I;16" else None
         image = colours.convert(mode) if deep is None else Image.fromarray(deep)
         assert image.mode == mode
@@ -196,7 +196,7 @@ def test_pixels_of_every_mode_at_the_published_sizes(mode, side):
 
 
 def test_all_forms_of_an_image_are_one(tmp_path):
-    image = tiny.picture(2)
+    image = tiny.image(2)
     image.save(tmp_path / "image.png")
     processor = MiniGPTImageProcessor(32)
     expected = processor(image).pixel_values
@@ -215,7 +215,7 @@ def test_all_forms_of_an_image_are_one(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_other_colour_modes(mode):
     stream = io.BytesIO()
-    image = tiny.picture(2).convert(mode)
+    image = tiny.image(2).convert(mode)
     image.save(stream, "TIFF")
     assert torch.equal(
         MiniGPTImageProcessor(32)(stream.getvalue()).pixel_values,
@@ -232,7 +232,7 @@ def test_caption_format_is_image_then_caption():
         "bare": golden.talk("<ImageHere>", "a man"),
     }
     for talk in pieces.values():
-        batch = processor([tiny.picture(0)], [talk], format="minigpt4-caption")
+        batch = processor([tiny.image(0)], [talk], format="minigpt4-caption")
         image = [processor.image_token_id] * 32
         assert batch["input_ids"][0].tolist() == [1, *image, 263, 365, 13]
         assert batch["labels"][0].tolist() == [-100] * 33 + [263, 365, 13]
@@ -242,7 +242,7 @@ def test_caption_format_is_image_then_caption():
 def test_only_answers_are_supervised(name):
     processor = golden.processor("v1")
     talk = golden.talk("<Img><ImageHere></Img>" + ("" if name == "minigpt4-caption" else " what?"), "a man")
-    batch = processor([tiny.picture(0)], [talk], format=name)
+    batch = processor([tiny.image(0)], [talk], format=name)
     supervised = batch["labels"][0] != -100
     answer = processor.tokenizer("a man" + PROMPT_FORMATS[name].end, add_special_tokens=False).input_ids
     assert batch["input_ids"][0, supervised].tolist() == answer
@@ -258,7 +258,7 @@ def test_a_templated_text_is_not_wrapped_again():
 
 
 def test_one_conversation_or_many_one_image_or_lists():
-    processor, image = golden.processor("v2"), tiny.picture(0)
+    processor, image = golden.processor("v2"), tiny.image(0)
     talk = golden.talk("<Img><ImageHere></Img> a", "b")
     forms = [
         processor(image, talk),
@@ -294,7 +294,7 @@ def test_images_in_a_later_turn():
     """The original reads `<ImageHere>` of later turns as text; here it is an image."""
     processor = golden.processor("v2")
     talk = golden.talk("<Img><ImageHere></Img> a", "b", "<Img><ImageHere></Img> and here?", "c")
-    ids = processor([tiny.picture(0), tiny.picture(1)], [talk])["input_ids"]
+    ids = processor([tiny.image(0), tiny.image(1)], [talk])["input_ids"]
     assert (ids == processor.image_token_id).sum() == 32
 
 

@@ -15,19 +15,19 @@ LANGUAGE = golden.FOLDER / "v2" / "llm"  # 64 wide: 4-bit weights go in blocks o
 TALK = golden.talk("<Img><ImageHere></Img> what is in the image?", "a man and two dogs.")
 
 
-def built(bases, quantization):
-    return MiniGPTForConditionalGeneration.from_bases(
-        bases["vision"], LANGUAGE, lora=tiny.LORA, quantization=quantization
+def built(backbones, quantization):
+    return MiniGPTForConditionalGeneration.from_backbones(
+        backbones["vision"], LANGUAGE, lora=tiny.LORA, quantization=quantization
     )
 
 
 @pytest.mark.parametrize(("kind", "layer", "near"), [("8bit", "Linear8bitLt", 0.01), ("4bit", "Linear4bit", 0.1)])
-def test_a_quantized_language_model_trains_answers_and_reloads(kind, layer, near, bases, tmp_path):
-    model, exact = built(bases, kind).train(), built(bases, None)
+def test_a_quantized_language_model_trains_answers_and_reloads(kind, layer, near, backbones, tmp_path):
+    model, exact = built(backbones, kind).train(), built(backbones, None)
     assert type(model.language_model.model.layers[0].self_attn.k_proj).__name__ == layer
     assert {parameter.dtype for parameter in model.trainable_parameters().values()} == {torch.float32}
     processor = MiniGPTProcessor.from_config(model.config, LANGUAGE)
-    batch = processor([tiny.picture(0)], [TALK])
+    batch = processor([tiny.image(0)], [TALK])
     total, count = model.loss_sum(batch)
     expected, _ = exact.loss_sum(batch)
     assert 0 < abs(total - expected) / count < near * expected / count
@@ -35,7 +35,7 @@ def test_a_quantized_language_model_trains_answers_and_reloads(kind, layer, near
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.trainable_parameters().values())
     assert any(parameter.grad.any() for name, parameter in model.trainable_parameters().items() if "lora_B" in name)
     model.eval().save_trainable(tmp_path / "trained", processor)
-    folders = {"vision": bases["vision"], "language": LANGUAGE}
+    folders = {"vision": backbones["vision"], "language": LANGUAGE}
     again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", folders, quantization=kind)
-    prompt = processor([tiny.picture(0)], [TALK[:1]])
+    prompt = processor([tiny.image(0)], [TALK[:1]])
     assert torch.equal(model.generate(**prompt, max_new_tokens=6), again.generate(**prompt, max_new_tokens=6))

@@ -13,7 +13,7 @@ from mgpt.training.optimizer import parameter_groups
 from tests.fixtures import golden_cases as golden
 from tests.fixtures.reference import Reference
 
-SYSTEMS = ("minigpt4", "minigpt4-llama2", "minigpt-v2")
+MODEL_NAMES = ("minigpt4", "minigpt4-llama2", "minigpt-v2")
 CLOSE = 1e-5  # features, logits and loss; logits reach about 3
 QUESTIONS = ("what is in the image?", "[vqa] how many dogs are there?", "describe $$ this image in detail.")
 ANSWERS = ("a man is standing on the street.", "two dogs", "the bus is red, and the scene is bright and very quiet.")
@@ -24,11 +24,11 @@ PROMPTS = {
 }
 
 
-def files(system, tmp_path, **sizes):
-    """Original files of a system. The LLaMA-2 variant joins v2's base files and a projection of its own."""
-    given = golden.files("v1" if system == "minigpt4" else "v2")
+def files(model_name, tmp_path, **sizes):
+    """Original files of a model. The LLaMA-2 variant joins v2's base files and a projection of its own."""
+    given = golden.files("v1" if model_name == "minigpt4" else "v2")
     given["sizes"] = {**given["sizes"], **sizes}
-    if system == "minigpt4-llama2":
+    if model_name == "minigpt4-llama2":
         draw = torch.Generator().manual_seed(11)
         weights = {
             "llama_proj.weight": torch.randn(64, 256, generator=draw) * 0.1,
@@ -44,12 +44,12 @@ def files(system, tmp_path, **sizes):
 
 
 class Case:
-    """A system three times: ours, its processor, and the oracle."""
+    """A model three times: ours, its processor, and the oracle."""
 
-    def __init__(self, system, given):
-        self.system = system
-        self.model = from_original(system, **given)
-        self.processor = MiniGPTProcessor.from_original(system, given["llm"], given["sizes"])
+    def __init__(self, model_name, given):
+        self.model_name = model_name
+        self.model = from_original(model_name, **given)
+        self.processor = MiniGPTProcessor.from_original(model_name, given["llm"], given["sizes"])
         released = torch.load(given["released"], weights_only=True)["model"]
         self.oracle = Reference(given["eva_vit"], given["llm"], released, given["qformer"], given["sizes"])
 
@@ -59,7 +59,7 @@ class Case:
 
     def training(self, pixels):
         """(our batch, the oracle's rows) of the same three samples."""
-        before, after, end = PROMPTS[self.system]
+        before, after, end = PROMPTS[self.model_name]
         talks = [
             golden.talk(f"<Img><ImageHere></Img> {question}", answer)
             for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
@@ -91,7 +91,7 @@ class Case:
                 assert (parameter.grad - theirs).abs().max() / theirs.abs().max() < CLOSE, name
 
 
-@pytest.fixture(params=SYSTEMS)
+@pytest.fixture(params=MODEL_NAMES)
 def case(request, tmp_path):
     return Case(request.param, files(request.param, tmp_path))
 
@@ -127,7 +127,7 @@ def test_training_batch(case):
 
 
 def test_text_alone(case):
-    before, after, end = PROMPTS[case.system]
+    before, after, end = PROMPTS[case.model_name]
     wrapped = (before + after).replace("<Img></Img> ", "")
     batch = case.processor(
         None, [golden.talk(question, answer) for question, answer in zip(QUESTIONS, ANSWERS, strict=True)]
@@ -141,7 +141,7 @@ def test_text_alone(case):
 
 
 def test_two_images_beside_text_alone(case):
-    before, after, end = PROMPTS[case.system]
+    before, after, end = PROMPTS[case.model_name]
     pixels = case.pixels(2)
     question = "<Img><ImageHere></Img> <Img><ImageHere></Img> which is red?"
     batch = case.processor([list(pixels), None], [golden.talk(question, "the second"), golden.talk("where?", "here")])
@@ -158,8 +158,8 @@ def test_greedy_ids(case):
     pixels = case.pixels(3, seed=3)
     batch = case.processor(pixels, [golden.talk(f"<Img><ImageHere></Img> {question}") for question in QUESTIONS])
     ours = case.model.generate(**batch, max_new_tokens=16)
-    before, after, _ = PROMPTS[case.system]
-    if case.system == "minigpt-v2":  # a prompt has a second <s> and one space (conversation.py:120-137)
+    before, after, _ = PROMPTS[case.model_name]
+    if case.model_name == "minigpt-v2":  # a prompt has a second <s> and one space (conversation.py:120-137)
         before, after = "<s>" + before, after.replace("  ", " ")
     for row, image, question in zip(ours.tolist(), pixels, QUESTIONS, strict=True):
         expected = case.oracle.greedy(case.oracle.row(before, image, after.format(question))[0], 16)
@@ -205,9 +205,9 @@ def test_a_caption_of_exactly_the_limit_and_one_beyond(tmp_path):
 
 @pytest.mark.parametrize("sides", [(56, 56), (56, 112), (56, 168), (56, 28)])
 @pytest.mark.parametrize("system", ["minigpt4", "minigpt-v2"])
-def test_position_embeddings_of_other_sizes(system, sides, tmp_path):
+def test_position_embeddings_of_other_sizes(model_name, sides, tmp_path):
     """`pre_img` is what the tower's file was trained at, `img` what the model is built for."""
-    case = Case(system, files(system, tmp_path, pre_img=sides[0], img=sides[1]))
+    case = Case(model_name, files(model_name, tmp_path, pre_img=sides[0], img=sides[1]))
     pixels = case.pixels(1)
     with torch.no_grad():
         assert (case.model.get_image_features(pixels)[0] - case.oracle.image_embeds(pixels[0])).abs().max() < CLOSE

@@ -12,12 +12,12 @@ from torch.nn import functional
 from transformers import LlamaTokenizer
 
 from mgpt.conversion.key_mapping import tensors_of
-from mgpt.models import backbones as base_folders
+from mgpt.models import backbones as backbone_folders
 from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
 from mgpt.models.tokenizer import build_tokenizer, save_tokenizer
 from mgpt.models.vision import merge_tokens, resize_positions
 from tests.fixtures import golden_cases as golden
-from tests.fixtures.tiny_models import picture
+from tests.fixtures.tiny_models import image as random_image
 
 RIGHT = 1e-5
 
@@ -284,7 +284,7 @@ def test_no_turn_is_lost():
 
 def test_resize_is_pillows():
     """A tensor's antialiased bicubic resize differs by some hundredths."""
-    image = picture(3, 97, 61)
+    image = random_image(3, 97, 61)
     ours = MiniGPTImageProcessor(56)(image).pixel_values[0]
     import numpy as np
 
@@ -296,15 +296,15 @@ def test_resize_is_pillows():
     assert 1e-3 < (ours - other).abs().max() < 0.2
 
 
-def test_a_language_model_with_a_missing_weight_is_refused(tmp_path, bases):
+def test_a_language_model_with_a_missing_weight_is_refused(tmp_path, backbones):
     """transformers only warns, and draws it at random."""
     import shutil
 
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(bases["language"], tmp_path / "language")
+    shutil.copytree(backbones["language"], tmp_path / "language")
     state = load_file(tmp_path / "language" / "model.safetensors")
     del state["model.norm.weight"]
     save_file(state, tmp_path / "language" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing: model\.norm\.weight"):
-        base_folders.load_language(tmp_path / "language", torch.float32)
+        backbone_folders.load_language(tmp_path / "language", torch.float32)

@@ -1,4 +1,4 @@
-"""An identity changes with everything that the work depends on, and with nothing else."""
+"""A fingerprint changes with everything that the work depends on, and with nothing else."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def of(project: Path, params: Path = ROOT / "params.yaml", system: str = "minigpt4", **extra: str) -> str:
-    return identify(project, declaration(project, "second", system), load(params, {}), extra)
+def of(project: Path, params: Path = ROOT / "params.yaml", model_name: str = "minigpt4", **extra: str) -> str:
+    return identify(project, declaration(project, "second", model_name), load(params, {}), extra)
 
 
 def test_a_declaration_is_what_dvc_yaml_says(project: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_unknown_stage_is_refused_with_the_known(project: Path) -> None:
 
 def test_a_missing_input_names_the_way_to_make_it(project: Path) -> None:
     with pytest.raises(ValueError, match=r"results/other/weights.*dvc repro"):
-        of(project, system="minigpt-v2")
+        of(project, model_name="minigpt-v2")
 
 
 def test_a_declared_param_that_is_not_there_is_refused(project: Path) -> None:
@@ -113,7 +113,7 @@ def test_inputs_count_by_content_not_by_place(project: Path) -> None:
 
 
 def test_extra_inputs_count(project: Path) -> None:
-    assert of(project, pictures="1") != of(project, pictures="2")
+    assert of(project, images="1") != of(project, images="2")
 
 
 def test_the_same_project_elsewhere_has_the_same_identities(

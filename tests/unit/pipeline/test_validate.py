@@ -12,20 +12,20 @@ from tests.fixtures.worlds import encoded, photo, write_own
 
 def test_good_data_shows_counts_and_what_is_trained_on(tmp_path):
     rows = [
-        {"image": "a.jpg", "caption": "a blurred picture"},
+        {"image": "a.jpg", "caption": "a blurred image"},
         {"image": "a.jpg", "expression": "the left half", "box": [0, 0, 24, 40]},
     ]
     write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
     text = validate(tmp_path).text()
     assert "2 records, 2 usable, 0 not" in text
-    assert "»a blurred picture\n" in text
+    assert "»a blurred image\n" in text
     assert "»{<0><0><50><100>}\n" in text
     assert "[refer]" in text
     assert text.count("trained on as:") == 2, "one sample of each task"
 
 
 def test_one_file_of_a_folder_may_be_named(tmp_path):
-    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred picture"}], {"a.jpg": encoded(photo(1))})
+    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred image"}], {"a.jpg": encoded(photo(1))})
     write_own(tmp_path, [{"image": "none.jpg", "caption": "gone"}], {}, "other.jsonl")
     assert validate(tmp_path / "train.jsonl").report["records"] == 1
     with pytest.raises(ValidationError, match="0 samples"):
@@ -33,8 +33,8 @@ def test_one_file_of_a_folder_may_be_named(tmp_path):
 
 
 def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
-    rows = [{"image": f"none{number}.jpg", "caption": "a blurred picture"} for number in range(7)]
-    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred picture"}, *rows], {"a.jpg": encoded(photo(1))})
+    rows = [{"image": f"none{number}.jpg", "caption": "a blurred image"} for number in range(7)]
+    write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred image"}, *rows], {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError) as failure:
         validate(tmp_path)
     message = str(failure.value)
@@ -44,7 +44,7 @@ def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
 
 def test_offenders_that_fail_it_come_before_those_that_do_not(tmp_path):
     rows = [{"image": "a.jpg", "caption": f"http://a/{number}"} for number in range(9)]
-    rows += [{"image": "a.jpg", "caption": "a blurred picture"}, {"image": "none.jpg", "caption": "a blurred picture"}]
+    rows += [{"image": "a.jpg", "caption": "a blurred image"}, {"image": "none.jpg", "caption": "a blurred image"}]
     write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError, match="1 images are missing") as failure:
         validate(tmp_path)

@@ -12,8 +12,8 @@ from mgpt.config import Settings, load
 from mgpt.data.datasets import READERS, Problem
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
-from mgpt.models import BaseReference, MiniGPTProcessor
-from mgpt.models.assembly import config_from_bases
+from mgpt.models import BackboneReference, MiniGPTProcessor
+from mgpt.models.assembly import config_from_backbones
 from mgpt.planning.datasets import lengths
 
 ROOT = Path(__file__).parents[3]
@@ -28,8 +28,8 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="module")
 def processor() -> MiniGPTProcessor:
-    unread = {part: BaseReference("", "", "") for part in ("vision", "language")}
-    config = config_from_bases(SHAPES / "vision", SHAPES / "language", merge=4, references=unread)
+    unread = {part: BackboneReference("", "", "") for part in ("vision", "language")}
+    config = config_from_backbones(SHAPES / "vision", SHAPES / "language", merge=4, references=unread)
     return MiniGPTProcessor.from_config(config, SHAPES / "language")
 
 
@@ -41,10 +41,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(
-    settings: Settings, stage: str, system: str, world: Path, processor: MiniGPTProcessor
+    settings: Settings, stage: str, model_name: str, world: Path, processor: MiniGPTProcessor
 ) -> tuple[float, float]:
     """(text, supervised) tokens of the average sample of a stage's mixture."""
-    training, rng = getattr(settings, stage)[system], random.Random(0)
+    training, rng = getattr(settings, stage)[model_name], random.Random(0)
     text = supervised = 0.0
     for name, weight in training.mixture.items():
         data = settings.sources["world"].datasets[name]
@@ -60,11 +60,11 @@ def counted(
                 talk = render(sample, rng, task=training.tasks.get(name))
             except ValueError:  # a planted flaw, which curation takes out
                 continue
-            pictures = [Image.new("RGB", (64, 64))] if sample.image else []
-            row = processor(pictures, [talk], format=training.format, labels=True)
+            images = [Image.new("RGB", (64, 64))] if sample.image else []
+            row = processor(images, [talk], format=training.format, labels=True)
             rows.append(
                 (
-                    row["input_ids"].shape[1] - processor.num_image_tokens * len(pictures),
+                    row["input_ids"].shape[1] - processor.num_image_tokens * len(images),
                     int((row["labels"] != -100).sum()),
                 )
             )
@@ -79,9 +79,9 @@ def counted(
     [("pretrain", "minigpt4"), ("pretrain", "minigpt-v2"), ("multitask", "minigpt-v2"), ("instruct", "minigpt-v2")],
 )
 def test_the_average_row_is_as_long_as_planned(
-    settings: Settings, world: Path, processor: MiniGPTProcessor, stage: str, system: str
+    settings: Settings, world: Path, processor: MiniGPTProcessor, stage: str, model_name: str
 ) -> None:
-    text, supervised = counted(settings, stage, system, world, processor)
-    planned = lengths(settings, getattr(settings, stage)[system])
+    text, supervised = counted(settings, stage, model_name, world, processor)
+    planned = lengths(settings, getattr(settings, stage)[model_name])
     assert planned.text == pytest.approx(text, rel=0.1)
     assert planned.supervised == pytest.approx(supervised, rel=0.2)

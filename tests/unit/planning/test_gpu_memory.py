@@ -56,9 +56,9 @@ def sizes_for(model: str) -> Sizes:
 
 
 def drawn(script: ModuleType, stage: str, way: str, sizes: Sizes) -> list[Batch]:
-    """The rows that were measured: lengths do not depend on the pictures, which are one pixel here."""
-    pictures = {"num_image_tokens": sizes.image_tokens, "image_token_id": 1, "image_size": 1, "projection_inputs": 1}
-    stand_in = SimpleNamespace(**pictures, text_config=SimpleNamespace(vocab_size=sizes.language.vocabulary))
+    """The rows that were measured: lengths do not depend on the images, which are one pixel here."""
+    images = {"num_image_tokens": sizes.image_tokens, "image_token_id": 1, "image_size": 1, "projection_inputs": 1}
+    stand_in = SimpleNamespace(**images, text_config=SimpleNamespace(vocab_size=sizes.language.vocabulary))
     return [batch for step in script.batches(stand_in, script.STAGES[stage], script.WAYS[way]) for batch in step]
 
 

@@ -48,8 +48,8 @@ def test_flops_of_the_frozen_parts_follow_the_counting_rule(a100: Settings) -> N
     # A token more costs 4N of the frozen model and 6N of LoRA, but for the last feed-forward; what is left is attention's square.
     read = sizes.language.linear - sizes.language.feed_forward
     assert two.language - one.language == pytest.approx(4 * read + 6 * sizes.adapters, rel=1e-3)
-    picture = training_flops(sizes, Lengths(1, 0, 1, 0, 0))
-    assert picture.tower == pytest.approx(2 * sizes.tower.linear * sizes.tower.tokens, rel=0.2)
+    image = training_flops(sizes, Lengths(1, 0, 1, 0, 0))
+    assert image.tower == pytest.approx(2 * sizes.tower.linear * sizes.tower.tokens, rel=0.2)
     assert training_flops(sizes, Lengths(1, 0, 1, 0, 0), cached=True).tower == 0
     again = training_flops(sizes, Lengths(300, 20, 1, 0, 0), recomputed=True)
     assert again.counted == training_flops(sizes, Lengths(300, 20, 1, 0, 0)).counted
@@ -57,13 +57,13 @@ def test_flops_of_the_frozen_parts_follow_the_counting_rule(a100: Settings) -> N
 
 
 def test_packed_rows_are_planned_as_they_are_cut(a100: Settings) -> None:
-    for stage, system in [
+    for stage, model_name in [
         ("pretrain", "minigpt4"),
         ("pretrain", "minigpt-v2"),
         ("multitask", "minigpt-v2"),
         ("instruct", "minigpt-v2"),
     ]:
-        training, sizes = getattr(a100, stage)[system], sizes_for(a100, system)
+        training, sizes = getattr(a100, stage)[model_name], sizes_for(a100, model_name)
         sample = lengths(a100, training)
         packed, padded = (
             longest_rows(sizes, sample, training.model_copy(update={"pack_tokens": n}))
@@ -94,7 +94,7 @@ def test_what_training_keeps_less_is_planned_less(a100: Settings) -> None:
 
 def test_a_cache_is_planned_where_settings_or_nominal_rows_say_so(shapes: Settings, a100: Settings) -> None:
     training, sizes = shapes.instruct["minigpt4"], sizes_for(shapes, "minigpt4")
-    assert is_cached(shapes, training, sizes)  # 1,920 shows of 300 pictures
+    assert is_cached(shapes, training, sizes)  # 1,920 shows of 300 images
     assert not is_cached(shapes, training.model_copy(update={"features_gigabytes": 1e-6}), sizes)
     published = a100.pretrain["minigpt4"]
     for setting, expected in ((True, True), (False, False), ("auto", False)):
@@ -128,7 +128,7 @@ def test_more_workers_take_less_time_at_the_same_cost(a100: Settings) -> None:
             assert one.memory == other.memory
 
 
-def test_bases_that_are_nowhere_need_a_preset(a100: Settings) -> None:
+def test_backbones_that_are_nowhere_need_a_preset(a100: Settings) -> None:
     bare = a100.models["minigpt-v2"].model_copy(update={"preset": None})
     without = a100.model_copy(update={"models": {**a100.models, "minigpt-v2": bare}})
     with pytest.raises(ValueError, match=r"models\.minigpt-v2\.preset"):

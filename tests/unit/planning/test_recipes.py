@@ -33,7 +33,7 @@ def test_there_is_a_recipe() -> None:
 
 def test_it_covers_every_stage_of_the_pipeline(recipe: Settings) -> None:
     for declared in declarations(ROOT):
-        assert section(recipe, declared.stage, declared.system) is not None, declared.name
+        assert section(recipe, declared.stage, declared.model_name) is not None, declared.name
 
 
 def test_its_readers_and_formats_exist(recipe: Settings) -> None:
@@ -44,12 +44,12 @@ def test_its_readers_and_formats_exist(recipe: Settings) -> None:
 
 
 def test_its_models_build_with_the_planned_parameters(recipe: Settings) -> None:
-    for system, model in recipe.models.items():
+    for model_name, model in recipe.models.items():
         assert model.preset is not None
         parts = preset_parts(model.preset) | {"merge": model.merge, "lora": model.lora}
         with torch.device("meta"):
             built = MiniGPTForConditionalGeneration(MiniGPTConfig(**parts))
-        report, planned = built.freeze_report(), sizes_for(recipe, system)
+        report, planned = built.freeze_report(), sizes_for(recipe, model_name)
         assert (planned.trainable, planned.frozen + planned.trainable) == (report.trainable, report.total)
         assert model.image_size in (None, built.config.image_size)
 

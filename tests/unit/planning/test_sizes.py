@@ -34,7 +34,7 @@ def test_parameters_of_the_published_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("qformer", [True, False])
-def test_parameters_of_the_shipped_bases(qformer: bool) -> None:
+def test_parameters_of_the_shipped_backbones(qformer: bool) -> None:
     parts = parts_of_folders(SHAPES / "vision", SHAPES / "language", SHAPES / "qformer" if qformer else None)
     lora = LoraSettings(r=8, target_modules=("q_proj", "down_proj"))
     config = MiniGPTConfig(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgpt.config.evaluation import SystemEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import Evaluation, choose_items, score_answers
 from mgpt.inference.types import Answer
 from mgpt.reporting.visualize import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose, panel, write_gallery
@@ -13,7 +13,7 @@ from mgpt.reporting.visualize import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose
 @pytest.fixture(scope="module")
 def evaluation(samples):
     asks = {"items": 12, "early_items": 12}
-    settings = SystemEvaluationSettings(
+    settings = ModelEvaluationSettings(
         format="minigpt-v2", checkpoints=("instruct",), tasks={"refer": asks, "vqa": asks}, resamples=100
     )
     items = choose_items(settings, samples)
@@ -25,11 +25,11 @@ def evaluation(samples):
     return score_answers("minigpt-v2", settings, items, answers)
 
 
-def has(picture, colour):
-    return bool((np.asarray(picture) == colour).all(axis=-1).any())
+def has(image, colour):
+    return bool((np.asarray(image) == colour).all(axis=-1).any())
 
 
-def test_the_page_is_a_picture_of_readable_size(evaluation, tmp_path):
+def test_the_page_is_a_image_of_readable_size(evaluation, tmp_path):
     write_gallery(evaluation, 8, tmp_path / "page.png")
     page = Image.open(tmp_path / "page.png")
     assert page.width >= 4 * SIDE

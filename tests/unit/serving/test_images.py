@@ -4,65 +4,65 @@ import io
 import pytest
 from PIL import Image
 
-from mgpt.serving.images import draw_boxes, read_picture, sample_picture
+from mgpt.serving.images import draw_boxes, read_image, sample_image
 from mgpt.serving.predictor import LabelledBox
 
 
-def encoded(picture, form="PNG", **options):
+def encoded(image, form="PNG", **options):
     content = io.BytesIO()
-    picture.save(content, form, **options)
+    image.save(content, form, **options)
     return content.getvalue()
 
 
-def test_every_form_of_a_picture_is_read_alike(tmp_path):
-    content = encoded(sample_picture())
+def test_every_form_of_a_image_is_read_alike(tmp_path):
+    content = encoded(sample_image())
     (tmp_path / "a.png").write_bytes(content)
     text = base64.b64encode(content).decode()
     wrapped = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
     texts = [str(tmp_path / "a.png"), text, wrapped, f"data:image/png;base64,{text}"]
-    forms = [content, bytearray(content), tmp_path / "a.png", sample_picture(), *texts]
-    assert {read_picture(form).tobytes() for form in forms} == {sample_picture().tobytes()}
+    forms = [content, bytearray(content), tmp_path / "a.png", sample_image(), *texts]
+    assert {read_image(form).tobytes() for form in forms} == {sample_image().tobytes()}
 
 
 def test_grey_alpha_and_palette_become_rgb():
     for mode in ("L", "RGBA", "P", "1"):
-        assert read_picture(encoded(sample_picture().convert(mode))).mode == "RGB"
+        assert read_image(encoded(sample_image().convert(mode))).mode == "RGB"
 
 
 def test_a_turned_photograph_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
-    picture = Image.new("RGB", (40, 20), "white")
-    assert read_picture(encoded(picture, "JPEG", exif=exif)).size == (20, 40)
+    image = Image.new("RGB", (40, 20), "white")
+    assert read_image(encoded(image, "JPEG", exif=exif)).size == (20, 40)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"", "image bytes: not a readable picture"),
-        (encoded(sample_picture())[:200], "not a readable picture"),
+        (b"", "image bytes: not a readable image"),
+        (encoded(sample_image())[:200], "not a readable image"),
         ("/no/such/file.png", "neither an existing file nor base64"),
-        ("aGVsbG8=", "not a readable picture"),
+        ("aGVsbG8=", "not a readable image"),
         ("data:image/png;base64,!", "neither an existing file nor base64"),
-        (17, "int is no picture"),
-        (None, "NoneType is no picture"),
+        (17, "int is no image"),
+        (None, "NoneType is no image"),
     ],
 )
-def test_what_is_no_picture_is_refused(value, message):
+def test_what_is_no_image_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
-        read_picture(value)
+        read_image(value)
 
 
-def test_boxes_are_drawn_where_they_are_and_small_pictures_enlarged():
-    picture = Image.new("RGB", (64, 64), "white")
-    drawn = draw_boxes(picture, [LabelledBox("", 16, 16, 48, 48)])
+def test_boxes_are_drawn_where_they_are_and_small_images_enlarged():
+    image = Image.new("RGB", (64, 64), "white")
+    drawn = draw_boxes(image, [LabelledBox("", 16, 16, 48, 48)])
     assert drawn.size == (512, 512)
     assert drawn.getpixel((128, 250)) == drawn.getpixel((383, 250)) == (0xD5, 0x5E, 0x00)
     assert drawn.getpixel((256, 256)) == drawn.getpixel((100, 250)) == (255, 255, 255)
-    assert picture.tobytes() == Image.new("RGB", (64, 64), "white").tobytes()
+    assert image.tobytes() == Image.new("RGB", (64, 64), "white").tobytes()
 
 
-def test_labels_stay_inside_the_picture():
+def test_labels_stay_inside_the_image():
     white = Image.new("RGB", (600, 600), "white")
     plain = draw_boxes(white, [LabelledBox("", 590, 0, 600, 10)])
     labelled = draw_boxes(white, [LabelledBox("a very long label for a small box", 590, 0, 600, 10)])
@@ -71,6 +71,6 @@ def test_labels_stay_inside_the_picture():
 
 
 def test_no_boxes_and_boxes_without_area():
-    picture = Image.new("RGB", (600, 700), "white")
-    assert draw_boxes(picture, []).tobytes() == picture.tobytes()
-    assert draw_boxes(picture, [LabelledBox("point", 5, 5, 5, 5)]).size == (600, 700)
+    image = Image.new("RGB", (600, 700), "white")
+    assert draw_boxes(image, []).tobytes() == image.tobytes()
+    assert draw_boxes(image, [LabelledBox("point", 5, 5, 5, 5)]).size == (600, 700)

@@ -1,6 +1,6 @@
 import pytest
 
-from mgpt.serving.images import sample_picture
+from mgpt.serving.images import sample_image
 from mgpt.serving.predictor import LabelledBox, find_boxes
 from tests.fixtures.registry import BOX_ANSWER, BOX_PROMPT
 
@@ -42,23 +42,23 @@ def test_a_box_in_the_prompt_is_no_label():
 
 
 def test_one_by_one_equals_a_batch(predictor):
-    small = sample_picture().resize((90, 40))
+    small = sample_image().resize((90, 40))
     questions = [
-        (sample_picture(), "[refer] the red circle"),
-        (small, "what is in this picture?"),
-        (sample_picture(), "[vqa] a"),
+        (sample_image(), "[refer] the red circle"),
+        (small, "what is in this image?"),
+        (sample_image(), "[vqa] a"),
     ]
     together = predictor.answer_all(questions, max_new_tokens=12, batch_size=3)
     assert together == [predictor.answer(image, prompt, max_new_tokens=12) for image, prompt in questions]
 
 
-def test_boxes_are_pixels_of_the_picture_as_given(predictor):
-    reply = predictor.answer(sample_picture(), BOX_PROMPT)
+def test_boxes_are_pixels_of_the_image_as_given(predictor):
+    reply = predictor.answer(sample_image(), BOX_PROMPT)
     assert (reply.text, reply.plain, reply.finished) == (BOX_ANSWER, "", True)
     (box,) = reply.boxes
     assert box.label == "the red circle"
     assert [box.x1, box.y1, box.x2, box.y2] == pytest.approx([22.4, 44.8, 134.4, 201.6])
-    assert not predictor.answer(sample_picture(), BOX_PROMPT, 3).finished
+    assert not predictor.answer(sample_image(), BOX_PROMPT, 3).finished
 
 
 def test_no_questions_have_no_answers(predictor):
@@ -67,9 +67,9 @@ def test_no_questions_have_no_answers(predictor):
 
 def test_the_guilty_question_is_named(predictor):
     with pytest.raises(ValueError, match="question 1: the prompt is empty"):
-        predictor.answer_all([(sample_picture(), "a"), (sample_picture(), "  ")])
+        predictor.answer_all([(sample_image(), "a"), (sample_image(), "  ")])
     with pytest.raises(ValueError, match="question 1: image: 'x' is neither"):
-        predictor.answer_all([(sample_picture(), "a"), ("x", "b")])
+        predictor.answer_all([(sample_image(), "a"), ("x", "b")])
 
 
 def test_replies_are_json():

@@ -43,11 +43,11 @@ def test_checksums_do_not_count_themselves() -> None:
 
 
 @pytest.mark.parametrize("diet", [None, *DIETS])
-def test_no_identifier_and_no_box_notation_about_a_picture(diet: str | None) -> None:
+def test_no_identifier_and_no_box_notation_about_a_image(diet: str | None) -> None:
     world = list(scenes("train", 200, 5))
-    pictured = [e for e in islice(examples(world, 5, ("Repeat this.",), diet), 2000) if e.scene]
-    assert len(pictured) > 1000
-    for example in pictured:
+    imaged = [e for e in islice(examples(world, 5, ("Repeat this.",), diet), 2000) if e.scene]
+    assert len(imaged) > 1000
+    for example in imaged:
         for text, _ in example.after:
             assert "{<" not in text
             assert not any(identifier in text for identifier in IDENTIFIERS)

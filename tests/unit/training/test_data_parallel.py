@@ -47,7 +47,7 @@ def work(rank, world_size, folder, settings):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two workers did, and the settings. In every third step worker 1 has no picture at all, and no gradient of the projection."""
+    """What two workers did, and the settings. In every third step worker 1 has no image at all, and no gradient of the projection."""
     folder = tmp_path_factory.mktemp("pair")
     settings = TrainingSettings(
         format="minigpt-v2",

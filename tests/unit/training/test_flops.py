@@ -7,23 +7,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 from mgpt.training.batch import Batch, cut_packed
 from mgpt.training.flops import StepFlops, peak_flops, sample_lengths
-from tests.fixtures.training_data import make_bases
+from tests.fixtures.training_data import make_backbones
 
 ASKED = "<Img><ImageHere></Img> what is left of the circle"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    bases = make_bases(tmp_path_factory.mktemp("bases"))
-    model = MiniGPTForConditionalGeneration.from_bases(**bases, merge=4, lora={"r": 4, "lora_alpha": 8}).train()
-    return model, MiniGPTProcessor.from_config(model.config, bases["language"])
+    backbones = make_backbones(tmp_path_factory.mktemp("backbones"))
+    model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora={"r": 4, "lora_alpha": 8}).train()
+    return model, MiniGPTProcessor.from_config(model.config, backbones["language"])
 
 
-def batch(processor, answers, pictures=True):
-    question = ASKED if pictures else "what is"
+def batch(processor, answers, images=True):
+    question = ASKED if images else "what is"
     talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for answer in answers]
     tensors = dict(processor(None, talks, format="minigpt-v2"))
-    if pictures:
+    if images:
         tensors["pixel_values"] = torch.randn(len(answers), 3, 64, 64)
     return Batch(tensors, tuple(map(str, range(len(answers)))))
 
@@ -75,7 +75,7 @@ def test_padding_and_packing_change_no_count(made):
 
 def test_text_costs_no_image(made):
     model, processor = made
-    count, text = StepFlops.of(model), batch(processor, ["a red square"], pictures=False)
+    count, text = StepFlops.of(model), batch(processor, ["a red square"], images=False)
     length, *_ = sample_lengths(text)
     supervised = int((text.tensors["labels"] != -100).sum())
     assert count([text]) == count.token * length + count.pair * length**2 + count.supervised * supervised

@@ -20,7 +20,7 @@ from mgpt.training.optimizer import make_optimiser
 from mgpt.training.trainer import Loop
 from mgpt.training.types import TOTALS
 from tests.fixtures.toy_training import Halt
-from tests.fixtures.training_data import make_bases
+from tests.fixtures.training_data import make_backbones
 
 STEPS = 8
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -59,9 +59,9 @@ def stream(config, rank, start=0):
         yield step, [make_batch(config, kind, 1000 * step + 100 * rank + at) for at, kind in enumerate(kinds)]
 
 
-def make_loop(bases, form, lora=LORA, **changes):
+def make_loop(backbones, form, lora=LORA, **changes):
     asked, device = settings(**changes), torch.device("cpu")
-    model = MiniGPTForConditionalGeneration.from_bases(**bases, merge=4, lora=lora)
+    model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora=lora)
     model.train()
     make_lean(model.language_model)
     parameters = model.trainable_parameters()
@@ -79,47 +79,47 @@ def outcome(loop):
     return {"losses": [row["loss"] for row in loop.callbacks[0].rows], "weights": weights}
 
 
-def run(bases, rank, form, **options):
-    loop = make_loop(bases, form, **options)
+def run(backbones, rank, form, **options):
+    loop = make_loop(backbones, form, **options)
     loop.run(stream(loop.model.config, rank))
     return outcome(loop)
 
 
-def resumed(bases, rank, folder, before, after):
+def resumed(backbones, rank, folder, before, after):
     """Three steps in one form, the rest in the other, over a checkpoint that worker 0 wrote."""
-    first = make_loop(bases, before)
+    first = make_loop(backbones, before)
     first.callbacks = [*first.callbacks, Halt(3)]
     first.run(stream(first.model.config, rank))
     if rank == 0:
         folder.mkdir()
         first.state().save(folder)
     dist.barrier()
-    second = make_loop(bases, after)
+    second = make_loop(backbones, after)
     second.load(TrainingState.load(folder))
     second.run(stream(second.model.config, rank, start=3))
     return outcome(second)
 
 
-def held(bases):
+def held(backbones):
     """The share of the frozen weights' elements that this worker holds."""
-    model = make_loop(bases, "fsdp").model
+    model = make_loop(backbones, "fsdp").model
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return sum(parameter.to_local().numel() for parameter in frozen) / sum(parameter.numel() for parameter in frozen)
 
 
-def work(rank, folder, bases):
+def work(rank, folder, backbones):
     torch.set_num_threads(1)
     # A worker that waits for another in vain ends here, and so does the test.
     dist.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=200), world_size=2, rank=rank)
     forms = ("replicated", "fsdp")
     done = {
-        "with lora": {form: run(bases, rank, form) for form in forms},
-        "without lora": {form: run(bases, rank, form, lora=None) for form in forms},
-        "bf16": {form: run(bases, rank, form, precision="bf16") for form in forms},
+        "with lora": {form: run(backbones, rank, form) for form in forms},
+        "without lora": {form: run(backbones, rank, form, lora=None) for form in forms},
+        "bf16": {form: run(backbones, rank, form, precision="bf16") for form in forms},
         "resumed": {
-            forms[one]: resumed(bases, rank, folder / forms[one], forms[one], forms[not one]) for one in (0, 1)
+            forms[one]: resumed(backbones, rank, folder / forms[one], forms[one], forms[not one]) for one in (0, 1)
         },
-        "held": held(bases),
+        "held": held(backbones),
     }
     torch.save(done, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -129,7 +129,7 @@ def work(rank, folder, bases):
 def pair(tmp_path_factory):
     """What two workers did in both forms."""
     folder = tmp_path_factory.mktemp("sharded")
-    processes.spawn(work, (folder, make_bases(folder / "bases")), nprocs=2)
+    processes.spawn(work, (folder, make_backbones(folder / "backbones")), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

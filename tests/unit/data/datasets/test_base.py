@@ -30,10 +30,9 @@ def test_splits_by_file_name(name: str, split: str):
 
 
 def test_parts_of_a_file_add_up_to_the_file(dataset):
-    dataset.picture("a.jpg")
+    dataset.image("a.jpg")
     lines = [
-        json.dumps({"image": "a.jpg" if number % 3 else "b.jpg", "caption": f"picture {number}"})
-        for number in range(10)
+        json.dumps({"image": "a.jpg" if number % 3 else "b.jpg", "caption": f"image {number}"}) for number in range(10)
     ]
     dataset.file("mine.jsonl", "\n".join(lines))
     reader = READERS["jsonl"]
@@ -48,7 +47,7 @@ def test_parts_of_a_file_add_up_to_the_file(dataset):
 
 
 def test_the_broken_end_of_a_divided_file_is_named_once(dataset):
-    dataset.picture("a.jpg")
+    dataset.image("a.jpg")
     row = {"image": "a.jpg", "caption": ["a"], "image_id": "coco_1"}
     dataset.file("coco_karpathy_val.json", json.dumps([row] * 4)[:-1] + ", {")
     reader = READERS["coco_caption"]
@@ -59,7 +58,7 @@ def test_the_broken_end_of_a_divided_file_is_named_once(dataset):
 
 
 def test_a_server_that_fails_is_no_fault_of_the_record(dataset, monkeypatch):
-    dataset.picture("a.jpg")
+    dataset.image("a.jpg")
     dataset.file("mine.jsonl", json.dumps({"image": "a.jpg", "caption": "x"}))
     monkeypatch.setattr(
         "mgpt.storage.Store.read", lambda store, uri: (_ for _ in ()).throw(ConnectionResetError("reset"))

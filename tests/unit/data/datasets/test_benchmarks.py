@@ -10,7 +10,7 @@ def lines(*rows) -> str:
 
 
 def test_okvqa_joins_questions_and_answers(dataset):
-    dataset.picture("val2014/COCO_val2014_000000297147.jpg")
+    dataset.image("val2014/COCO_val2014_000000297147.jpg")
     question = {"image_id": 297147, "question": "What sport?", "question_id": 2971475}
     dataset.file("okvqa_test_split.json", [question, question | {"question_id": 9}, "no question"])
     answers = [{"answer_id": n, "answer": "race", "raw_answer": "racing"} for n in range(1, 11)]
@@ -29,7 +29,7 @@ def test_okvqa_joins_questions_and_answers(dataset):
 
 
 def test_vsr(dataset, said):
-    dataset.picture("images/train2017/000000085637.jpg")
+    dataset.image("images/train2017/000000085637.jpg")
     row = {
         "image": "000000085637.jpg",
         "image_link": "http://x",
@@ -50,7 +50,7 @@ def test_vsr(dataset, said):
 
 
 def test_iconvqa_keeps_its_choices(dataset, said):
-    dataset.picture("107/image.png")
+    dataset.image("107/image.png")
     row = {"image_id": "107", "question": "Which is next?", "choices": ["a_b", "c"], "answer": 1}
     dataset.file("choose_text_val.json", [row, row | {"answer": 2}, row | {"answer": "c"}, row | {"image_id": "108"}])
     sample, *problems = dataset.read("iconvqa")
@@ -59,7 +59,7 @@ def test_iconvqa_keeps_its_choices(dataset, said):
 
 
 def test_vizwiz(dataset):
-    dataset.picture("val/VizWiz_val_00000000.jpg")
+    dataset.image("val/VizWiz_val_00000000.jpg")
     answers = [{"answer": "basil", "answer_confidence": "yes"}] * 4 + [
         {"answer": "unanswerable", "answer_confidence": "no"}
     ] * 6
@@ -76,7 +76,7 @@ def test_vizwiz(dataset):
 
 
 def test_hateful_memes_keep_the_zeros_of_their_ids(dataset, said):
-    dataset.picture("img/08291.png")
+    dataset.image("img/08291.png")
     row = {"id": "08291", "img": "img/08291.png", "label": 1, "text": 'it\'s "fine"'}
     dataset.file(
         "dev.jsonl",

@@ -17,14 +17,14 @@ def facts(caption: object) -> bytes:
 
 
 def test_a_shard_gives_its_pairs_in_order(dataset, said):
-    picture = dataset.picture("p.jpg")
+    image = dataset.image("p.jpg")
     dataset.file(
         "00000.tar",
         shard(
-            ("000000000.jpg", picture),
+            ("000000000.jpg", image),
             ("000000000.json", facts("A dog.")),
             ("000000000.txt", b"A dog."),
-            ("000000007.jpg", picture),
+            ("000000007.jpg", image),
             ("000000007.txt", b"A cat"),
         ),
     )
@@ -33,7 +33,7 @@ def test_a_shard_gives_its_pairs_in_order(dataset, said):
         "laion",
         "train",
         "caption",
-        picture,
+        image,
         64,
         48,
     )
@@ -44,19 +44,19 @@ def test_a_shard_gives_its_pairs_in_order(dataset, said):
 
 
 def test_members_that_make_no_pair_are_named(dataset):
-    picture = dataset.picture("p.jpg")
+    image = dataset.image("p.jpg")
     link = tarfile.TarInfo("000000009.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     data = shard(
-        ("1.json", facts("no picture")),
-        ("2.jpg", picture),
-        ("3.jpg", picture),
+        ("1.json", facts("no image")),
+        ("2.jpg", image),
+        ("3.jpg", image),
         ("3.json", b"{broken"),
-        ("4.jpg", picture),
+        ("4.jpg", image),
         ("4.json", facts(7)),
-        ("5.jpg", picture),
+        ("5.jpg", image),
         ("5.json", facts("  ")),
-        ("6.jpg", picture),
+        ("6.jpg", image),
         ("6.txt", b"\xff\xfe"),
     )
     file = io.BytesIO(data)
@@ -74,9 +74,9 @@ def test_members_that_make_no_pair_are_named(dataset):
 
 
 def test_a_shard_that_breaks_off_gives_what_came_before(dataset):
-    picture = dataset.picture("p.jpg")
+    image = dataset.image("p.jpg")
     data = shard(
-        *[(f"{n}.{end}", content) for n in range(4) for end, content in (("jpg", picture), ("txt", b"a caption"))]
+        *[(f"{n}.{end}", content) for n in range(4) for end, content in (("jpg", image), ("txt", b"a caption"))]
     )
     dataset.file("00000.tar", data[: len(data) // 2 - 700])
     records = dataset.read("laion")
@@ -90,14 +90,14 @@ def test_a_shard_that_breaks_off_gives_what_came_before(dataset):
     assert dataset.reasons("laion") == [("00000.tar", "unreadable file")]
 
 
-def test_a_damaged_picture_is_left_to_curation(dataset):
-    dataset.file("00000.tar", shard(("1.jpg", b"no picture at all"), ("1.txt", b"a caption")))
+def test_a_damaged_image_is_left_to_curation(dataset):
+    dataset.file("00000.tar", shard(("1.jpg", b"no image at all"), ("1.txt", b"a caption")))
     (sample,) = dataset.samples("laion")
-    assert (sample.image, sample.width, sample.height) == (b"no picture at all", 0, 0)
+    assert (sample.image, sample.width, sample.height) == (b"no image at all", 0, 0)
 
 
 def test_coco_captions_train_on_train2014_only(dataset, said):
-    dataset.picture("images/train2014/COCO_train2014_000000000009.jpg", 30, 20)
+    dataset.image("images/train2014/COCO_train2014_000000000009.jpg", 30, 20)
     rows = [
         {"image": "train2014/COCO_train2014_000000000009.jpg", "caption": "A man.", "image_id": "coco_9"},
         {"image": "val2014/COCO_val2014_000000000042.jpg", "caption": "Restval.", "image_id": "coco_42"},
@@ -112,8 +112,8 @@ def test_coco_captions_train_on_train2014_only(dataset, said):
     assert "COCO_train2014_000000000010.jpg" in problems[1].detail
 
 
-def test_coco_captions_of_other_splits_are_one_sample_a_picture_with_its_objects(dataset):
-    dataset.picture("val2014/COCO_val2014_000000000042.jpg")
+def test_coco_captions_of_other_splits_are_one_sample_a_image_with_its_objects(dataset):
+    dataset.image("val2014/COCO_val2014_000000000042.jpg")
     dataset.file(
         "coco_karpathy_val.json",
         [{"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["a", "b", "c"], "image_id": "coco_42"}],
@@ -135,7 +135,7 @@ def test_coco_captions_of_other_splits_are_one_sample_a_picture_with_its_objects
 
 @pytest.mark.parametrize("folder", ["", "train_images/"])
 def test_textcaps(dataset, said, folder: str):
-    dataset.picture(f"{folder}0054c91397f2fe05.jpg")
+    dataset.image(f"{folder}0054c91397f2fe05.jpg")
     row = {
         "image_id": "0054c91397f2fe05",
         "caption_str": "A sign.",
@@ -151,7 +151,7 @@ def test_textcaps(dataset, said, folder: str):
 
 
 def test_cc_sbu_align_is_raw_and_conversational(dataset, said):
-    dataset.picture("image/2.jpg")
+    dataset.image("image/2.jpg")
     dataset.file(
         "filter_cap.json",
         {"annotations": [{"image_id": "2", "caption": "The image shows: a Dog!"}, {"image_id": 3, "caption": "x"}]},

@@ -19,7 +19,7 @@ ROW = {"id": "000000033471", "image": "000000033471.jpg", "conversations": TALK}
     "path", ["train2014/COCO_train2014_000000033471.jpg", "000000033471.jpg", "images/train2017/000000033471.jpg"]
 )
 def test_conversations_keep_every_turn(dataset, said, path: str):
-    dataset.picture(path)
+    dataset.image(path)
     dataset.file("conversation_58k.json", [ROW])
     (sample,) = dataset.samples("llava_conversation")
     assert sample.task == "instruction"
@@ -35,14 +35,14 @@ def test_conversations_keep_every_turn(dataset, said, path: str):
     ("reader", "file"), [("llava_detail", "detail_23k.json"), ("llava_reason", "complex_reasoning_77k.json")]
 )
 def test_detail_and_reasoning_keep_the_first_turn_and_delete_line_breaks(dataset, said, reader: str, file: str):
-    dataset.picture("COCO_train2014_000000033471.jpg")
+    dataset.image("COCO_train2014_000000033471.jpg")
     dataset.file(file, [ROW, ROW | {"conversations": TALK[:3]}])
     for sample in dataset.samples(reader):
         assert said(sample) == [("user", "What colour isthe bus?"), ("assistant", "White: and\nred.")]
 
 
 def test_conversations_that_break_off_are_named(dataset):
-    dataset.picture("COCO_train2014_000000033471.jpg")
+    dataset.image("COCO_train2014_000000033471.jpg")
     rows = [
         ROW | {"conversations": TALK[:3]},
         ROW | {"conversations": []},
@@ -65,7 +65,7 @@ def test_conversations_that_break_off_are_named(dataset):
 
 @pytest.mark.parametrize("file", ["multitask_conversation.json", "multi_task_conversation.json"])
 def test_multitask_boxes_become_pixels(dataset, said, file: str):
-    dataset.picture("COCO_train2014_000000033471.jpg", 200, 100)
+    dataset.image("COCO_train2014_000000033471.jpg", 200, 100)
     talk = [
         {"from": "human", "value": "[refer] the bus"},
         {"from": "gpt", "value": "<p>bus</p> {<10><20><50><60>}<delim>{<0><0><1><1>}"},

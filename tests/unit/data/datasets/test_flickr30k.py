@@ -9,7 +9,7 @@ CAPTION = "a <p>wooden table</p> {<10><20><50><60>}<delim>{<0><0><9><9>} in <p>t
 
 
 def test_grounded_captions_come_back_to_the_same_text(dataset, said):
-    dataset.picture("flickr30k-images/1000092795.jpg", 500, 333)
+    dataset.image("flickr30k-images/1000092795.jpg", 500, 333)
     dataset.file("groundedcaption.json", [{"image_id": "1000092795", "grounded_caption": CAPTION}])
     (sample,) = dataset.samples("flickr_grounded_caption")
     assert said(sample) == [
@@ -21,7 +21,7 @@ def test_grounded_captions_come_back_to_the_same_text(dataset, said):
 
 
 def test_caption_to_phrases_and_phrase_to_box(dataset, said):
-    dataset.picture("17.jpg", 100, 100)
+    dataset.image("17.jpg", 100, 100)
     dataset.file(
         "captiontobbox.json",
         [
@@ -64,7 +64,7 @@ VOC = """<annotation><filename>36979.jpg</filename><size><width>64</width><heigh
 
 
 def entities(dataset, sentences: str = SENTENCES, annotation: str = VOC) -> None:
-    dataset.picture("images/36979.jpg")
+    dataset.image("images/36979.jpg")
     dataset.file("Sentences/36979.txt", sentences)
     dataset.file("Annotations/36979.xml", annotation)
 

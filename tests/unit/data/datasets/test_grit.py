@@ -36,16 +36,16 @@ ROW = {
 
 
 def write(dataset, rows, layout: str) -> None:
-    picture = dataset.picture("images/000000012.jpg", 64, 48)
+    image = dataset.image("images/000000012.jpg", 64, 48)
     if layout == "shard":
         members = [
             member
             for row in rows
-            for member in ((f"{row['key']}.jpg", picture), (f"{row['key']}.json", json.dumps(row).encode()))
+            for member in ((f"{row['key']}.jpg", image), (f"{row['key']}.json", json.dumps(row).encode()))
         ]
         dataset.file("00000.tar", shard(*members))
         return
-    rows = [row | {"image": {"bytes": picture, "path": None}} for row in rows] if layout == "column" else rows
+    rows = [row | {"image": {"bytes": image, "path": None}} for row in rows] if layout == "column" else rows
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows), file)
     dataset.file("grit.parquet", file.getvalue())

@@ -34,7 +34,7 @@ INSTANCES = {
 
 
 def released(dataset, references, protocol: int = 2, name: str = "refs(unc).p") -> None:
-    dataset.picture("train2014/COCO_train2014_000000581857.jpg")
+    dataset.image("train2014/COCO_train2014_000000581857.jpg")
     dataset.file(name, pickle.dumps(references, protocol=protocol))
     dataset.file("instances.json", INSTANCES)
 
@@ -68,12 +68,12 @@ def test_refcocog_is_read_by_the_name_its_release_has(dataset):
     [("refcoco", "refcoco", "unc"), ("invrefcocop", "refcoco+", "unc"), ("refcocog", "refcocog", "umd")],
 )
 def test_of_a_release_only_the_division_that_is_reported_on_is_read(dataset, reader: str, folder: str, division: str):
-    """REFER's zips hold `refs(google).p` too, whose training has pictures that the other division tests on."""
+    """REFER's zips hold `refs(google).p` too, whose training has images that the other division tests on."""
     for name, released_as in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
         dataset.file(f"{name}/refs({released_as}).p", pickle.dumps([REFERENCE]))
         dataset.file(f"{name}/refs(google).p", pickle.dumps([REFERENCE | {"ref_id": 6}]))
         dataset.file(f"{name}/instances.json", INSTANCES)
-    dataset.picture("train2014/COCO_train2014_000000581857.jpg")
+    dataset.image("train2014/COCO_train2014_000000581857.jpg")
     assert [sample.source for sample in dataset.samples(reader)] == [f"{folder}/refs({division}).p#41"]
 
 
@@ -84,7 +84,7 @@ def test_instances_without_an_id_cost_no_reference(dataset):
     assert len(dataset.samples("refcoco")) == 1
 
 
-def test_references_without_box_picture_or_expression_are_named(dataset):
+def test_references_without_box_image_or_expression_are_named(dataset):
     broken = [
         REFERENCE | {"ref_id": 1, "ann_id": 77},
         REFERENCE | {"ref_id": 2, "image_id": 12},
@@ -104,7 +104,7 @@ def test_references_without_box_picture_or_expression_are_named(dataset):
 
 class Thief:
     def __reduce__(self):
-        return os.system, ("touch /tmp/stolen-by-pickle",)
+        return os.model_name, ("touch /tmp/stolen-by-pickle",)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_pickle_with_code_or_damage_is_not_run(dataset, content: bytes):
 
 
 def test_evaluation_lists_are_keyed_by_reference_and_expression(dataset):
-    dataset.picture("COCO_train2014_000000000042.jpg")
+    dataset.image("COCO_train2014_000000000042.jpg")
     row = {
         "img_id": "COCO_train2014_000000000042_0",
         "sents": "left dog",
@@ -149,7 +149,7 @@ def test_evaluation_lists_are_keyed_by_reference_and_expression(dataset):
 
 def test_evaluation_rows_that_cannot_be_asked_are_named(dataset):
     row = {"img_id": "COCO_train2014_000000000042_0", "sents": "left dog", "bbox": [1, 2, 3, 4]}
-    dataset.picture("COCO_train2014_000000000042.jpg")
+    dataset.image("COCO_train2014_000000000042.jpg")
     dataset.file(
         "refcoco_val.json",
         [row | {"sents": 5}, row | {"bbox": [1, 2]}, row | {"img_id": "COCO_train2014_000000000043_0"}, 7, row],
@@ -163,7 +163,7 @@ def test_evaluation_rows_that_cannot_be_asked_are_named(dataset):
 
 
 def test_visual_genome_takes_small_regions_and_two_parts_of_the_address(dataset, said):
-    dataset.picture("VG_100K_2/107.jpg", 400, 300)
+    dataset.image("VG_100K_2/107.jpg", 400, 300)
     dataset.file(
         "image_data.json",
         [
@@ -190,8 +190,8 @@ def test_visual_genome_takes_small_regions_and_two_parts_of_the_address(dataset,
     assert [problem.reason for problem in problems] == ["not used", "missing image", "missing field"]
 
 
-def test_a_picture_without_regions_costs_no_other_its_own(dataset):
-    dataset.picture("VG_100K/1.jpg", 400, 300)
+def test_a_image_without_regions_costs_no_other_its_own(dataset):
+    dataset.image("VG_100K/1.jpg", 400, 300)
     dataset.file("image_data.json", [None, {"image_id": 1, "url": "https://a/VG_100K/1.jpg"}])
     region = {"region_id": 5, "image_id": 1, "phrase": "clock", "x": 2, "y": 3, "width": 10, "height": 16}
     dataset.file("region_descriptions.json", [{"id": 2}, 7, {"id": 1, "regions": ["none", region]}])

@@ -15,8 +15,8 @@ ROW = {
 
 
 @pytest.mark.parametrize("place", ["val2014/", "images/val2014/", "images/", ""])
-def test_vqav2_keeps_ten_answers_wherever_the_pictures_lie(dataset, place: str):
-    dataset.picture(f"{place}COCO_val2014_000000262148.jpg")
+def test_vqav2_keeps_ten_answers_wherever_the_images_lie(dataset, place: str):
+    dataset.image(f"{place}COCO_val2014_000000262148.jpg")
     dataset.file("vqa_train.json", [ROW])
     (sample,) = dataset.samples("vqav2")
     assert sample.turns == (Turn("user", "What is behind?"), Turn("assistant", "net", tuple(ANSWERS)))
@@ -24,7 +24,7 @@ def test_vqav2_keeps_ten_answers_wherever_the_pictures_lie(dataset, place: str):
 
 
 def test_what_the_original_dropped_in_silence_is_named(dataset):
-    dataset.picture("COCO_val2014_000000262148.jpg")
+    dataset.image("COCO_val2014_000000262148.jpg")
     rows = [
         ROW | {"question_id": 1, "image": "train2014/COCO_train2014_000000000001.jpg"},
         ROW | {"question_id": 2, "answer": []},
@@ -55,7 +55,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(dataset, tmp_path_factory
 
 
 def test_okvqa_is_read_from_its_own_file(dataset):
-    dataset.picture("val2014/COCO_val2014_000000262148.jpg")
+    dataset.image("val2014/COCO_val2014_000000262148.jpg")
     dataset.file("okvqa_train.json", [ROW])
     (sample,) = dataset.samples("okvqa")
     assert (sample.dataset, len(sample.references)) == ("okvqa", 10)
@@ -81,7 +81,7 @@ AOKVQA = {
     ],
 )
 def test_both_layouts_of_aokvqa(dataset, naming, path: str):
-    dataset.picture(path)
+    dataset.image(path)
     dataset.file("aokvqa_v1p0_train.json", [AOKVQA | naming])
     dataset.file("aokvqa_v1p0_val.json", [AOKVQA | naming])
     dataset.file(
@@ -93,13 +93,13 @@ def test_both_layouts_of_aokvqa(dataset, naming, path: str):
     assert validation.extra == {"key": "22MexNkBPpdZGX6sxbxVBH", "choices": ["a", "b", "c", "d"]}
 
 
-def test_aokvqa_without_a_picture_name(dataset):
+def test_aokvqa_without_a_image_name(dataset):
     dataset.file("aokvqa_v1p0_train.json", [AOKVQA])
     assert dataset.reasons("aokvqa") == [("aokvqa_v1p0_train.json#22MexNkBPpdZGX6sxbxVBH", "missing field")]
 
 
 def test_both_layouts_of_gqa(dataset, said):
-    dataset.picture("images/2354786.jpg")
+    dataset.image("images/2354786.jpg")
     dataset.file(
         "train_balanced_questions.json",
         [{"image": "2354786.jpg", "question": "Is it overcast?", "answer": "no", "question_id": "02930152"}],
@@ -121,7 +121,7 @@ def test_both_layouts_of_gqa(dataset, said):
 
 
 def test_ocrvqa_gives_a_sample_a_question_and_keeps_leading_zeros(dataset):
-    dataset.picture("images/0001047655.jpg")
+    dataset.image("images/0001047655.jpg")
     book = {
         "imageURL": "http://x/51iNIsGIWoL._SX1_.jpg",
         "questions": ["Who wrote it?", "Which genre?"],

@@ -71,7 +71,7 @@ def test_every_sample_can_be_rendered_once_flaws_are_gone(records):
 
 
 def test_only_the_documented_records_are_problems(records):
-    # A-OKVQA and VQAv2 name pictures; one in a hundred of VQAv2's training records names one that is gone.
+    # A-OKVQA and VQAv2 name images; one in a hundred of VQAv2's training records names one that is gone.
     reasons = {
         name: Counter(record.reason for record in found if isinstance(record, Problem))
         for name, found in records.items()
@@ -95,7 +95,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(world: Path, t
     assert len(changed) > 50
 
 
-def test_no_picture_of_a_held_out_scene_is_in_training_but_the_planted_ones(records):
+def test_no_image_of_a_held_out_scene_is_in_training_but_the_planted_ones(records):
     train = {
         sample.image
         for sample in samples(records)
@@ -107,7 +107,7 @@ def test_no_picture_of_a_held_out_scene_is_in_training_but_the_planted_ones(reco
     assert len(planted) == COUNTS["train"] // FLAWED_ONE_IN
 
 
-def test_pools_share_no_picture(records):
+def test_pools_share_no_image(records):
     pools = [
         ("laion",),
         ("cc_sbu",),
@@ -136,8 +136,8 @@ def test_planted_flaws_of_web_pairs(records):
 
 
 def _decode(data: bytes | None) -> np.ndarray:
-    with Image.open(io.BytesIO(data or b"")) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data or b"")) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def test_a_box_holds_the_thing_it_names(records):

@@ -36,9 +36,9 @@ def test_a_box_is_the_extent_of_what_is_drawn() -> None:
     for scene in scenes("train", 60, 5):
         if len(scene.things) > 1 or scene.sign:
             continue
-        picture = np.asarray(draw(scene)).astype(int)
+        image = np.asarray(draw(scene)).astype(int)
         thing = scene.things[0]
-        near = np.abs(picture - COLOURS[thing.colour]).sum(-1) < np.abs(picture - BACKGROUNDS[scene.background]).sum(-1)
+        near = np.abs(image - COLOURS[thing.colour]).sum(-1) < np.abs(image - BACKGROUNDS[scene.background]).sum(-1)
         rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
         assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == pytest.approx(thing.box, abs=1)
 

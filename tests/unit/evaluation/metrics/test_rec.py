@@ -57,7 +57,7 @@ def test_which_answers_have_a_box(text, ours, theirs):
     assert (parts.parsed, parts.parts["refer_accuracy_original"].numerator == 1.0) == (ours, theirs)
 
 
-def test_the_original_accepts_coordinates_beyond_the_picture():
+def test_the_original_accepts_coordinates_beyond_the_image():
     assert original_box("{<0><0><120><50>}", 100, 200) == Box(0, 0, 120, 100)
 
 
@@ -77,7 +77,7 @@ def test_an_oracle_is_always_right(truth):
     assert parts["refer_accuracy"].numerator == parts["refer_accuracy_original"].numerator == 1.0
 
 
-def test_several_expressions_of_one_picture_are_scored_apart():
+def test_several_expressions_of_one_image_are_scored_apart():
     left, right = item((0, 0, 100, 100), name="ref 1"), item((400, 300, 600, 460), name="ref 2")
     replies = [Reply(left.references[0], True), Reply(right.references[0], True)]
     scores, _ = score_family(FAMILY, [left, right], replies, chance={}, resamples=200, seed=0)

@@ -63,7 +63,7 @@ def test_digits_articles_and_contractions(text, expected):
 
 
 def test_the_table_of_contractions_has_the_evaluators_size():
-    # 120 entries there, of which four upper-case ones (Id've, I'dve, Im, Ive) and two identities (let's, she's) never change a text
+    # 120 entries there, of which four upper-case ones (Id've, I'dve, Im, Ive) and two fingerprints (let's, she's) never change a text
     assert len(CONTRACTIONS) == 114
     assert {"id've", "im", "shes", "lets"}.isdisjoint(CONTRACTIONS)
 

@@ -20,7 +20,8 @@ from mgpt.config.infrastructure import ClusterSettings
 from mgpt.execution.session import forwarded_environment
 from mgpt.pipeline.fingerprint import Declaration
 from mgpt.pipeline.runner import JOB_INPUTS
-from mgpt.storage import Store, artifacts
+from mgpt.storage import Store
+from mgpt.storage.artifacts import RECORD, ArtifactStore
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -100,7 +101,7 @@ def _submit(
     store: Store,
     project: Path,
 ) -> None:
-    inputs = {path: artifacts.keep(store, project / path) for path in _needed(declared, project)}
+    inputs = {path: ArtifactStore(store).put(project / path) for path in _needed(declared, project)}
     variables = forwarded_environment() | _job_variables(fingerprint, inputs, settings, store, project)
     command = " ".join(
         ["python", "-m", "flows", declared.stage, *([declared.model_name] if declared.model_name else [])]
@@ -137,7 +138,7 @@ def _needed(declared: Declaration, project: Path) -> list[str]:
     paths = set(declared.inputs)
     for path in declared.inputs:
         record = next(
-            (folder / artifacts.RECORD for folder in (project / path).parents if (folder / artifacts.RECORD).is_file()),
+            (folder / RECORD for folder in (project / path).parents if (folder / RECORD).is_file()),
             None,
         )
         paths |= {record.relative_to(project).as_posix()} if record is not None else set()

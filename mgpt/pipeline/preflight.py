@@ -18,7 +18,8 @@ from typing import Any
 
 from mgpt.config import Settings, load, section
 from mgpt.pipeline.fingerprint import RESULTS, declaration
-from mgpt.storage import Entry, Manifest, Store, artifacts
+from mgpt.storage import Entry, Manifest, Store
+from mgpt.storage.artifacts import RECORD, ArtifactStore
 
 # A difference in any of these between nodes changes results or breaks unpickling.
 PACKAGES = ("ray", "torch", "transformers", "peft", "numpy", "pyarrow", "s3fs")
@@ -71,8 +72,8 @@ def check_inputs(stage: str, model_name: str | None, project: Path, store: Store
     made = []
     for path, manifest in _manifests(stage, model_name, project).items():
         if any(entry.uri in wrong for entry in manifest.entries):
-            record = json.loads((project / path).with_name(artifacts.RECORD).read_text(encoding="utf-8"))
-            artifacts.forget(store, record["fingerprint"])
+            record = json.loads((project / path).with_name(RECORD).read_text(encoding="utf-8"))
+            ArtifactStore(store).invalidate(record["fingerprint"])
             made.append(record["name"])
     shown = [*list(wrong.values())[:_SHOWN], *([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])]
     what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 from mgpt.config import JOB_FINGERPRINT, Settings, load, section
 from mgpt.config.restricted_view import DeclaredView
 from mgpt.pipeline.fingerprint import RESULTS, Declaration, declaration, declared_values, identify, input_digests
-from mgpt.storage import Store, artifacts, is_remote, write_atomic
+from mgpt.storage import Store, is_remote, write_atomic
+from mgpt.storage.artifacts import RECORD, ArtifactStore, replace_folder
 
 if TYPE_CHECKING:
     from mgpt.tracking.runs import Tracker
@@ -150,7 +151,7 @@ def run(
         print(describe(declared, fingerprint, settings, store))
         return
     with _alone(store, fingerprint):
-        if artifacts.finished(store, fingerprint) is None:
+        if ArtifactStore(store).outputs(fingerprint) is None:
             if settings.cluster.address and JOB_FINGERPRINT not in os.environ:
                 from mgpt.execution.jobs import follow
 
@@ -163,7 +164,7 @@ def run(
 
 def describe(declared: Declaration, fingerprint: str, settings: Settings, store: Store) -> str:
     """What `--dry` prints: the fingerprint, and whether its work is done, runs, or is to be done."""
-    if artifacts.finished(store, fingerprint) is not None:
+    if ArtifactStore(store).outputs(fingerprint) is not None:
         state = "finished: the outputs are in the store"
     elif settings.cluster.address:
         from mgpt.execution.jobs import job_state
@@ -200,8 +201,8 @@ def _execute(
         timing = clock.reading()
         write_atomic(staging / TIMING, (json.dumps(timing, indent=1, sort_keys=True) + "\n").encode())
         tracker.log_metrics({"seconds": timing["seconds"], "work_seconds": sum(timing["work"].values())})
-        artifacts.finish(store, fingerprint, staging, [path.name for path in staging.iterdir()])
-    artifacts.replace(staging, project / declared.folder)
+        ArtifactStore(store).commit(fingerprint, staging, [path.name for path in staging.iterdir()])
+    replace_folder(staging, project / declared.folder)
     print(text, flush=True)
 
 
@@ -277,11 +278,11 @@ def _alone(store: Store, fingerprint: str) -> Iterator[None]:
 
 
 def _bring_back(declared: Declaration, fingerprint: str, store: Store, project: Path) -> None:
-    outputs = artifacts.finished(store, fingerprint)
+    outputs = ArtifactStore(store).outputs(fingerprint)
     if outputs is None:
         raise RuntimeError(f"{declared.name} ended without a record of {fingerprint} in {store.root}; see its log")
-    artifacts.bring(
-        store, fingerprint, outputs, project / RESULTS / ".staging" / fingerprint, project / declared.folder
+    ArtifactStore(store).restore(
+        fingerprint, outputs, project / RESULTS / ".staging" / fingerprint, project / declared.folder
     )
     print((project / declared.folder / SUMMARY).read_text(encoding="utf-8"))
     print(f"{declared.name}: this work ({fingerprint}) is finished; its outputs are in {declared.folder}")
@@ -290,7 +291,7 @@ def _bring_back(declared: Declaration, fingerprint: str, store: Store, project: 
 def _fetch_inputs(store: Store, project: Path) -> None:
     """In a job: puts the inputs, which the client kept in the store, where the stage looks for them."""
     for path, digest in json.loads(os.environ[JOB_INPUTS]).items():
-        artifacts.fetch(store, digest, project / path)
+        ArtifactStore(store).get(digest, project / path)
 
 
 def _write_record(declared: Declaration, fingerprint: str, settings: Settings, project: Path, staging: Path) -> None:
@@ -306,15 +307,15 @@ def _write_record(declared: Declaration, fingerprint: str, settings: Settings, p
         "inputs": input_digests(project, declared),
         "lineage": lineage,
     }
-    write_atomic(staging / artifacts.RECORD, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(staging / RECORD, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _record_of(path: Path) -> dict[str, Any]:
     """The run.json of the stage whose results a path is part of."""
-    file = next((folder / artifacts.RECORD for folder in path.parents if (folder / artifacts.RECORD).is_file()), None)
+    file = next((folder / RECORD for folder in path.parents if (folder / RECORD).is_file()), None)
     if file is None:
         raise ValueError(
-            f"{path} has no {artifacts.RECORD} beside it, so it is not known where it comes from; run the stage that makes it"
+            f"{path} has no {RECORD} beside it, so it is not known where it comes from; run the stage that makes it"
         )
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content

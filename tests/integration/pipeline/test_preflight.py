@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mgpt.pipeline.preflight import check_inputs, differences, look, preflight, versions
-from mgpt.storage import Manifest, Store, artifacts
+from mgpt.storage import Manifest, Store
+from mgpt.storage.artifacts import RECORD, ArtifactStore
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,8 +61,8 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     store = Store(str(project / "store"))
     for stage in ("download", "curate"):
         folder = project / "results" / stage
-        (folder / artifacts.RECORD).write_text(f'{{"fingerprint": "of-{stage}", "name": "{stage}"}}')
-        artifacts.finish(store, f"of-{stage}", folder, [artifacts.RECORD])
+        (folder / RECORD).write_text(f'{{"fingerprint": "of-{stage}", "name": "{stage}"}}')
+        ArtifactStore(store).commit(f"of-{stage}", folder, [RECORD])
 
     def check(*stage: str) -> None:
         check_inputs(stage[0], stage[1] if stage[1:] else None, project, store)
@@ -74,20 +75,20 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     check("describe")
     with pytest.raises(ValueError, match=r"vqav2/train/0\.parquet: gone"):
         check("pretrain", "minigpt-v2")
-    artifacts.finish(store, "of-curate", project / "results" / "curate", [artifacts.RECORD])
+    ArtifactStore(store).commit("of-curate", project / "results" / "curate", [RECORD])
     (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
     with pytest.raises(ValueError, match="was it emptied") as caught:
         check("pretrain", "minigpt4")
     assert "laion/train/0.parquet: 3 bytes, not 500" in str(caught.value)
     assert str(caught.value).endswith("`dvc repro --force curate` makes them again")
-    assert artifacts.finished(store, "of-curate") is None  # so that it really does
-    assert artifacts.finished(store, "of-download") is not None
+    assert ArtifactStore(store).outputs("of-curate") is None  # so that it really does
+    assert ArtifactStore(store).outputs("of-download") is not None
     shutil.rmtree(project / "store" / "sources" / "backbones" / "vision")
     with pytest.raises(ValueError, match=r"vision/config\.json: gone") as caught:
         check("pretrain", "minigpt4")
     assert "qformer" not in str(caught.value)
     assert "--force download curate" in str(caught.value)
-    assert artifacts.finished(store, "of-download") is None
+    assert ArtifactStore(store).outputs("of-download") is None
 
 
 def test_altered_lost_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:

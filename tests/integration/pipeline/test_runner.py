@@ -14,7 +14,8 @@ import yaml
 
 from mgpt.config.restricted_view import UndeclaredRead
 from mgpt.pipeline.runner import StageContext, run
-from mgpt.storage import Store, artifacts
+from mgpt.storage import Store
+from mgpt.storage.artifacts import ArtifactStore, content_digest
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = """
@@ -99,18 +100,18 @@ def test_a_stage_leaves_results_record_times_and_a_run(project: Path, capsys: py
 def test_the_same_work_is_done_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = Body()
     run("curate", None, body)
-    first = artifacts.content_digest(project / "results" / "curate")
+    first = content_digest(project / "results" / "curate")
     shutil.rmtree(project / "results")
     run("curate", None, body)
     assert body.times == 1
-    assert artifacts.content_digest(project / "results" / "curate") == first
+    assert content_digest(project / "results" / "curate") == first
     change(project, "curate", "rows_per_shard", 7)
     run("curate", None, body)
     assert body.times == 2
     change(project, "curate", "rows_per_shard", 1000)
     run("curate", None, body)
     assert body.times == 2
-    assert artifacts.content_digest(project / "results" / "curate") == first
+    assert content_digest(project / "results" / "curate") == first
     assert "is finished; its outputs are in results/curate" in capsys.readouterr().out
 
 
@@ -176,7 +177,7 @@ def test_dry_does_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_altered_outputs_are_not_brought_back_but_made_again(project: Path) -> None:
     run("curate", None, Body())
     store = Store(str(project / "store"))
-    outputs = artifacts.finished(store, json.loads((project / "results/curate/run.json").read_text())["fingerprint"])
+    outputs = ArtifactStore(store).outputs(json.loads((project / "results/curate/run.json").read_text())["fingerprint"])
     assert outputs is not None
     store.write(store.uri("content", outputs["weights"], "a"), b"else")
     body = Body()

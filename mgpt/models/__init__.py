@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from mgpt.models.prompt_formats import PROMPT_FORMATS, PromptFormat
 
 _HOMES = {
-    "BackboneReference": "configuration",
-    "MiniGPTConfig": "configuration",
-    "PROMPT_FORMATS": "formats",
-    "PromptFormat": "formats",
-    "MiniGPTImageProcessor": "image",
-    "MiniGPTForConditionalGeneration": "modeling",
-    "MiniGPTOutput": "modeling",
-    "MiniGPTProcessor": "processor",
+    "BackboneReference": "configuration_minigpt",
+    "MiniGPTConfig": "configuration_minigpt",
+    "PROMPT_FORMATS": "prompt_formats",
+    "PromptFormat": "prompt_formats",
+    "MiniGPTImageProcessor": "image_processing_minigpt",
+    "MiniGPTForConditionalGeneration": "modeling_minigpt",
+    "MiniGPTOutput": "modeling_minigpt",
+    "MiniGPTProcessor": "processing_minigpt",
 }
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] != "formats":
-        for home in ("modeling", "processor"):
+    if _HOMES[name] != "prompt_formats":
+        for home in ("modeling_minigpt", "processing_minigpt"):
             import_module(f"{__name__}.{home}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

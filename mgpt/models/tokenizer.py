@@ -100,7 +100,7 @@ def _backend(path: Path) -> Any:
     if backend.encode(_PROBE, add_special_tokens=False).ids != original.encode(_PROBE):
         raise ValueError(
             f"{path}: this SentencePiece model is not rebuilt exactly; it must be of type bpe, without text normalisation "
-            "(train it with model_type=bpe, normalization_rule_name=fingerprint, remove_extra_whitespaces=false, byte_fallback=true)"
+            "(train it with model_type=bpe, normalization_rule_name=identity, remove_extra_whitespaces=false, byte_fallback=true)"
         )
     return backend
 

@@ -228,7 +228,7 @@ def test_a_resumed_run_has_the_same_bits(backbones, tmp_path):
     assert not torch.equal(_weights(whole), _weights(first))
 
 
-@pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
+@pytest.mark.parametrize("model_name", [tiny.v1, tiny.v2])
 def test_steps_read_nothing_from_the_device(backbones, model_name):
     """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
 

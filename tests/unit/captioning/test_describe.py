@@ -10,7 +10,8 @@ from mgpt.captioning.describe import CHECKPOINT, DescribeRequest, choose_images,
 from mgpt.config.evaluation import DescribeSettings
 from mgpt.data.types import SCHEMA, Sample
 from mgpt.data.vocabulary import load_vocabulary
-from mgpt.inference.types import Answer, answer_here
+from mgpt.inference.engine import answer_here
+from mgpt.inference.types import Answer
 from mgpt.storage import Manifest, Store
 
 SOUND = "The image shows a red circle at the top and nothing else at all."

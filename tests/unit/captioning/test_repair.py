@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from mgpt.captioning.repair import PROMPT, Repaired, ask_endpoint, change, read_reply, repair_by_rules, repairer
 from mgpt.config.evaluation import RepairSettings
-from mgpt.evaluation.metrics.degeneration import has_repetition
+from mgpt.inference.degeneration import has_repetition
 
 
 @pytest.mark.parametrize(

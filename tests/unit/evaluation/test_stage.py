@@ -38,7 +38,7 @@ def request(curated, backbones, checkpoints, out):
 
 
 def test_from_shards_to_report_and_images(curated, backbones, checkpoints, tmp_path):
-    found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"))
+    found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), answer_here)
     assert list(found.scores) == ["untrained", "pretrain", "instruct"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, IMAGES}
 

@@ -1,9 +1,9 @@
 import pytest
 
 from mgpt.config.evaluation import GenerationSettings
-from mgpt.inference.engine import Answerer
+from mgpt.inference.engine import Answerer, answer_here
 from mgpt.inference.generation import answer
-from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource, Request, answer_here
+from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource, Request
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor, assembly
 
 PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}

@@ -248,7 +248,7 @@ def test_quantization_without_bitsandbytes(backbones, monkeypatch):
         MiniGPTForConditionalGeneration.from_backbones(**backbones, quantization="4bit")
 
 
-@pytest.mark.parametrize("system", [tiny.v1, tiny.v2])
+@pytest.mark.parametrize("model_name", [tiny.v1, tiny.v2])
 def test_image_parts_in_half_precision_run_outside_autocast(backbones, model_name):
     """There autocast would take norms to float32 and back; parts in float32 stay under it."""
     model, pixels, under = (

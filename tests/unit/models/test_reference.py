@@ -204,7 +204,7 @@ def test_a_caption_of_exactly_the_limit_and_one_beyond(tmp_path):
 
 
 @pytest.mark.parametrize("sides", [(56, 56), (56, 112), (56, 168), (56, 28)])
-@pytest.mark.parametrize("system", ["minigpt4", "minigpt-v2"])
+@pytest.mark.parametrize("model_name", ["minigpt4", "minigpt-v2"])
 def test_position_embeddings_of_other_sizes(model_name, sides, tmp_path):
     """`pre_img` is what the tower's file was trained at, `img` what the model is built for."""
     case = Case(model_name, files(model_name, tmp_path, pre_img=sides[0], img=sides[1]))

@@ -75,7 +75,7 @@ def counted(
 
 
 @pytest.mark.parametrize(
-    ("stage", "system"),
+    ("stage", "model_name"),
     [("pretrain", "minigpt4"), ("pretrain", "minigpt-v2"), ("multitask", "minigpt-v2"), ("instruct", "minigpt-v2")],
 )
 def test_the_average_row_is_as_long_as_planned(

@@ -104,7 +104,7 @@ def test_references_without_box_image_or_expression_are_named(dataset):
 
 class Thief:
     def __reduce__(self):
-        return os.model_name, ("touch /tmp/stolen-by-pickle",)
+        return os.system, ("touch /tmp/stolen-by-pickle",)
 
 
 @pytest.mark.parametrize(

@@ -291,10 +291,12 @@ class Trials:
     def audited(self, name: str, steps: int = STEPS) -> dict[str, int]:
         """How many samples the run lost and repeated."""
         from mgpt.execution.data_feed import Feed, SampleReader
-        from mgpt.models.loading import Start
+        from mgpt.models.loading import ModelSpec
 
         feed = Feed.of(
-            SETTINGS.model_copy(update={"steps": steps}), Manifest.load(self.folder / "manifest.json"), Start({}, None)
+            SETTINGS.model_copy(update={"steps": steps}),
+            Manifest.load(self.folder / "manifest.json"),
+            ModelSpec({}, None),
         )
         mixture, reader = feed.mixture(), SampleReader(feed.entries())
 

@@ -1,7 +1,7 @@
 """Training steps of the published models' full sizes on one GPU, with random weights: samples/s, MFU and memory by technique.
 
 Weights are drawn on the device and token ids at random, so nothing is downloaded and neither Ray nor MLflow is needed. The steps run in
-the project's own loop, and the figures are the last row of its curve; the rule of MFU is in `mgpt.training.flops`. Samples a GPU are the
+the project's own trainer, and the figures are the last row of its curve; the rule of MFU is in `mgpt.training.flops`. Samples a GPU are the
 published global batch over the published GPUs; lengths of texts are our choice, drawn evenly from a range, the second half supervised.
 
 ways: `port` pads to the longest and computes logits at every position; `supervised` computes the head where a token is supervised;
@@ -35,21 +35,22 @@ from train_step import machine
 
 from mgpt.config.training import TrainingSettings
 from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, language
-from mgpt.models.fused_llama import make_lean
-from mgpt.models.presets import preset, system_config
+from mgpt.models.fused_llama import fuse_llama_layers
+from mgpt.models.presets import architecture_config, preset
 from mgpt.training.batch import IGNORE, Batch, cut_packed
-from mgpt.training.callbacks.metrics_logger import Curve
-from mgpt.training.callbacks.monitors import Compute, Memory
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.determinism import be_deterministic
+from mgpt.training.callbacks.memory import MemoryUsage
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
+from mgpt.training.callbacks.mfu import ModelFlops
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.determinism import set_determinism
 from mgpt.training.flops import StepFlops
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.trainer import Loop
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS, StepBatches
 
 DISTINCT = 4  # batches that the steps go through
-WHOLE = language.WHOLE_LOGITS_BYTES
+WHOLE = language.MAX_LOGITS_BYTES
 SHOWN = ("samples_per_second", "tokens_per_second", "teraflops", "mfu", "memory_gib", "step_seconds", "padding")
 
 
@@ -123,7 +124,7 @@ def tiny(name: str) -> MiniGPTConfig:
         "qformer": qformer,
         "lora": {"r": 4, "alpha": 8},
     }
-    return system_config("minigpt4" if name.startswith("minigpt4") else "minigpt-v2", text, sizes)
+    return architecture_config("minigpt4" if name.startswith("minigpt4") else "minigpt-v2", text, sizes)
 
 
 def build(config: MiniGPTConfig, device: torch.device) -> MiniGPTForConditionalGeneration:
@@ -141,7 +142,7 @@ def build(config: MiniGPTConfig, device: torch.device) -> MiniGPTForConditionalG
 def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
     """As a worker with `deterministic` has it, within."""
     if wanted:
-        be_deterministic(device, True)
+        set_determinism(device, True)
     try:
         yield
     finally:
@@ -207,22 +208,22 @@ def _measured(
     config = model.config
     model.set_activation_checkpointing(language=way.checkpointed)
     if way.lean:
-        make_lean(model.language_model)
-    language.WHOLE_LOGITS_BYTES = 0 if way.fused_head else WHOLE
+        fuse_llama_layers(model.language_model)
+    language.MAX_LOGITS_BYTES = 0 if way.fused_head else WHOLE
     attention = "varlen" if way.packed else "sdpa"
     model.language_model.set_attn_implementation(attention)
     common = {"format": config.prompt_format, "mixture": {"random": 1.0}, "learning_rate": 1e-4, "precision": "bf16"}
     settings = TrainingSettings(
         **common, steps=2 * steps, global_batch_size=stage.samples, micro_batch_size=stage.samples
     )
-    curve = Curve(steps, gauges=(Compute(StepFlops.of(model)), Memory()))
+    curve = MetricsLogger(steps, metrics=(ModelFlops(StepFlops.of(model)), MemoryUsage()))
     parameters = model.trainable_parameters()
     trained: Any = AllLogits(model) if way.all_logits else model
-    parallel = Replicated(parameters, len(TOTALS))
-    loop = Loop(
+    parallel = DataParallel(parameters, len(TOTALS))
+    trainer = Trainer(
         trained,
-        make_optimiser(parameters, settings),
-        make_schedule(settings),
+        make_optimizer(parameters, settings),
+        make_lr_scheduler(settings),
         parallel,
         settings,
         device,
@@ -232,7 +233,7 @@ def _measured(
     steps_of_batches = batches(config, stage, way)
     if device.type == "cuda":
         steps_of_batches = [[batch.pinned() for batch in step] for step in steps_of_batches]
-    loop.run(_endless(steps_of_batches))
+    trainer.run(_endless(steps_of_batches))
     return {name: curve.rows[-1][name] for name in SHOWN if name in curve.rows[-1]}
 
 

@@ -33,14 +33,14 @@ from mgpt.data.synthetic import language
 from mgpt.data.synthetic.world import draw, scenes
 from mgpt.data.types import SCHEMA, Sample, Turn
 from mgpt.execution.data_feed import Feed, Preparer, stream, worker_dataset
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from mgpt.storage import Manifest, Store
-from mgpt.training.callbacks.metrics_logger import Curve
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.prefetch import ahead
-from mgpt.training.trainer import Loop
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.prefetch import prefetch
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS
 
 BACKBONES = Path(__file__).parents[1] / "mgpt" / "models" / "shapes"
@@ -95,12 +95,12 @@ def feed_rate(feed: Feed) -> float:
 
 def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
     """The last rows of the curve, averaged."""
-    model = feed.start.model().train()
+    model = feed.start.load_model().train()
     parameters = model.trainable_parameters()
-    curve = Curve(settings.log_every)
-    parallel, device = Replicated(parameters, len(TOTALS)), torch.device("cpu")
-    loop = Loop(
-        model, make_optimiser(parameters, settings), make_schedule(settings), parallel, settings, device, [curve]
+    curve = MetricsLogger(settings.log_every)
+    parallel, device = DataParallel(parameters, len(TOTALS)), torch.device("cpu")
+    loop = Trainer(
+        model, make_optimizer(parameters, settings), make_lr_scheduler(settings), parallel, settings, device, [curve]
     )
     loop.run(ahead(lambda: stream(worker_dataset(feed, 0, 0, 1, 1).iterator()), 2))
     rows = curve.rows[2:]
@@ -112,7 +112,7 @@ def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
 
 def measure(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """All three, on the same samples."""
-    start = Start(
+    start = ModelSpec(
         {"vision": str(BACKBONES / "vision"), "language": str(BACKBONES / "language")},
         None,
         {"merge": 4, "lora": {"r": 16, "lora_alpha": 32}},

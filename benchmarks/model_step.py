@@ -120,9 +120,9 @@ def our_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Tens
 def stepper(
     model: MiniGPTForConditionalGeneration, config: dict[str, Any], loss_of: Callable[..., torch.Tensor]
 ) -> Step:
-    """One optimiser step on a batch, returning the loss; the trained weights are the caller's own."""
+    """One optimizer step on a batch, returning the loss; the trained weights are the caller's own."""
     wanted = config["optimizer"]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.trainable_parameters().values(),
         lr=wanted["lr"],
         weight_decay=wanted["weight_decay"],
@@ -130,9 +130,9 @@ def stepper(
     )
 
     def step(batch: dict[str, torch.Tensor]) -> float:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = loss_of(model, batch)
-        optimiser.step()
+        optimizer.step()
         return loss.item()
 
     return step

@@ -28,17 +28,17 @@ from mgpt.config import Settings, load
 from mgpt.config.models import LoraSettings
 from mgpt.data.packing import pack_rows
 from mgpt.models import MiniGPTForConditionalGeneration
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.planning.accelerators import measured_cpu
 from mgpt.planning.memory import Kinds, Rows, Way, training_memory
 from mgpt.planning.sizes import Sizes
 from mgpt.planning.stages import sizes_for
 from mgpt.planning.work import Lengths, training_flops
 from mgpt.training.batch import Batch
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.trainer import Loop
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +139,7 @@ def settings_of(case: Case) -> Settings:
     return settings.model_copy(update={"models": {**settings.models, case.model_name: model}})
 
 
-def make_loop(case: Case) -> Loop:
+def make_loop(case: Case) -> Trainer:
     """One worker's training of a model of params.yaml, on the shipped backbones."""
     settings = settings_of(case)
     chosen, training = (
@@ -152,10 +152,10 @@ def make_loop(case: Case) -> Loop:
     model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=chosen.merge, lora=chosen.lora, **held)
     model.train().set_activation_checkpointing(language=case.recomputed)
     if case.lean:
-        make_lean(model.language_model)
-    parameters, schedule = model.trainable_parameters(), make_schedule(training)
-    optimiser, parallel = make_optimiser(parameters, training), Replicated(parameters, len(TOTALS))
-    return Loop(model, optimiser, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
+        fuse_llama_layers(model.language_model)
+    parameters, schedule = model.trainable_parameters(), make_lr_scheduler(training)
+    optimiser, parallel = make_optimizer(parameters, training), DataParallel(parameters, len(TOTALS))
+    return Trainer(model, optimiser, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
 
 
 def planned(case: Case, sizes: Sizes) -> float:
@@ -176,7 +176,7 @@ def measure(case: Case) -> dict[str, Any]:
     loop, sizes = make_loop(case), sizes_for(settings_of(case), case.model_name)
     loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
-    moments = [value for state in loop.optimiser.state.values() for value in state.values()]
+    moments = [value for state in loop.optimizer.state.values() for value in state.values()]
     staying = [
         *loop.model.parameters(),
         *loop.model.buffers(),

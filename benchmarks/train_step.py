@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.training.batch import IGNORE, cut_packed
 
 PACK_TOKENS = 1500  # all samples of a step in one row
@@ -113,17 +113,17 @@ class Runner:
         if way.packed:
             self.model.language_model.set_attn_implementation("varlen")
         if way.lean:
-            make_lean(self.model.language_model)
+            fuse_llama_layers(self.model.language_model)
         betas = tuple(wanted["betas"])
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             trained, lr=wanted["lr"], weight_decay=wanted["weight_decay"], betas=betas, fused=way.fused
         )
         self.losses: list[Tensor | float] = []
 
     def step(self, raw: Raw) -> None:
-        """One optimiser step. The images are pixels, or features where the way has a cache."""
+        """One optimizer step. The images are pixels, or features where the way has a cache."""
         talks, images = raw
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         tensors = self._tokens(talks)
         supervised = (tensors["labels"][:, 1:] != IGNORE).sum()
         total = torch.zeros(())
@@ -132,7 +132,7 @@ class Runner:
                 loss = self._loss(inputs, supervised)
             loss.backward()
             total += loss.detach()
-        self.optimiser.step()
+        self.optimizer.step()
         self.losses.append(total if self.way.no_reads else total.item())
 
     def _tokens(self, talks: list[list[dict[str, str]]]) -> dict[str, Tensor]:

@@ -65,9 +65,9 @@ def train_stage(context: StageContext, model_name: str, manifest: Path, weights:
 def planned(request: TrainRequest) -> Mixture:
     """The plan that the workers followed. Call it after `context.ray()`: its modules import Ray, which must first be told its token."""
     from mgpt.execution.data_feed import Feed
-    from mgpt.models.loading import Start
+    from mgpt.models.loading import ModelSpec
 
-    return Feed.of(request.settings, request.manifest, Start(request.backbones, None)).mixture()
+    return Feed.of(request.settings, request.manifest, ModelSpec(request.backbones, None)).mixture()
 
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:

@@ -26,7 +26,7 @@ from mgpt.captioning.review import ReviewRow, digest, read_review, write_review
 from mgpt.config.evaluation import DescribeSettings
 from mgpt.data.tasks import IMAGE_PREFIX
 from mgpt.data.types import SCHEMA, Sample, Turn
-from mgpt.inference.types import Answer, AnswerAll, Ask, ModelSource, Request
+from mgpt.inference.types import CheckpointRequest, GenerationBackend, GenerationOutput, GenerationRequest, ModelSource
 from mgpt.storage import Entry, Manifest, Store, write_atomic
 
 DATASET, TASK, SPLIT = "described", "describe", "train"
@@ -56,7 +56,7 @@ class Description:
     """
 
     sample: Sample
-    answer: Answer
+    answer: GenerationOutput
     repaired: Repaired
     change: float
     reason: str
@@ -94,7 +94,7 @@ class DescribeResult:
         }
 
 
-def describe(request: DescribeRequest, answer_all: AnswerAll) -> DescribeResult:
+def describe(request: DescribeRequest, answer_all: GenerationBackend) -> DescribeResult:
     """Write the surviving descriptions as curated Samples (dataset `described`, task `describe`), `manifest.json`, `review.csv`,
     `metrics.json` and `report.md`.
 
@@ -175,12 +175,17 @@ def _read_rows(
     return found
 
 
-def _generate(request: DescribeRequest, samples: Sequence[Sample], answer_all: AnswerAll) -> list[Answer]:
+def _generate(
+    request: DescribeRequest, samples: Sequence[Sample], answer_all: GenerationBackend
+) -> list[GenerationOutput]:
     settings = request.settings
     message = {"role": "user", "content": IMAGE_PREFIX + settings.prompt}
     asks = [
-        Ask(
-            Request((sample.image or b"",), (message,)), (CHECKPOINT,), settings.max_new_tokens, settings.continue_below
+        CheckpointRequest(
+            GenerationRequest((sample.image or b"",), (message,)),
+            (CHECKPOINT,),
+            settings.max_new_tokens,
+            settings.continue_below,
         )
         for sample in samples
     ]
@@ -192,7 +197,9 @@ def _generate(request: DescribeRequest, samples: Sequence[Sample], answer_all: A
     return [found[CHECKPOINT] for found in answers]
 
 
-def _mend(settings: DescribeSettings, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Description]:
+def _mend(
+    settings: DescribeSettings, samples: Sequence[Sample], answers: Sequence[GenerationOutput]
+) -> list[Description]:
     mend, filters = repairer(settings.repair), Filters(settings.filters)
     with ThreadPoolExecutor(CALLS_AT_ONCE if settings.repair.url else 1) as pool:
         mended = list(pool.map(mend, (given.text for given in answers)))

@@ -8,7 +8,7 @@ from collections import Counter
 from mgpt.config.evaluation import FilterSettings
 from mgpt.data.text_utils import sentences, words
 from mgpt.data.vocabulary import load_vocabulary
-from mgpt.inference.degeneration import failures
+from mgpt.inference.degeneration import degeneration_kinds
 
 # Kinds of leftovers that the paper names: the repairing model's own apologies.
 APOLOGIES = (
@@ -35,7 +35,7 @@ class Filters:
         named."""
         settings = self.settings
         lowered = text.lower().replace("’", "'")
-        broken = failures(text, True)
+        broken = degeneration_kinds(text, True)
         rules = (
             ("apology", any(apology in lowered for apology in APOLOGIES)),
             ("too_short", len(text) < settings.minimum_characters or len(sentences(text)) < settings.minimum_sentences),

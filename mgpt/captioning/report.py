@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mgpt.inference.degeneration import failures
-from mgpt.inference.types import Answer
+from mgpt.inference.degeneration import degeneration_kinds
+from mgpt.inference.types import GenerationOutput
 from mgpt.storage import write_atomic
 
 EXAMPLES = 5
-Row = tuple[Answer, str, float, str]  # generated, mended, change, reason for dropping
+Row = tuple[GenerationOutput, str, float, str]  # generated, mended, change, reason for dropping
 
 
 def write_describe_report(counts: Mapping[str, int], rows: Sequence[Row], out: Path) -> None:
@@ -28,8 +28,8 @@ def measure(counts: Mapping[str, int], rows: Sequence[Row]) -> dict[str, object]
     """Counts, failure rates of the generated and of the kept texts, and quantiles of the change of the kept."""
     kept = [(mended, change) for _, mended, change, reason in rows if not reason]
     changes = [change for _, change in kept] or [0.0]
-    before = [bool(failures(generated.text, generated.finished)) for generated, *_ in rows]
-    after = [bool(failures(mended, True)) for mended, _ in kept]
+    before = [bool(degeneration_kinds(generated.text, generated.finished)) for generated, *_ in rows]
+    after = [bool(degeneration_kinds(mended, True)) for mended, _ in kept]
     return {
         "counts": dict(counts),
         "failure_rate_generated": float(np.mean(before)) if before else 0.0,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgpt.models.presets import MODEL_NAMES
+from mgpt.models.presets import ARCHITECTURES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     original = forms.add_parser("original", help="join the original files into one Hugging Face folder")
     backbones = forms.add_parser("backbones", help="the original vision side as frozen base folders, to train from")
     for form in (original, backbones):
-        form.add_argument("model_name", choices=MODEL_NAMES)
+        form.add_argument("model_name", choices=ARCHITECTURES)
         form.add_argument("--eva-vit", type=Path, required=True, help="eva_vit_g.pth")
         form.add_argument("--qformer", type=Path, help="blip2_pretrained_flant5xxl.pth, for minigpt4")
         form.add_argument("--sizes", type=Path, help="JSON of non-standard sizes")

@@ -1,6 +1,6 @@
-"""Names of the original code's parameters and ours, both ways, and reading its files.
+"""Maps parameter names between the original code and ours, and reads the original's files.
 
-Source of the original names: the modules of eva_vit.py, Qformer.py, minigpt4.py, minigpt_v2.py and peft 0.2.0's wrapping.
+Sources of the original names: eva_vit.py, Qformer.py, minigpt4.py, minigpt_v2.py, and peft 0.2.0's wrappers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _QFORMER = (
     ("ttention.attention.", "ttention.self."),  # attention and crossattention
 )
 _QKV_BIAS = ".attn.qkv.bias"
-# Buffers that the original saves and transformers computes; kept out when reading, written again when going back.
+# Buffers that the original saves and transformers computes: dropped when reading, added when converting back.
 DROPPABLE_BUFFERS = ("rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
 
 
 def original_name(ours: str, lora: bool) -> str:
-    """The original's name of one of our parameters; `lora` says whether its language model is wrapped by peft.
+    """Returns the original's name of one of our parameters. lora: whether its language model is wrapped by peft.
 
-    A tower's query-key-value bias keeps the made-up name `...attn.qkv.bias`: the original stores two thirds of it apart (`split_bias`).
+    A tower's query-key-value bias becomes `...attn.qkv.bias`, which `split_bias` divides as the original stores it.
     """
     if ours.startswith("vision_tower."):
         return _replace(ours, _VISION)
@@ -55,14 +55,14 @@ def original_name(ours: str, lora: bool) -> str:
 
 
 def to_original_state(ours: Mapping[str, torch.Tensor], lora: bool) -> dict[str, torch.Tensor]:
-    """Our tensors under the original's names."""
+    """Renames our tensors to the original's names."""
     return split_bias({original_name(name, lora): tensor for name, tensor in ours.items()})
 
 
 def to_our_state(original: Mapping[str, torch.Tensor], ours: Iterable[str], lora: bool) -> dict[str, torch.Tensor]:
-    """The original's tensors under our names.
+    """Renames the original's tensors to our names.
 
-    ours: the names wanted. Raises ValueError that lists what is missing and what is left over.
+    ours: the names expected. Raises ValueError that lists missing and unexpected names.
     """
     names = {original_name(name, lora): name for name in ours}
     given = join_bias(original)
@@ -74,7 +74,7 @@ def to_our_state(original: Mapping[str, torch.Tensor], ours: Iterable[str], lora
 
 
 def split_bias(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each query-key-value bias as the original's q_bias and v_bias; its key part is always zero (eva_vit.py:118-124)."""
+    """Splits each query-key-value bias into q_bias and v_bias; its key part is zero (eva_vit.py:118-124)."""
     out = {}
     for name, tensor in state.items():
         if name.endswith(_QKV_BIAS):
@@ -86,7 +86,7 @@ def split_bias(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def join_bias(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `split_bias`; a lone q_bias or v_bias stays, to be reported as unexpected."""
+    """Inverts `split_bias`. A q_bias or v_bias without its counterpart is kept, and so reported as unexpected."""
     out = dict(state)
     for name in state:
         stem = name.removesuffix("q_bias")
@@ -97,9 +97,10 @@ def join_bias(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def eva_state(path: str | Path, depth: int) -> dict[str, torch.Tensor]:
-    """The vision tower's file under the names of the whole original model.
+    """Returns the vision tower's tensors by their names in the whole original model.
 
-    Blocks beyond `depth` are left out, as the original does on purpose (BLIP-2 reads the last block but one), with the final norm and head.
+    Drops the final norm, the head and blocks beyond `depth`, as the original does (BLIP-2 reads the last block but
+    one).
     """
     state = {}
     for name, tensor in tensors_of(path).items():
@@ -111,7 +112,10 @@ def eva_state(path: str | Path, depth: int) -> dict[str, torch.Tensor]:
 
 
 def blip2_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Q-Former, query tokens and ln_vision of the BLIP-2 file, without its text layers, heads and T5 projection (minigpt4.py:101-106)."""
+    """Returns Q-Former, query tokens and ln_vision of the BLIP-2 file.
+
+    Drops its text layers, heads and T5 projection, as the original does (minigpt4.py:101-106).
+    """
     dropped = re.compile(
         r"Qformer\.cls\.|t5_proj\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|"
         r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\."
@@ -124,20 +128,23 @@ def blip2_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def released_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """A checkpoint of the original runner: its trained parameters, peft's newer spelling `lora_A.default.weight` included."""
+    """Returns the trained parameters in a checkpoint of the original runner.
+
+    Also reads peft's later `lora_A.default.weight`.
+    """
     state = {name: tensor for name, tensor in tensors_of(path).items() if not name.endswith(DROPPABLE_BUFFERS)}
     renamed = {name.replace(".default.weight", ".weight"): tensor for name, tensor in state.items()}
     if len(renamed) != len(state):
         twice = [name for name in state if ".default." in name and name.replace(".default.weight", ".weight") in state]
-        raise ValueError(f"{path}: both spellings of one weight: {', '.join(twice)}; keep one")
+        raise ValueError(f"{path}: both spellings of one weight: {', '.join(twice)}; remove one of them")
     return renamed
 
 
 def tensors_of(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` file, those under "model" where there is such a key.
+    """Reads the tensors of a `.pth` file, those under the key "model" if there is one.
 
-    Only tensors and plain containers are unpickled, so that a file cannot run code. Raises ValueError for an absent, cut or foreign file,
-    and for values that are not finite.
+    Only tensors and plain containers are unpickled, so that a file cannot run code. Raises ValueError for a file that
+    is absent, truncated or of another kind, and for values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -145,9 +152,9 @@ def tensors_of(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors, and unpickling that can run code, or it is no pickle"
+        reason = "it holds more than tensors, which could run code when unpickled, or it is not a pickle"
         raise ValueError(f"{path}: refused, since {reason} ({error})") from error
-    except Exception as error:  # zip, pickle and torch's reader each raise their own for a cut file
+    except Exception as error:  # zip, pickle and torch's reader each raise their own for a truncated file
         raise ValueError(
             f"{path}: cannot be read; is the download complete? ({type(error).__name__}: {error})"
         ) from error
@@ -170,11 +177,13 @@ def _is_weight(name: object, tensor: object) -> bool:
 
 
 def _found(state: object) -> str:
-    """What stands where tensors are expected, in words."""
+    """Describes what was found in place of a dict of tensors."""
     if not isinstance(state, dict) or not state:
         return f"{type(state).__name__} of {len(state)}" if isinstance(state, (list, dict)) else type(state).__name__
     name, value = next(entry for entry in state.items() if not _is_weight(*entry))
-    return f"{name!r}: {f'a {value.layout} tensor on {value.device}' if isinstance(value, torch.Tensor) else type(value).__name__}"
+    if isinstance(value, torch.Tensor):
+        return f"{name!r}: a {value.layout} tensor on {value.device}"
+    return f"{name!r}: {type(value).__name__}"
 
 
 def _replace(name: str, rules: Iterable[tuple[str, str]]) -> str:

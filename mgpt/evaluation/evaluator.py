@@ -17,7 +17,7 @@ from mgpt.evaluation.metrics.rec import FAMILY as REFER
 from mgpt.evaluation.metrics.reg import FAMILY as IDENTIFY
 from mgpt.evaluation.metrics.vqa import FAMILY as VQA
 from mgpt.evaluation.scoring import Family, Judgement, Reply, Score, chance_levels, score_family
-from mgpt.inference.types import Answer, AnswerAll, Ask, ModelSource, Request
+from mgpt.inference.types import CheckpointRequest, GenerationBackend, GenerationOutput, GenerationRequest, ModelSource
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prediction:
 
     checkpoint: str
     item: Item
-    answer: Answer | None
+    answer: GenerationOutput | None
     judgement: Judgement
 
 
@@ -65,7 +65,7 @@ def run_suite(
     backbones: Mapping[str, str | Path],
     checkpoints: Mapping[str, Path],
     *,
-    answer_all: AnswerAll,
+    answer_all: GenerationBackend,
     tasks: Mapping[str, Task] | None = None,
 ) -> Evaluation:
     """Ask and score. `checkpoints`: name -> folder of trained weights, in the order of training; `untrained` needs none.
@@ -102,18 +102,20 @@ def choose_items(
     return items
 
 
-def _ask(settings: ModelEvaluationSettings, item: Item, position: int) -> Ask:
+def _ask(settings: ModelEvaluationSettings, item: Item, position: int) -> CheckpointRequest:
     asked = settings.tasks[item.task]
     early = settings.checkpoints if position < asked.early_items else settings.checkpoints[-1:]
     choices = item.choices if item.dataset in settings.ranked_datasets else ()
-    return Ask(Request((item.image,), item.messages), tuple(early), asked.max_new_tokens, choices=choices)
+    return CheckpointRequest(
+        GenerationRequest((item.image,), item.messages), tuple(early), asked.max_new_tokens, choices=choices
+    )
 
 
 def score_answers(
     model_name: str,
     settings: ModelEvaluationSettings,
     items: Mapping[str, Sequence[Item]],
-    answers: Mapping[str, Mapping[str, Answer]],
+    answers: Mapping[str, Mapping[str, GenerationOutput]],
 ) -> Evaluation:
     """`answers`: item id -> checkpoint -> answer; a checkpoint that was asked and is not there counts as missing."""
     known = families(load_vocabulary(settings.vocabulary))

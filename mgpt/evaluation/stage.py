@@ -14,7 +14,7 @@ from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
 from mgpt.evaluation.evaluator import Evaluation, run_suite
 from mgpt.evaluation.report import write_report
-from mgpt.inference.types import AnswerAll
+from mgpt.inference.types import GenerationBackend
 from mgpt.reporting.visualize import write_gallery
 from mgpt.storage import Manifest, Store
 
@@ -39,7 +39,7 @@ class EvaluateRequest:
     tasks: Mapping[str, Task] | None = None
 
 
-def evaluate(request: EvaluateRequest, answer_all: AnswerAll) -> Evaluation:
+def evaluate(request: EvaluateRequest, answer_all: GenerationBackend) -> Evaluation:
     """Ask every checkpoint, score, and write `report.FILES` and `images.png` into `request.out`.
 
     `answer_all` is who answers: this process, or actors on a cluster (`mgpt.execution.batch_inference`).

@@ -14,22 +14,22 @@ import ray.data
 
 from mgpt.config.evaluation import GenerationSettings
 from mgpt.data.tasks import Message
-from mgpt.inference.types import Answer, AnswerAll, Ask, ModelSource, Request
+from mgpt.inference.types import CheckpointRequest, GenerationBackend, GenerationOutput, GenerationRequest, ModelSource
 
 BATCHES_AN_ACTOR = 4  # blocks are cut so that each actor gets about this many: a slow one then holds the others up for a quarter at most
 
 
-def answer_on_ray(settings: GenerationSettings, report: Callable[[int, int], None] | None = None) -> AnswerAll:
+def answer_on_ray(settings: GenerationSettings, report: Callable[[int, int], None] | None = None) -> GenerationBackend:
     """Who answers on the running Ray: `settings.workers` actors of one CPU each. `report(done, all)` is called as blocks come back.
 
     The result raises ray.exceptions.RayTaskError when an actor fails, with the actor's own error as its cause.
     """
 
-    def answer_all(source: ModelSource, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
-        found: dict[int, dict[str, Answer]] = {}
+    def answer_all(source: ModelSource, asks: Sequence[CheckpointRequest]) -> list[dict[str, GenerationOutput]]:
+        found: dict[int, dict[str, GenerationOutput]] = {}
         for batch in _stream(source, asks, settings):
             for number, answers in zip(batch["number"], batch["answers"], strict=True):
-                found[int(number)] = {name: Answer(**given) for name, given in json.loads(answers).items()}
+                found[int(number)] = {name: GenerationOutput(**given) for name, given in json.loads(answers).items()}
             if report:
                 report(len(found), len(asks))
         return [found.get(i, {}) for i in range(len(asks))]
@@ -37,7 +37,7 @@ def answer_on_ray(settings: GenerationSettings, report: Callable[[int, int], Non
     return answer_all
 
 
-def _stream(source: ModelSource, asks: Sequence[Ask], settings: GenerationSettings) -> Any:
+def _stream(source: ModelSource, asks: Sequence[CheckpointRequest], settings: GenerationSettings) -> Any:
     blocks = _blocks(asks, settings)
     dataset = ray.data.from_arrow(blocks).map_batches(
         _Actor,
@@ -52,14 +52,14 @@ def _stream(source: ModelSource, asks: Sequence[Ask], settings: GenerationSettin
     return dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _blocks(asks: Sequence[Ask], settings: GenerationSettings) -> list[pa.Table]:
+def _blocks(asks: Sequence[CheckpointRequest], settings: GenerationSettings) -> list[pa.Table]:
     """Asks of one token limit and of like length together, so that batches waste little; cut into blocks, longest work first."""
     order = sorted(range(len(asks)), key=lambda i: (-asks[i].max_new_tokens, len(str(asks[i].request.messages)), i))
     size = max(settings.batch_size, -(-len(asks) // (settings.workers * BATCHES_AN_ACTOR)))
     return [_table([(i, asks[i]) for i in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
-def _table(numbered: Sequence[tuple[int, Ask]]) -> pa.Table:
+def _table(numbered: Sequence[tuple[int, CheckpointRequest]]) -> pa.Table:
     rows = [
         {
             "number": number,
@@ -81,10 +81,10 @@ class _Actor:
     def __init__(self, source: ModelSource) -> None:
         import torch  # here alone: who asks needs none of the model's code
 
-        from mgpt.inference.engine import Answerer
+        from mgpt.inference.engine import InferenceEngine
 
         torch.set_num_threads(1)
-        self.answerer = Answerer(source)
+        self.answerer = InferenceEngine(source)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         asks = [_ask(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
@@ -98,10 +98,10 @@ class _Actor:
         return {"number": batch["number"], "answers": [json.dumps(found) for found in answers]}
 
 
-def _ask(row: dict[str, Any]) -> Ask:
+def _ask(row: dict[str, Any]) -> CheckpointRequest:
     messages: tuple[Message, ...] = tuple(json.loads(row["messages"]))
-    request = Request(tuple(bytes(image) for image in row["images"]), messages)
-    return Ask(
+    request = GenerationRequest(tuple(bytes(image) for image in row["images"]), messages)
+    return CheckpointRequest(
         request,
         tuple(map(str, row["checkpoints"])),
         int(row["max_new_tokens"]),

@@ -31,7 +31,7 @@ from mgpt.data.images import image_digest
 from mgpt.data.mixture import Mixture, Pick, pick_rng
 from mgpt.data.tasks import load_tasks, render
 from mgpt.data.types import Sample
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from mgpt.storage import Entry, Manifest, Store, sha256_bytes
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Feed:
     features that stand in place of images, or None."""
 
     manifest: Manifest
-    start: Start
+    start: ModelSpec
     format: str
     weights: dict[str, float]
     global_batch_size: int
@@ -106,7 +106,9 @@ class Feed:
     features: str | None = None
 
     @classmethod
-    def of(cls, settings: TrainingSettings, manifest: Manifest, start: Start, task_files: tuple[str, ...] = ()) -> Feed:
+    def of(
+        cls, settings: TrainingSettings, manifest: Manifest, start: ModelSpec, task_files: tuple[str, ...] = ()
+    ) -> Feed:
         """The feed of a stage; keeps of the manifest what its mixture names.
 
         Raises ValueError that names every dataset of the mixture without a shard, and those that there are.
@@ -151,7 +153,7 @@ class Preparer:
         self.feed, self.mixture = feed, feed.mixture()
         self.reader = SampleReader(feed.entries())
         self.tasks = load_tasks(*feed.task_files)
-        self.processor = feed.start.processor()
+        self.processor = feed.start.load_processor()
         self.features = None if feed.features is None else _feature_reader(feed.features)
 
     def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:

@@ -22,7 +22,7 @@ from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, pack_bytes
 from mgpt.data.images import NO_IMAGE, image_digest, name_images
 from mgpt.execution.data_feed import Feed
 from mgpt.execution.worker_env import set_up_ray_train
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from mgpt.storage import Entry, Store, sha256_bytes
 
 IMAGES = "images"
@@ -114,15 +114,15 @@ def prepare(feed: Feed, settings: TrainingSettings, workers: WorkerSettings, roo
     return _fill(replace(plan, folder=store.uri(key)), feed.start, entries, digests, first, settings, workers)
 
 
-def _kind(start: Start, precision: str, dtype: str, _warmed: Any) -> tuple[str, int]:
+def _kind(start: ModelSpec, precision: str, dtype: str, _warmed: Any) -> tuple[str, int]:
     """(key, bytes an image) of a frozen part's features."""
-    spec = start.encoder()
+    spec = start.encoder_spec()
     return spec.key(precision, dtype), spec.tokens * spec.width * DTYPES[dtype].itemsize
 
 
 def _fill(
     plan: Cached,
-    start: Start,
+    start: ModelSpec,
     entries: Sequence[Entry],
     digests: np.ndarray,
     first: np.ndarray,
@@ -182,7 +182,9 @@ def _digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
     return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
 
 
-def _compute(units: list[Unit], start: Start, settings: TrainingSettings, workers: WorkerSettings, folder: str) -> None:
+def _compute(
+    units: list[Unit], start: ModelSpec, settings: TrainingSettings, workers: WorkerSettings, folder: str
+) -> None:
     import ray.data
 
     blocks = [pa.Table.from_pylist([{"shard": unit.shard, "rows": unit.rows, "name": unit.name}]) for unit in units]
@@ -212,14 +214,14 @@ def _compute_here(units: pa.Table, *settled: Any) -> pa.Table:
 class _Computer:
     """Holds the loaded tower; one thread, since it has one CPU."""
 
-    def __init__(self, start: Start, precision: str, dtype: str, folder: str) -> None:
+    def __init__(self, start: ModelSpec, precision: str, dtype: str, folder: str) -> None:
         import torch
 
         from mgpt.models.encoder import ImageEncoder
         from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
 
         torch.set_num_threads(1)
-        spec = start.encoder()
+        spec = start.encoder_spec()
         self.encoder, self.pixels = (
             ImageEncoder(spec, precision),
             MiniGPTImageProcessor(spec.image_size, spec.image_mean, spec.image_std),

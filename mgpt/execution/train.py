@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
 from mgpt.execution.worker_env import set_up_ray_train
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from mgpt.storage import Manifest, Store, sha256_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Work:
     """What a worker needs to know."""
 
     settings: TrainingSettings
-    start: Start
+    start: ModelSpec
     run_uri: str
     workers: WorkerSettings
 
@@ -52,7 +52,7 @@ class TrainRequest:
 
     `backbones` are folders or URIs of the backbones by part (`vision`, `language`, `qformer`); `weights` is the folder of the stage before, or
     None for a fresh model made with `fresh` (keywords of `MiniGPTForConditionalGeneration.from_bases`); `loading` says how either is held
-    in memory, as in `Start`. `run_uri` ends in the stage's fingerprint. `out` is an existing local folder that gets `weights/` and
+    in memory, as in `ModelSpec`. `run_uri` ends in the stage's fingerprint. `out` is an existing local folder that gets `weights/` and
     `curve.csv`. `features` is where the store keeps the feature cache; None for none, whatever the settings say.
     """
 
@@ -215,12 +215,12 @@ def _outcome(trainer: Any) -> dict[str, Any]:
         ) from error
 
 
-def _start(request: TrainRequest, store: Store) -> Start:
+def _start(request: TrainRequest, store: Store) -> ModelSpec:
     """The weights of the stage before lie on the driver's disk; workers elsewhere read them from the store."""
     weights = None if request.weights is None else f"{request.run_uri}/{START}"
     if weights is not None and request.weights is not None:
         store.put_folder(request.weights, weights)
-    return Start(request.backbones, weights, request.fresh, request.loading)
+    return ModelSpec(request.backbones, weights, request.fresh, request.loading)
 
 
 def _collect(request: TrainRequest, store: Store, resumed_from: int) -> TrainResult:

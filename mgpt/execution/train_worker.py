@@ -18,23 +18,28 @@ from mgpt.execution.checkpoints import retried
 from mgpt.execution.data_feed import NAME, stream
 from mgpt.execution.preemption import obey, told
 from mgpt.execution.train import CURVE, FINISHED, LEDGER, WEIGHTS, Work
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.compat import attention_implementation
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.storage import Store, sha256_file
-from mgpt.training.async_checkpointer import Keeper
-from mgpt.training.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
-from mgpt.training.callbacks.metrics_logger import Curve, Row, curve_csv
-from mgpt.training.callbacks.monitors import Compute, Memory, Profile
-from mgpt.training.callbacks.sample_log import Ledger
+from mgpt.training.async_checkpointer import AsyncCheckpointer
+from mgpt.training.callbacks.checkpoint import CheckpointCallback
+from mgpt.training.callbacks.early_stopping import EarlyStopping
+from mgpt.training.callbacks.memory import MemoryUsage
+from mgpt.training.callbacks.metrics_logger import MetricsLogger, Row, curve_csv
+from mgpt.training.callbacks.mfu import ModelFlops
+from mgpt.training.callbacks.non_finite import NonFiniteCheck, NonFiniteError
+from mgpt.training.callbacks.profiler import Profiler
+from mgpt.training.callbacks.sample_log import SampleLog
 from mgpt.training.checkpoint import TrainingState
-from mgpt.training.checkpoint_format import DamagedError
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.determinism import be_deterministic, is_indeterminate
+from mgpt.training.checkpoint_format import CorruptCheckpointError
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.determinism import is_nondeterministic_error, set_determinism
 from mgpt.training.flops import StepFlops
-from mgpt.training.fsdp import Sharded
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.prefetch import ahead, primed
-from mgpt.training.trainer import Loop
+from mgpt.training.fsdp import FSDP
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.prefetch import prefetch, wait_for_first
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS, Callback, StepBatches
 
 _STEPS_AHEAD = 2  # steps that are unpacked before the loop asks for them
@@ -47,17 +52,17 @@ def work(todo: Work) -> dict[str, Any]:
         logging.getLogger(name).setLevel(logging.WARNING)  # the curve tells what goes on
     torch.set_num_threads(todo.workers.threads)
     device = ray.train.torch.get_device()
-    be_deterministic(device, todo.workers.deterministic)
+    set_determinism(device, todo.workers.deterministic)
     try:
         steps = _steps(todo, device)
         loop = make_loop(todo)
-        loop.run(primed(steps))
-    except DamagedError as error:
+        loop.run(wait_for_first(steps))
+    except CorruptCheckpointError as error:
         return {"damaged": str(error)}
     except (ValueError, NonFiniteError) as error:
         return {"refused": str(error)}
     except RuntimeError as error:
-        if not is_indeterminate(error):
+        if not is_nondeterministic_error(error):
             raise
         return {
             "refused": f"cluster.training.deterministic: {error}; leave it out, or change what needs that operation"
@@ -67,32 +72,40 @@ def work(todo: Work) -> dict[str, Any]:
     return {"steps": loop.step}
 
 
-def make_loop(todo: Work) -> Loop:
+def make_loop(todo: Work) -> Trainer:
     """The loop at the last committed checkpoint, or at its beginning."""
     settings, device = todo.settings, ray.train.torch.get_device()
-    model: Any = todo.start.model()
+    model: Any = todo.start.load_model()
     model.train()
-    make_lean(model.language_model)
+    fuse_llama_layers(model.language_model)
     parallel = _parallel(model, todo, device)
     parameters = model.trainable_parameters()
-    gauges = (Compute(StepFlops.of(model)), Memory())
-    curve = Curve(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows), gauges)
-    checkpoint = Checkpoint(
+    gauges = (ModelFlops(StepFlops.of(model)), MemoryUsage())
+    curve = MetricsLogger(settings.log_every, lambda rows: _write_curve(todo.run_uri, rows), gauges)
+    checkpoint = CheckpointCallback(
         settings.checkpoint_every,
-        Keeper(report, writes=parallel.rank == 0),
-        reads=lambda step: device.type == "cpu" or _is_watched(settings, step),
-        after_notice=obey,
+        AsyncCheckpointer(report, needs_copy=parallel.rank == 0),
+        can_read=lambda step: device.type == "cpu" or _is_watched(settings, step),
+        after_preemption=obey,
     )
-    callbacks: list[Callback] = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
+    callbacks: list[Callback] = [NonFiniteCheck(lambda step: _is_watched(settings, step)), curve, checkpoint]
     if todo.workers.ledger:
-        callbacks.insert(2, Ledger())
+        callbacks.insert(2, SampleLog())
     if settings.early_stop_rows is not None:
-        callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))
+        callbacks.insert(2, EarlyStopping(curve, settings.early_stop_rows))
     if todo.workers.profile is not None:
-        callbacks.append(Profile(*todo.workers.profile, lambda name, trace: _write_trace(todo.run_uri, name, trace)))
-    optimiser, attention = make_optimiser(parameters, settings), model.language_model.config._attn_implementation
-    loop = Loop(
-        model, optimiser, make_schedule(settings), parallel, settings, device, callbacks, attention, notice=told
+        callbacks.append(Profiler(*todo.workers.profile, lambda name, trace: _write_trace(todo.run_uri, name, trace)))
+    optimiser, attention = make_optimizer(parameters, settings), attention_implementation(model.language_model.config)
+    loop = Trainer(
+        model,
+        optimiser,
+        make_lr_scheduler(settings),
+        parallel,
+        settings,
+        device,
+        callbacks,
+        attention,
+        is_preempted=told,
     )
     kept = ray.train.get_checkpoint()
     if kept is not None:
@@ -101,15 +114,15 @@ def make_loop(todo: Work) -> Loop:
     return loop
 
 
-def _parallel(model: Any, todo: Work, device: torch.device) -> Replicated:
+def _parallel(model: Any, todo: Work, device: torch.device) -> DataParallel:
     """Moves the model to the device, whole or this worker's share of it."""
     parameters = model.trainable_parameters()
     if todo.workers.parallelism == "fsdp" and ray.train.get_context().get_world_size() > 1:
         image_parts = [part for part in (model.vision_tower, model.qformer) if part is not None]
         bf16, limit = todo.settings.precision == "bf16", todo.settings.global_batch_size
-        return Sharded(model, parameters, len(TOTALS), image_parts, device, bf16, limit)
+        return FSDP(model, parameters, len(TOTALS), image_parts, device, bf16, limit)
     model.to(device)
-    return Replicated(model.trainable_parameters(), len(TOTALS))
+    return DataParallel(model.trainable_parameters(), len(TOTALS))
 
 
 def _is_watched(settings: TrainingSettings, step: int) -> bool:
@@ -122,7 +135,7 @@ def _steps(todo: Work, device: torch.device) -> Iterator[StepBatches]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None and checkpoint.get_metadata()["step"] >= todo.settings.steps:
         return iter(())
-    return ahead(lambda: _on_host(stream(ray.train.get_dataset_shard(NAME)), device), _STEPS_AHEAD)
+    return prefetch(lambda: _on_host(stream(ray.train.get_dataset_shard(NAME)), device), _STEPS_AHEAD)
 
 
 def _on_host(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
@@ -158,17 +171,17 @@ def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint
     return retried(lambda: storage.persist_current_checkpoint(checkpoint, name), "checkpoint")
 
 
-def _finish(todo: Work, loop: Loop) -> None:
+def _finish(todo: Work, loop: Trainer) -> None:
     """Writes the weights, and last the file that says the run is finished."""
     store = Store(todo.run_uri)
-    curve = next(callback for callback in loop.callbacks if isinstance(callback, Curve))
-    ledger = next((callback.entries for callback in loop.callbacks if isinstance(callback, Ledger)), None)
-    stalls = next(callback.stalls for callback in loop.callbacks if isinstance(callback, Checkpoint))
+    curve = next(callback for callback in loop.callbacks if isinstance(callback, MetricsLogger))
+    ledger = next((callback.entries for callback in loop.callbacks if isinstance(callback, SampleLog)), None)
+    stalls = next(callback.stalls for callback in loop.callbacks if isinstance(callback, CheckpointCallback))
     _write_curve(todo.run_uri, curve.rows)
     if ledger is not None:
         store.write(f"{todo.run_uri}/{LEDGER}", json.dumps(ledger).encode())
     with tempfile.TemporaryDirectory() as folder:
-        loop.model.save_trainable(folder, todo.start.processor())  # type: ignore[attr-defined]
+        loop.model.save_trainable(folder, todo.start.load_processor())  # type: ignore[attr-defined]
         store.delete(f"{todo.run_uri}/{WEIGHTS}")
         store.put_folder(folder, f"{todo.run_uri}/{WEIGHTS}")
         digest = sha256_file(Path(folder) / "trainable.safetensors")

@@ -1,126 +1,120 @@
-"""One loaded model that answers for several checkpoints of one model: the frozen backbones are read once, only trainables are exchanged."""
+"""Generation with several checkpoints of one model: the backbones are loaded once, only trained weights are exchanged."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from mgpt.inference.generation import FeatureCache, choice_losses, generate
+from mgpt.inference.types import (
+    TRAINABLE_FILE,
+    UNTRAINED,
+    CheckpointRequest,
+    GenerationOutput,
+    GenerationRequest,
+    ModelSource,
+)
+from mgpt.models import MiniGPTProcessor
+from mgpt.models.backbones import check_backbones
+from mgpt.models.loading import ModelSpec, default_device
+from mgpt.models.weights import read_config, read_tensors
 
-from mgpt.inference.generation import FeatureCache, answer, choice_losses
-from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Answer, Ask, ModelSource, Request
-from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
-from mgpt.models.assembly import read_config, read_tensors
-from mgpt.models.backbones import PRECISIONS, check_backbones
-from mgpt.storage import Store, is_remote
-
-CONTINUE = {"role": "user", "content": "Continue"}  # protocol: MiniGPT-4 paper, construction of the second stage's data
+# Protocol of the MiniGPT-4 paper, construction of the second stage's data.
+CONTINUE = {"role": "user", "content": "Continue"}
 
 
-class Answerer:
-    """The loaded model. Calling it with asks gives, for each, checkpoint -> answer.
+class InferenceEngine:
+    """A loaded model. Called with requests, it returns the outputs of each by checkpoint.
 
-    Raises ValueError where a checkpoint was trained on other backbones or does not fit.
+    Raises ValueError when a checkpoint was trained on other backbones or does not fit.
     """
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
         self.loaded = UNTRAINED
-        with tempfile.TemporaryDirectory(prefix="mgpt-answering-") as name:
-            folder = Path(name)
-            backbones = _local_backbones(source, folder)
-            _write_weights(source, folder)
-            last = folder / list(source.weights)[-1]
-            self.model = _fresh(source, backbones, last)
+        with tempfile.TemporaryDirectory(prefix="mgpt-engine-") as name:
+            folders = _write_checkpoints(source, Path(name))
+            last = folders[list(source.weights)[-1]]
+            spec = _untrained(source, last)
+            backbones = spec.backbone_folders()
+            for folder in folders.values():
+                check_backbones(read_config(folder).backbones, backbones)
+            self.model = spec.load_model(default_device())
             self.processor = MiniGPTProcessor.from_pretrained(last)
-            self.states = {
-                UNTRAINED: {key: value.detach().clone() for key, value in self.model.trainable_parameters().items()}
-            }
-            for checkpoint in source.weights:
-                check_backbones(read_config(folder / checkpoint).backbones, backbones)
-                self.states[checkpoint] = read_tensors(folder / checkpoint / TRAINABLE_FILE)
+            trainable = self.model.trainable_parameters()
+            self.states = {UNTRAINED: {key: value.detach().clone() for key, value in trainable.items()}}
+            self.states |= {name: read_tensors(folder / TRAINABLE_FILE) for name, folder in folders.items()}
 
-    def __call__(self, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
-        """Answers in the order of the asks. Images go through the frozen tower once, whatever the number of checkpoints."""
-        answers: list[dict[str, Answer]] = [{} for _ in asks]
+    def __call__(self, requests: Sequence[CheckpointRequest]) -> list[dict[str, GenerationOutput]]:
+        """Returns outputs in the order of the requests. Each image is encoded once, for all checkpoints."""
+        outputs: list[dict[str, GenerationOutput]] = [{} for _ in requests]
         features = FeatureCache(self.model)
-        for name in dict.fromkeys(name for ask in asks for name in ask.checkpoints):
+        for name in dict.fromkeys(name for request in requests for name in request.checkpoints):
             if name != self.loaded:
                 self.model.load_trainable(self.states[name])
                 self.loaded = name
-            chosen = [i for i, ask in enumerate(asks) if name in ask.checkpoints and not ask.choices]
-            for i, given in zip(chosen, self._answer([asks[i] for i in chosen], features), strict=True):
-                answers[i][name] = given
-            for i, ask in enumerate(asks):
-                if name in ask.checkpoints and ask.choices:
-                    answers[i][name] = self._choose(ask, features)
-        return answers
+            chosen = [i for i, request in enumerate(requests) if name in request.checkpoints]
+            open_ended = [i for i in chosen if not requests[i].choices]
+            generated = self._generate([requests[i] for i in open_ended], features)
+            for i, output in zip(open_ended, generated, strict=True):
+                outputs[i][name] = output
+            for i in chosen:
+                if requests[i].choices:
+                    outputs[i][name] = self._choose(requests[i], features)
+        return outputs
 
-    def _choose(self, ask: Ask, features: FeatureCache) -> Answer:
-        losses = choice_losses(self.model, self.processor, ask.request, ask.choices, self.source.format, features)
-        return Answer(ask.choices[losses.index(min(losses))], True)
+    def _choose(self, request: CheckpointRequest, features: FeatureCache) -> GenerationOutput:
+        choices, format = request.choices, self.source.format
+        losses = choice_losses(self.model, self.processor, request.request, choices, format, features)
+        return GenerationOutput(choices[losses.index(min(losses))], True)
 
-    def _answer(self, asks: Sequence[Ask], features: FeatureCache) -> list[Answer]:
-        answers = self._ask([ask.request for ask in asks], asks, features)
-        short = [i for i, ask in enumerate(asks) if ask.continue_below and answers[i].tokens <= ask.continue_below]
-        again = [_continued(asks[i].request, answers[i]) for i in short]
-        for i, more in zip(short, self._ask(again, [asks[i] for i in short], features), strict=True):
-            answers[i] = Answer(
-                f"{answers[i].text} {more.text}".strip(), more.finished, answers[i].tokens + more.tokens
-            )
-        return answers
+    def _generate(self, requests: Sequence[CheckpointRequest], features: FeatureCache) -> list[GenerationOutput]:
+        """Generates answers, and continues those that `continue_below` calls too short."""
+        limits = [request.max_new_tokens for request in requests]
+        outputs = self._generate_by_limit([request.request for request in requests], limits, features)
+        floors = [request.continue_below for request in requests]
+        short = [i for i, floor in enumerate(floors) if floor and outputs[i].tokens <= floor]
+        continued = [_continued(requests[i].request, outputs[i]) for i in short]
+        more = self._generate_by_limit(continued, [limits[i] for i in short], features)
+        for i, rest in zip(short, more, strict=True):
+            text, tokens = f"{outputs[i].text} {rest.text}".strip(), outputs[i].tokens + rest.tokens
+            outputs[i] = GenerationOutput(text, rest.finished, tokens)
+        return outputs
 
-    def _ask(self, requests: Sequence[Request], asks: Sequence[Ask], features: FeatureCache) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        for limit in sorted({ask.max_new_tokens for ask in asks}):
-            chosen = [i for i, ask in enumerate(asks) if ask.max_new_tokens == limit]
-            given = answer(
-                self.model,
-                self.processor,
-                [requests[i] for i in chosen],
-                self.source.format,
-                limit,
-                self.source.batch_size,
-                features,
-            )
-            answers.update(zip(chosen, given, strict=True))
-        return [answers[i] for i in range(len(asks))]
-
-
-def _continued(request: Request, first: Answer) -> Request:
-    return Request(request.images, (*request.messages, {"role": "assistant", "content": first.text}, CONTINUE))
+    def _generate_by_limit(
+        self, requests: Sequence[GenerationRequest], limits: Sequence[int], features: FeatureCache
+    ) -> list[GenerationOutput]:
+        """Generates in one call per token limit, since rows of a batch share one."""
+        outputs: dict[int, GenerationOutput] = {}
+        for limit in sorted(set(limits)):
+            chosen = [i for i, own in enumerate(limits) if own == limit]
+            some, source = [requests[i] for i in chosen], self.source
+            generated = generate(self.model, self.processor, some, source.format, limit, source.batch_size, features)
+            outputs.update(zip(chosen, generated, strict=True))
+        return [outputs[i] for i in range(len(requests))]
 
 
-def _fresh(source: ModelSource, backbones: Mapping[str, str | Path], like: Path) -> MiniGPTForConditionalGeneration:
-    config = read_config(like)
-    model = MiniGPTForConditionalGeneration.from_backbones(
-        **backbones,
-        merge=config.merge,
-        lora=config.lora,
-        seed=source.seed,
-        image_size=config.image_size,
-        dtype=PRECISIONS[source.precision],
-    )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+def generate_locally(source: ModelSource, requests: Sequence[CheckpointRequest]) -> list[dict[str, GenerationOutput]]:
+    """Generates in this process; a `GenerationBackend`."""
+    return InferenceEngine(source)(requests)
 
 
-def _local_backbones(source: ModelSource, folder: Path) -> dict[str, str | Path]:
-    local: dict[str, str | Path] = {}
-    for name, uri in source.backbones.items():
-        if is_remote(uri):
-            Store(uri).fetch_folder(uri, folder / "backbones" / name)
-        local[name] = str(folder / "backbones" / name) if is_remote(uri) else uri
-    return local
+def _continued(request: GenerationRequest, first: GenerationOutput) -> GenerationRequest:
+    answer = {"role": "assistant", "content": first.text}
+    return GenerationRequest(request.images, (*request.messages, answer, CONTINUE))
 
 
-def _write_weights(source: ModelSource, folder: Path) -> None:
+def _untrained(source: ModelSource, checkpoint: Path) -> ModelSpec:
+    """Returns a newly initialised model in the shape of a checkpoint."""
+    config = read_config(checkpoint)
+    init = {"merge": config.merge, "lora": config.lora, "seed": source.seed, "image_size": config.image_size}
+    return ModelSpec(source.backbones, None, init, {"precision": source.precision})
+
+
+def _write_checkpoints(source: ModelSource, folder: Path) -> dict[str, Path]:
     for name, files in source.weights.items():
         (folder / name).mkdir()
         for file, content in files.items():
             (folder / name / file).write_bytes(content)
-
-
-def answer_here(source: ModelSource, asks: Sequence[Ask]) -> list[dict[str, Answer]]:
-    """Answer in this process."""
-    return Answerer(source)(asks)
+    return {name: folder / name for name in source.weights}

@@ -1,7 +1,7 @@
-"""Answers in batches: greedy, the same text whether asked alone or with others.
+"""Greedy generation in batches, with the same text for a request alone or in a batch.
 
-Requests are sorted by length so that a batch wastes little padding, padded on the left, and each row stops at its own end: a row that
-ended is filled with padding until the batch is done, and never influences another row.
+Requests are sorted by length, so that a batch holds little padding. Rows are padded on the left, and each stops at its own end;
+a row that has ended is padded until the batch is done, and never influences another row.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from mgpt.inference.types import Answer, Request
+from mgpt.inference.types import GenerationOutput, GenerationRequest
 from mgpt.models import PROMPT_FORMATS, MiniGPTForConditionalGeneration, MiniGPTProcessor
 
-TAIL = 8  # the end symbol is looked for in this many last tokens; no tokenizer spreads one wider
+END_TOKENS = 8  # the end symbol is searched for in this many last tokens; no tokenizer needs more for it
 
 
 class FeatureCache:
-    """Features of images from the frozen tower (and Q-Former), which no training changes: valid for every checkpoint on the same "
-    "backbones."""
+    """Features of images by content. Training does not change them, so they serve all checkpoints on the same backbones."""
 
     def __init__(self, model: MiniGPTForConditionalGeneration) -> None:
         self.model = model
         self.known: dict[bytes, torch.Tensor] = {}
 
     def __call__(self, images: Sequence[bytes | Image.Image], pixels: torch.Tensor) -> torch.Tensor:
-        """`pixels` (images, 3, side, side) of these images -> (images, image tokens, projection inputs)."""
+        """Encodes images with `pixels` (images, 3, side, side) to (images, image tokens, projection inputs)."""
         keys = [hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest() for image in images]
         new = [i for i, key in enumerate(keys) if key not in self.known]
         if new:
@@ -40,36 +39,36 @@ class FeatureCache:
         return torch.stack([self.known[key] for key in keys])
 
 
-def answer(
+def generate(
     model: MiniGPTForConditionalGeneration,
     processor: MiniGPTProcessor,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     format: str,
     max_new_tokens: int,
     batch_size: int = 32,
     features: FeatureCache | None = None,
-) -> list[Answer]:
-    """Answer every request greedily; answers stand in the order of the requests. `features` keeps what the frozen tower made of each
-    image, across calls.
+) -> list[GenerationOutput]:
+    """Returns the outputs in the order of the requests.
 
-    Raises ValueError for an unknown format, a request that does not end with a user message, or an image that cannot be read.
+    Args:
+        format: prompt format, a key of `PROMPT_FORMATS`.
+        features: caches image features across calls.
+
+    Raises:
+        ValueError: the format is unknown, a request does not end with a user message, or an image cannot be read.
     """
     _check(requests, format, max_new_tokens, batch_size)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].images), _length(requests[i])))
-    answers: dict[int, Answer] = {}
+    outputs: dict[int, GenerationOutput] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        answers.update(
-            zip(
-                chosen,
-                _answer_batch(model, processor, [requests[i] for i in chosen], format, max_new_tokens, features),
-                strict=True,
-            )
-        )
-    return [answers[i] for i in range(len(requests))]
+        batch = [requests[i] for i in chosen]
+        generated = _generate_batch(model, processor, batch, format, max_new_tokens, features)
+        outputs.update(zip(chosen, generated, strict=True))
+    return [outputs[i] for i in range(len(requests))]
 
 
-def _check(requests: Sequence[Request], format: str, max_new_tokens: int, batch_size: int) -> None:
+def _check(requests: Sequence[GenerationRequest], format: str, max_new_tokens: int, batch_size: int) -> None:
     if format not in PROMPT_FORMATS:
         raise ValueError(f"format: '{format}' is not a prompt format; use one of {', '.join(PROMPT_FORMATS)}")
     if max_new_tokens < 1 or batch_size < 1:
@@ -81,46 +80,43 @@ def _check(requests: Sequence[Request], format: str, max_new_tokens: int, batch_
             )
 
 
-def _length(request: Request) -> int:
+def _length(request: GenerationRequest) -> int:
     return sum(len(message["content"]) for message in request.messages)
 
 
-def _answer_batch(
+def _generate_batch(
     model: MiniGPTForConditionalGeneration,
     processor: MiniGPTProcessor,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     format: str,
     max_new_tokens: int,
     features: FeatureCache | None,
-) -> list[Answer]:
+) -> list[GenerationOutput]:
     inputs = encode(model, processor, requests, format, features)
-    end = PROMPT_FORMATS[format].end
     tokenizer = processor.tokenizer
-    stop = EndOfText(lambda rows: tokenizer.batch_decode(rows, skip_special_tokens=False), end, tokenizer.eos_token_id)
-    with torch.no_grad():
-        tokens = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=StoppingCriteriaList([stop])
-        )
-    counts = (
-        (tokens != tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens != tokenizer.eos_token_id)
-        .sum(dim=1)
-        .tolist()
+    stop = StopAtEndSymbol(
+        lambda rows: tokenizer.batch_decode(rows, skip_special_tokens=False),
+        PROMPT_FORMATS[format].end,
+        tokenizer.eos_token_id,
     )
-    return [
-        Answer(text, finished, count)
-        for (text, finished), count in zip(processor.answers(tokens, format), counts, strict=True)
-    ]
+    criteria = StoppingCriteriaList([stop])
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=criteria)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    counts = (tokens != padding).sum(dim=1).tolist()
+    answers = processor.answers(tokens, format)
+    return [GenerationOutput(*answer, count) for answer, count in zip(answers, counts, strict=True)]
 
 
 def encode(
     model: MiniGPTForConditionalGeneration,
     processor: MiniGPTProcessor,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     format: str,
     features: FeatureCache | None = None,
     answers: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Model inputs on the model's device: left-padded and open for generation, or, with an answer for each request, labelled with it."""
+    """Returns model inputs on the model's device, left-padded; labelled if there is an answer for each request."""
     images = [image for request in requests for image in request.images]
     conversations = [list(request.messages) for request in requests]
     for conversation, text in zip(conversations, answers, strict=False):
@@ -138,14 +134,15 @@ def encode(
 def choice_losses(
     model: MiniGPTForConditionalGeneration,
     processor: MiniGPTProcessor,
-    request: Request,
+    request: GenerationRequest,
     choices: Sequence[str],
     format: str,
     features: FeatureCache | None = None,
 ) -> list[float]:
-    """Negative log-likelihood of each choice with its end symbol, summed over its tokens; the lowest is the answer.
+    """Returns the negative log-likelihood of each choice with its end symbol, summed over its tokens.
 
-    As the original ranks IconVQA (eval_vqa.py:118-143), which is not normalised by length either; its dependence on the batch is not kept.
+    The original ranks IconVQA so (eval_vqa.py:118-143), also without normalising by length. Its dependence on the batch is not
+    reproduced.
     """
     inputs = encode(model, processor, [request] * len(choices), format, features, choices)
     labels = inputs.pop("labels")
@@ -158,7 +155,7 @@ def choice_losses(
 
 
 def decode_image(image: bytes | Image.Image) -> Image.Image:
-    """An RGB image. Raises ValueError for bytes that are no image."""
+    """Returns an RGB image. Raises ValueError for bytes that are not an image."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
@@ -169,20 +166,20 @@ def decode_image(image: bytes | Image.Image) -> Image.Image:
         ) from error
 
 
-class EndOfText(StoppingCriteria):
-    """Stops each row by itself, at the end token or when its last tokens spell the end symbol."""
+class StopAtEndSymbol(StoppingCriteria):
+    """Stops each row at the end token, or when its last tokens contain the end symbol."""
 
     def __init__(self, decode: Callable[[torch.Tensor], list[str]], end: str, end_token: int | None) -> None:
         self.decode, self.end, self.end_token = decode, end, end_token
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
-        """`input_ids`: (batch, tokens so far) → (batch,), True for rows that ended."""
+        """Returns (batch,) booleans, True for rows that have ended. input_ids: (batch, tokens so far)."""
         ended = (
             input_ids[:, -1] == self.end_token
             if self.end_token is not None
             else torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         )
         if self.end and not self.end.startswith("</"):
-            texts = self.decode(input_ids[:, -TAIL:])
+            texts = self.decode(input_ids[:, -END_TOKENS:])
             ended = ended | torch.tensor([self.end in text for text in texts], device=input_ids.device)
         return ended

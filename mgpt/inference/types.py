@@ -1,4 +1,4 @@
-"""What is asked of which checkpoints, and who answers. Imports none of the model's code, as `mgpt.inference.types`."""
+"""Requests, outputs and the source of a model; imports none of the model's code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from mgpt.config.evaluation import GenerationSettings
 from mgpt.data.tasks import Message
 
 UNTRAINED = "untrained"
-TRAINABLE_FILE = "trainable.safetensors"  # Contract: mgpt.models.assembly
+TRAINABLE_FILE = "trainable.safetensors"  # as in mgpt.models.weights, which imports torch
 
 
 @dataclass(frozen=True)
-class Request:
-    """`images`: encoded bytes or Pillow images, one for each `<ImageHere>` of the messages. `messages`: a conversation that ends with a
-    user message.
+class GenerationRequest:
+    """A conversation to continue.
+
+    Attributes:
+        images: encoded bytes or Pillow images, one for each `<ImageHere>` of the messages.
+        messages: the conversation, which ends with a user message.
     """
 
     images: tuple[bytes | Image.Image, ...]
@@ -26,9 +29,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`text` without the end symbol. `finished`: whether the model ended it, rather than the token limit. `tokens`: new tokens, the end
-    symbol included.
+class GenerationOutput:
+    """A generated answer.
+
+    Attributes:
+        text: without the end symbol.
+        finished: False if the token limit ended it.
+        tokens: number of new tokens, the end symbol included.
     """
 
     text: str
@@ -37,12 +44,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request for each of the named checkpoints. With `choices` the answer is the one of them that the model finds most likely. An
-    answer of at most `continue_below` new tokens is followed by a "Continue" turn, whose answer is joined to it.
+class CheckpointRequest:
+    """A generation request for each of the named checkpoints.
+
+    Attributes:
+        continue_below: an answer of at most this many new tokens is followed by a "Continue" turn, and both are joined.
+        choices: if not empty, the output is the choice with the highest likelihood.
     """
 
-    request: Request
+    request: GenerationRequest
     checkpoints: tuple[str, ...]
     max_new_tokens: int
     continue_below: int = 0
@@ -51,10 +61,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Everything that a process anywhere needs to load the checkpoints of one model.
+    """The checkpoints of one model, as something that can be sent to another process.
 
-    `backbones`: name -> folder or URI. `weights`: checkpoint -> its files by name, as bytes (trainables are small). The checkpoint `untrained`
-    needs no files: it is a fresh projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
+    Attributes:
+        backbones: folder or URI by name.
+        weights: files of each checkpoint by name, as bytes. The checkpoint `untrained` has none: it is a newly initialised
+            projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
+        format: prompt format.
     """
 
     backbones: Mapping[str, str]
@@ -73,16 +86,15 @@ class ModelSource:
         generation: GenerationSettings,
         seed: int = 0,
     ) -> ModelSource:
-        """Read the folders that `save_trainable` wrote. Raises ValueError when one is missing or there is none."""
+        """Reads checkpoint folders of `save_trainable`. Raises ValueError when there is none, or one has no weights."""
         missing = [
             f"{name} ({folder})"
             for name, folder in checkpoints.items()
             if not (Path(folder) / TRAINABLE_FILE).is_file()
         ]
         if missing or not checkpoints:
-            raise ValueError(
-                f"checkpoints: no trained weights in {', '.join(missing) or 'the request'}; run the training stage that writes them"
-            )
+            found = ", ".join(missing) or "the request"
+            raise ValueError(f"checkpoints: no trained weights in {found}; run the training stage that writes them")
         weights = {
             name: {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
             for name, folder in checkpoints.items()
@@ -97,4 +109,5 @@ class ModelSource:
         )
 
 
-AnswerAll = Callable[[ModelSource, Sequence[Ask]], list[dict[str, Answer]]]
+# Returns, for each request, the output of each of its checkpoints by name.
+GenerationBackend = Callable[[ModelSource, Sequence[CheckpointRequest]], list[dict[str, GenerationOutput]]]

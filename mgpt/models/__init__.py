@@ -1,7 +1,7 @@
-"""The model: one class for MiniGPT-4 and MiniGPT-v2, its processor, its backbones and the original checkpoints.
+"""One model class for MiniGPT-4 and MiniGPT-v2, with its processor and backbones.
 
-Names are imported on first use: a prompt format or a preset costs no torch import. Any of the classes brings all of them, and with them
-transformers' `Auto*` classes know folders of these models: `from mgpt.models import MiniGPTProcessor` is enough.
+Names are imported on first use, so that a prompt format or a preset costs no torch import. Importing any class
+registers all of them with transformers' `Auto*` classes: `from mgpt.models import MiniGPTProcessor` is enough.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mgpt.models.processing_minigpt import MiniGPTProcessor
     from mgpt.models.prompt_formats import PROMPT_FORMATS, PromptFormat
 
-_HOMES = {
+_MODULES = {
     "BackboneReference": "configuration_minigpt",
     "MiniGPTConfig": "configuration_minigpt",
     "PROMPT_FORMATS": "prompt_formats",
@@ -40,9 +40,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] != "prompt_formats":
-        for home in ("modeling_minigpt", "processing_minigpt"):
-            import_module(f"{__name__}.{home}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if _MODULES[name] != "prompt_formats":
+        for module in ("modeling_minigpt", "processing_minigpt"):
+            import_module(f"{__name__}.{module}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

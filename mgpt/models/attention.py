@@ -1,10 +1,10 @@
-"""`varlen`: an attention implementation for packed rows that never builds a mask and does no work between samples.
+"""`varlen`: an attention implementation for packed rows that builds no mask and computes nothing between samples.
 
-On CUDA it is torch's own variable-length flash attention, in half precision; elsewhere, and of float32, one causal call of
-`scaled_dot_product_attention` a sample. Named as `attn_implementation="varlen"`, with the bounds of
+On CUDA in half precision it is torch's variable-length flash attention; otherwise one causal call of
+`scaled_dot_product_attention` per sample. It is selected by `attn_implementation="varlen"` and takes the bounds of
 `mgpt.data.packing.attention_inputs`; without bounds (rows that are not packed, the tower, generation) it is SDPA.
 
-Letters: H heads, T positions of the packed row, D a head's width.
+Letters in names: H heads, T positions of the packed row, D width of a head.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,54 +25,55 @@ NAME = "varlen"
 def varlen_attention(
     module: Any, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (1, T, H, D) and no weights. `cu_seq_lens_k` are the samples' bounds (samples + 1),
-    `max_length_k` the longest sample; of the queries, a sample may have its last ones alone: `cu_seq_lens_q`, `max_length_q`.
-    `key_sizes` and `query_sizes` are the same as numbers of tokens.
+    """Computes (1, T, H, D), by transformers' attention interface; returns no attention weights.
+
+    options: `cu_seq_lens_k` (samples + 1,) and `max_length_k` bound the samples' keys. `cu_seq_lens_q` and
+    `max_length_q` bound their queries, which may be a sample's last ones only. `key_sizes` and `query_sizes` are the
+    same as tuples of numbers.
     """
     if options.get("cu_seq_lens_q") is None:
         return sdpa_attention_forward(module, query_1HTD, key_1HTD, value_1HTD, attention_mask, **options)
     heads = (query_1HTD, key_1HTD, value_1HTD)
-    flash = query_1HTD.is_cuda and query_1HTD.dtype in (torch.bfloat16, torch.float16)  # there is none of float32
-    return (_flash if flash else _each_sample)(*heads, **options), None
+    flash = query_1HTD.is_cuda and query_1HTD.dtype in (torch.bfloat16, torch.float16)  # it does not support float32
+    return (_flash if flash else _per_sample)(*heads, **options), None
 
 
 def _flash(
     query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: float | None = None, **bounds: Any
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    # Squeezed, not indexed: the gradient of an index is a tensor of zeros with a copy in it.
+    # Squeezed, not indexed: the gradient of indexing allocates zeros and copies into them.
     query_THD, key_THD, value_THD = (heads.squeeze(0).transpose(0, 1) for heads in (query_1HTD, key_1HTD, value_1HTD))
-    places = [bounds[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
-    causal: Any = {"window_size": (-1, 0)}  # counted from the samples' ends
+    limits = [bounds[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
+    options: Any = {"window_size": (-1, 0)}  # causal, aligned to the samples' ends
     if query_1HTD.shape[1] != key_1HTD.shape[1]:
-        causal["enable_gqa"] = True
-    mixed: Any = varlen_attn(query_THD, key_THD, value_THD, *places, scale=scaling, **causal)
+        options["enable_gqa"] = True
+    mixed: Any = varlen_attn(query_THD, key_THD, value_THD, *limits, scale=scaling, **options)
     return mixed[None]
 
 
-def _each_sample(
+def _per_sample(
     query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, scaling: float | None = None, **bounds: Any
 ) -> Tensor:
-    # In float32, which autocast would undo: torch 2.13's gradient of attention in bf16 takes twice as long on a CPU, the casts included.
-    sizes = [
+    # float32 even under autocast: on a CPU, torch 2.13's attention gradient in bf16 takes twice as long, casts
+    # included.
+    query_sizes, key_sizes = (
         bounds.get(f"{side}_sizes") or bounds[f"cu_seq_lens_{side[0]}"].diff().tolist() for side in ("query", "key")
-    ]
-    queries = query_1HTD.float().split(list(sizes[0]), dim=2)
-    keys, values = (heads.float().split(list(sizes[1]), dim=2) for heads in (key_1HTD, value_1HTD))
-    how: dict[str, Any] = {"scale": scaling, "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
+    )
+    queries = query_1HTD.float().split(list(query_sizes), dim=2)
+    keys, values = (heads.float().split(list(key_sizes), dim=2) for heads in (key_1HTD, value_1HTD))
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query_1HTD.shape[1] != key_1HTD.shape[1]}
     with torch.autocast(query_1HTD.device.type, enabled=False):
-        mixed = [_causal(*part, **how) for part in zip(queries, keys, values, strict=True)]
+        mixed = [_causal(*sample, **options) for sample in zip(queries, keys, values, strict=True)]
     return torch.cat(mixed, dim=2).transpose(1, 2).to(query_1HTD.dtype)
 
 
-def _causal(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, **how: Any) -> Tensor:
-    """Attention of a sample's last positions to all before them."""
-    asked, known = query_1HTD.shape[2], key_1HTD.shape[2]
-    if asked == known:
-        return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, is_causal=True, **how)
-    sees = torch.ones(asked, known, dtype=torch.bool, device=query_1HTD.device).tril(known - asked)
-    return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, attn_mask=sees, **how)
+def _causal(query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, **options: Any) -> Tensor:
+    """Computes causal attention of a sample's last positions, as many as there are queries."""
+    queries, keys = query_1HTD.shape[2], key_1HTD.shape[2]
+    if queries == keys:
+        return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, is_causal=True, **options)
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=query_1HTD.device).tril(keys - queries)
+    return functional.scaled_dot_product_attention(query_1HTD, key_1HTD, value_1HTD, attn_mask=mask, **options)
 
 
 AttentionInterface.register(NAME, varlen_attention)

@@ -1,32 +1,39 @@
 """Frozen backbones: Hugging Face folders of a vision tower, a Q-Former and a language model, with their hashes.
 
-A base folder holds `config.json` and `model.safetensors` as `save_pretrained` writes them. The Q-Former's folder also holds
-`query_tokens.safetensors` with one tensor, `query_tokens` (1, queries, hidden); the language model's also its tokenizer. The original's
-separate `ln_vision` is the tower's `post_layernorm`.
+A backbone folder holds `config.json` and `model.safetensors` as `save_pretrained` writes them. The Q-Former's folder
+also holds `query_tokens.safetensors` with one tensor, `query_tokens` (1, queries, hidden); the language model's also
+its tokenizer. The original's separate `ln_vision` is the tower's `post_layernorm`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     Blip2QFormerModel,
     Blip2VisionModel,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
-from mgpt.models.configuration_minigpt import BACKBONE_NAMES, BackboneReference
+from mgpt.models.configuration_minigpt import BACKBONE_NAMES, BackboneReference, MiniGPTConfig
 from mgpt.models.image_processing_minigpt import IMAGE_MEAN, IMAGE_STD
 from mgpt.models.tokenizer import save_tokenizer
+from mgpt.models.vision import resize_vision_tower
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # as settings name them
 _HASHED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
@@ -34,15 +41,81 @@ _QUERY_FILE = "query_tokens.safetensors"
 _DROPPABLE = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
+@dataclass
+class Backbones:
+    """Loaded backbones, which a model is built around."""
+
+    vision: PreTrainedModel
+    language: PreTrainedModel
+    qformer: Blip2QFormerModel | None = None
+    query_tokens: torch.Tensor | None = None
+
+
+def load_backbones(
+    folders: Mapping[str, str | Path],
+    dtype: torch.dtype = torch.float32,
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+    image_size: int | None = None,
+) -> Backbones:
+    """Loads the backbones of `folders`, by name. image_size: pixels, default the tower's own.
+
+    Raises ValueError when a folder cannot be read.
+    """
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    vision = load_vision(folders["vision"], dtype, **attention)
+    resize_vision_tower(vision, image_size or vision.config.image_size)
+    language = load_language(folders["language"], dtype, quantization, **attention)
+    qformer = query_tokens = None
+    if folders.get("qformer") is not None:
+        qformer, query_tokens = load_qformer(folders["qformer"], dtype)
+    return Backbones(vision, language, qformer, query_tokens)
+
+
+def config_from_backbones(
+    vision: str | Path,
+    language: str | Path,
+    qformer: str | Path | None = None,
+    *,
+    merge: int = 4,
+    lora: Any = None,
+    image_size: int | None = None,
+    prompt_format: str | None = None,
+    references: Mapping[str, BackboneReference] | None = None,
+) -> MiniGPTConfig:
+    """Returns the configuration of a model on these backbones, from their configurations and hashes; loads no weights.
+
+    The options are those of `MiniGPTForConditionalGeneration.from_backbones`.
+    """
+    folders = {"vision": vision, "language": language} | ({} if qformer is None else {"qformer": qformer})
+    known = references or {}
+    config = vision_config(vision)
+    if image_size is not None:
+        config.image_size = image_size
+    mean, std = pixel_statistics(vision)
+    return MiniGPTConfig(
+        config,
+        language_config(language),
+        None if qformer is None else qformer_config(qformer),
+        merge=merge,
+        lora=lora,
+        num_query_tokens=32 if qformer is None else count_query_tokens(qformer),
+        prompt_format=prompt_format or ("minigpt-v2" if qformer is None else "minigpt4"),
+        image_mean=mean,
+        image_std=std,
+        backbones={name: known.get(name) or backbone_reference(folder) for name, folder in folders.items()},
+    )
+
+
 def backbone_hash(folder: str | Path) -> str:
-    """sha256 over the names and contents of a base folder's weights, configuration and tokenizer; other files do not count.
+    """Returns the sha256 over names and contents of a backbone's weights, configuration and tokenizer files.
 
     Raises ValueError when the folder does not exist or holds no weights.
     """
-    folder = _folder(folder)
+    folder = _existing(folder)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
-        raise ValueError(f"{folder}: no *.safetensors and no *.bin; this is not a base folder")
+        raise ValueError(f"{folder}: no *.safetensors and no *.bin; this is not a backbone folder")
     files = sorted([*weights, *(folder / name for name in _HASHED if (folder / name).is_file())])
     total = hashlib.sha256()
     for path in files:
@@ -51,10 +124,42 @@ def backbone_hash(folder: str | Path) -> str:
     return total.hexdigest()
 
 
-def reference(folder: str | Path, backbone_id: str | None = None, revision: str = "") -> BackboneReference:
-    """The reference to a base folder: its id (default: the folder's name), revision, hash and path."""
+def backbone_reference(folder: str | Path, backbone_id: str | None = None, revision: str = "") -> BackboneReference:
+    """Returns the reference to a backbone folder: id (default: the folder's name), revision, hash and path."""
     folder = Path(folder)
     return BackboneReference(backbone_id or folder.name, revision, backbone_hash(folder), str(folder))
+
+
+def check_backbones(expected: dict[str, dict[str, str]], folders: Mapping[str, str | Path]) -> None:
+    """Checks that the backbones given are those that a checkpoint was trained on, by their hashes.
+
+    Raises ValueError for a missing or surplus backbone, and one with both hashes for all backbones that differ.
+    """
+    absent = [name for name in expected if folders.get(name) is None]
+    if absent:
+        raise ValueError(
+            f"backbones: {', '.join(absent)} not given; this checkpoint needs the folders of {', '.join(expected)}"
+        )
+    unknown = [name for name in folders if name not in expected and folders[name] is not None]
+    if unknown:
+        raise ValueError(
+            f"backbones: {', '.join(unknown)} given, but this checkpoint was trained without; leave it out "
+            f"(known: {', '.join(BACKBONE_NAMES)})"
+        )
+    wrong = []
+    for name, entry in expected.items():
+        found = backbone_hash(folders[name])
+        if found != entry["sha256"]:
+            wrong.append(
+                f"{name}: trained on {entry['id']} {entry['revision']} with sha256 {entry['sha256']}, "
+                f"but {folders[name]} has {found}"
+            )
+    if wrong:
+        raise ValueError(
+            "wrong backbone. A trained projection works only on the backbones it was trained on.\n  "
+            + "\n  ".join(wrong)
+            + "\nGive the recorded backbone, or train again from the pretrain stage on the new one."
+        )
 
 
 def save_backbone(
@@ -66,71 +171,65 @@ def save_backbone(
     dtype: torch.dtype | None = None,
     exact: tuple[str, ...] = (),
 ) -> str:
-    """Write one base folder and return its hash.
+    """Writes one backbone folder and returns its hash; the model is not changed.
 
-    model: a vision tower, a Blip2QFormerModel (then query_tokens, (1, queries, hidden), is required) or a causal language model (then
-    tokenizer is required). dtype: the stored type, default the model's own; exact: names that keep theirs. The model is left as it is.
+    Args:
+        model: a vision tower, a Blip2QFormerModel or a causal language model.
+        query_tokens: (1, queries, hidden), required for a Blip2QFormerModel and for nothing else.
+        tokenizer: required for a language model.
+        dtype: the stored type, by default the model's own; `exact` names tensors that keep theirs.
     """
     folder = Path(folder)
     if isinstance(model, Blip2QFormerModel) != (query_tokens is not None):
         raise ValueError("query_tokens: belong to a Blip2QFormerModel and to nothing else; give both or neither")
-    cast = (
-        {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in exact}
-        if dtype
-        else set()
-    )
-    state = {name: tensor.to(dtype) if name in cast else tensor for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() and name not in exact else tensor
+        for name, tensor in model.state_dict().items()
+    }
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=state)
     if query_tokens is not None:
-        from safetensors.torch import save_file
-
-        save_file(
-            {"query_tokens": query_tokens.detach().to(dtype or query_tokens.dtype).contiguous()}, folder / _QUERY_FILE
-        )
+        queries = query_tokens.detach().to(dtype or query_tokens.dtype).contiguous()
+        save_file({"query_tokens": queries}, folder / _QUERY_FILE)
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
     return backbone_hash(folder)
 
 
 def load_vision(folder: str | Path, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """The vision tower of a folder, e.g. Blip2VisionModel, SigLIP, CLIP or DINO; ValueError names missing and unexpected weights."""
+    """Loads a vision tower, e.g.
+
+    Blip2VisionModel, SigLIP, CLIP or DINO. ValueError lists missing and unexpected weights.
+    """
     config = vision_config(folder)
-    return _load(vision_class(config), folder, dtype, config=config, **kwargs)
-
-
-def vision_class(config: Any) -> type:
-    """The transformers class of a vision configuration."""
-    return Blip2VisionModel if config.model_type == "blip_2_vision_model" else AutoModel
+    model_class = Blip2VisionModel if is_blip2_vision(config) else AutoModel
+    return _load(model_class, folder, dtype, config=config, **kwargs)
 
 
 def load_qformer(folder: str | Path, dtype: torch.dtype) -> tuple[Blip2QFormerModel, torch.Tensor]:
-    """The Q-Former of a folder and its query tokens (1, queries, hidden)."""
-    query_tokens = _query_tokens(_folder(folder)).to(dtype)
+    """Loads a Q-Former and its query tokens (1, queries, hidden)."""
+    query_tokens = _query_tokens(_existing(folder)).to(dtype)
     return _load(Blip2QFormerModel, folder, dtype), query_tokens
 
 
 def load_language(
     folder: str | Path, dtype: torch.dtype, quantization: str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """The causal language model of a folder. quantization: None, "8bit" or "4bit" (bitsandbytes, the `quantized` extra)."""
+    """Loads a causal language model. quantization: None, "8bit" or "4bit" (bitsandbytes, the `quantized` extra)."""
     if quantization is not None:
         kwargs["quantization_config"] = quantization_config(quantization, dtype)
     return _load(AutoModelForCausalLM, folder, dtype, **kwargs)
 
 
-def quantization_config(kind: str, dtype: torch.dtype) -> Any:
-    """transformers' BitsAndBytesConfig for "8bit" or "4bit" (NF4); ValueError for another kind or when bitsandbytes is not installed."""
-    from importlib.util import find_spec
-
+def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Returns the settings of "8bit" or "4bit" (NF4). Raises ValueError for another kind, or without bitsandbytes."""
     if kind not in ("8bit", "4bit"):
         raise ValueError(f"quantization: {kind!r} is unknown; choose 8bit, 4bit or none")
-    if find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"quantization: {kind} needs bitsandbytes, which is not installed; run pip install 'mgpt[quantized]' or set it to none"
+            f"quantization: {kind} needs bitsandbytes, which is not installed; "
+            "run pip install 'mgpt[quantized]' or set it to none"
         )
-    from transformers import BitsAndBytesConfig
-
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -138,24 +237,29 @@ def quantization_config(kind: str, dtype: torch.dtype) -> Any:
     )
 
 
+def is_blip2_vision(config: Any) -> bool:
+    """Returns whether a vision configuration is Blip2VisionModel's, which `AutoModel` does not know."""
+    return config.model_type == "blip_2_vision_model"
+
+
 def vision_config(folder: str | Path) -> Any:
-    """The vision tower's configuration; of a two-tower folder (CLIP, SigLIP), its vision part."""
-    config = _config(folder)
+    """Returns the vision tower's configuration; of a two-tower folder (CLIP, SigLIP), its vision part."""
+    config = _read_config(folder)
     return getattr(config, "vision_config", None) or config
 
 
 def language_config(folder: str | Path) -> Any:
-    """The language model's configuration; ValueError when there is none or it cannot be read."""
-    return _config(folder)
+    """Returns the language model's configuration. Raises ValueError when it is absent or cannot be read."""
+    return _read_config(folder)
 
 
 def qformer_config(folder: str | Path) -> Any:
-    """The Q-Former's configuration."""
-    return _config(folder)
+    """Returns the Q-Former's configuration."""
+    return _read_config(folder)
 
 
 def pixel_statistics(folder: str | Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of a tower's pixels, from its folder's preprocessor_config.json; CLIP's where there is none."""
+    """Returns the mean and standard deviation of a tower's pixels: its preprocessor_config.json's, else CLIP's."""
     path = Path(folder) / "preprocessor_config.json"
     if not path.is_file():
         return list(IMAGE_MEAN), list(IMAGE_STD)
@@ -166,61 +270,29 @@ def pixel_statistics(folder: str | Path) -> tuple[list[float], list[float]]:
         raise ValueError(f"{path}: no image_mean and image_std in it ({type(error).__name__}: {error})") from error
 
 
-def check_finite(state: Mapping[str, torch.Tensor], place: str) -> None:
-    """ValueError that names every tensor with a NaN or an infinite value. Tensors on the meta device have none."""
+def count_query_tokens(folder: str | Path) -> int:
+    """Returns the number of learned queries in a Q-Former folder."""
+    return _query_tokens(Path(folder)).shape[1]
+
+
+def check_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises ValueError that names every tensor with a NaN or infinite value. Tensors on the meta device pass."""
     floating = {
         name: tensor
         for name, tensor in state.items()
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
     }
-    # The extremes carry NaN along, and unlike `isfinite` cost no second copy of the weights.
+    # NaN propagates to the extremes, which unlike `isfinite` need no second copy of the weights.
     broken = [name for name, tensor in floating.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
     if broken:
         raise ValueError(
-            f"{place}: weights that are not finite (NaN or infinite): {', '.join(broken)}; use another checkpoint"
-        )
-
-
-def query_count(folder: str | Path) -> int:
-    """How many learned queries a Q-Former folder holds."""
-    return _query_tokens(Path(folder)).shape[1]
-
-
-def check_backbones(expected: dict[str, dict[str, str]], folders: dict[str, str | Path]) -> None:
-    """The base guard: every base that a checkpoint was trained on is given, and its hash is the same.
-
-    Raises ValueError with both hashes, once for all backbones that differ.
-    """
-    absent = [name for name in expected if folders.get(name) is None]
-    if absent:
-        raise ValueError(
-            f"backbones: {', '.join(absent)} not given; this checkpoint needs the folders of {', '.join(expected)}"
-        )
-    unknown = [name for name in folders if name not in expected and folders[name] is not None]
-    if unknown:
-        raise ValueError(
-            f"backbones: {', '.join(unknown)} given, but this checkpoint was trained without; leave it out (known: {', '.join(BACKBONE_NAMES)})"
-        )
-    wrong = []
-    for name, base in expected.items():
-        found = backbone_hash(folders[name])
-        if found != base["sha256"]:
-            wrong.append(
-                f"{name}: trained on {base['id']} {base['revision']} with sha256 {base['sha256']}, but {folders[name]} has {found}"
-            )
-    if wrong:
-        raise ValueError(
-            "wrong base. A trained projection means nothing on another base.\n  "
-            + "\n  ".join(wrong)
-            + "\nGive the recorded base, or train again from the pretrain stage on the new one."
+            f"{source}: weights that are not finite (NaN or infinite): {', '.join(broken)}; use another checkpoint"
         )
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and loading notes, which say in many lines what is checked here anyway."""
-    from transformers.utils import logging
-
+    """Turns off transformers' progress bars and loading notes, which report at length what is checked here anyway."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -232,7 +304,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _folder(folder: str | Path) -> Path:
+def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; expected a Hugging Face model folder")
@@ -240,22 +312,20 @@ def _folder(folder: str | Path) -> Path:
 
 
 def _query_tokens(folder: Path) -> torch.Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / _QUERY_FILE
     if not path.is_file():
         raise ValueError(
-            f"{folder}: no {_QUERY_FILE}; a Q-Former base needs its query tokens (mgpt.models.backbones.save_base writes them)"
+            f"{folder}: no {_QUERY_FILE}; a Q-Former folder needs its query tokens "
+            "(mgpt.models.backbones.save_backbone writes them)"
         )
     try:
         return load_file(path)["query_tokens"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); write the base again") from error
+        raise ValueError(f"{path}: cannot be read ({error}); write the backbone again") from error
 
 
-def _config(folder: str | Path) -> Any:
-    folder = _folder(folder)
+def _read_config(folder: str | Path) -> Any:
+    folder = _existing(folder)
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -263,8 +333,8 @@ def _config(folder: str | Path) -> Any:
 
 
 def _load(model_class: Any, folder: str | Path, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """from_pretrained that refuses what it would only warn of: weights that are missing, left over, or of another shape."""
-    folder = _folder(folder)
+    """Calls from_pretrained, and raises ValueError where it only warns: missing, unexpected or mismatched weights."""
+    folder = _existing(folder)
     try:
         with quiet_transformers():
             model, info = model_class.from_pretrained(

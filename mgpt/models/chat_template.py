@@ -1,4 +1,4 @@
-"""From a conversation to its pieces: text segments, images, and which of them are supervised (minigpt_base.py:83-308)."""
+"""Splits a conversation into text segments and images, and marks which are supervised (minigpt_base.py:83-308)."""
 
 from __future__ import annotations
 
@@ -7,92 +7,99 @@ from typing import Any
 
 from mgpt.models.prompt_formats import IMAGE_MARK, IMAGE_TEXT, PromptFormat
 
+Conversation = str | list[dict[str, str]]
+
 
 @dataclass(frozen=True)
-class Piece:
-    """One text segment that is tokenised on its own, or one image (then text is empty)."""
+class Segment:
+    """A text that is tokenised on its own, or an image (with an empty text)."""
 
     text: str = ""
     supervised: bool = False
     is_image: bool = False
 
 
-def as_conversations(value: Any) -> list[Any]:
-    """A list of conversations from one or many; each is a list of messages or a string. ValueError for anything else."""
+def to_conversations(value: Any) -> list[Any]:
+    """Returns a list of conversations from one or many; each is a list of messages or a string.
+
+    ValueError otherwise.
+    """
     if isinstance(value, (str, dict)):
         value = [value]
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"conversations: expected a list of message lists, got {value!r}")
-    talks = [list(value)] if isinstance(value[0], dict) else list(value)
-    for place, talk in enumerate(talks):
-        if not isinstance(talk, (str, list, tuple)):
-            raise ValueError(f"conversations[{place}]: expected a list of messages or a whole prompt, got {talk!r}")
+    conversations = [list(value)] if isinstance(value[0], dict) else list(value)
+    for number, conversation in enumerate(conversations):
+        if not isinstance(conversation, (str, list, tuple)):
+            raise ValueError(
+                f"conversations[{number}]: expected a list of messages or a whole prompt, got {conversation!r}"
+            )
     return [
-        _text(talk, f"conversations[{place}]")
-        if isinstance(talk, str)
-        else [_message(entry, f"conversations[{place}][{turn}]") for turn, entry in enumerate(talk)]
-        for place, talk in enumerate(talks)
+        _text(conversation, f"conversations[{number}]")
+        if isinstance(conversation, str)
+        else [_message(entry, f"conversations[{number}][{turn}]") for turn, entry in enumerate(conversation)]
+        for number, conversation in enumerate(conversations)
     ]
 
 
-def images_in(talk: Any) -> list[Any]:
-    """The images that the messages of one conversation carry in transformers' list form, in reading order."""
-    parts = [part for message in talk if isinstance(message.get("content"), list) for part in message["content"]]
+def images_in(conversation: Any) -> list[Any]:
+    """Returns the images that messages carry in transformers' list form, in reading order."""
+    parts = [
+        part for message in conversation if isinstance(message.get("content"), list) for part in message["content"]
+    ]
     images = [part for part in parts if part.get("type") == "image"]
     return [part[key] for part in images for key in ("image", "url", "path") if key in part]
 
 
-def lay_out(talk: str | list[dict[str, str]], chosen: PromptFormat, training: bool, bos: str, name: str) -> list[Piece]:
-    """The pieces of one conversation.
+def split_into_segments(
+    conversation: Conversation, prompt_format: PromptFormat, training: bool, bos: str, name: str
+) -> list[Segment]:
+    """Returns the segments of one conversation.
 
-    A row opens with `bos`; later questions open with it again; an answer and its end symbol are one segment. A string is a whole original
-    prompt. ValueError, starting with `name`, when the messages are not question, answer, question, ...
+    A row opens with `bos`, and so does each later question; an answer with its end symbol is one segment. A string is
+    a whole prompt in the original's form. Raises ValueError, which starts with `name`, unless questions and answers
+    alternate.
     """
-    if isinstance(talk, str):
+    if isinstance(conversation, str):
         if training:
             raise ValueError(
                 f"{name}: a string is an open prompt and has no answer to train on; give messages, or labels=False"
             )
-        return [Piece(bos), *_segments(talk)]
-    talk = _with_question(talk, chosen)
-    _check_roles(talk, training, name)
-    pieces = [Piece(bos)]
-    for turn, message in enumerate(talk):
+        return [Segment(bos), *_split_at_images(conversation)]
+    if prompt_format.template is None and conversation and conversation[0]["role"] == "assistant":
+        # A format without a prompt needs no user message: one image is meant.
+        conversation = [{"role": "user", "content": IMAGE_MARK}, *conversation]
+    _check_roles(conversation, training, name)
+    segments = [Segment(bos)]
+    for turn, message in enumerate(conversation):
         if message["role"] == "assistant":
-            pieces.append(Piece(message["content"] + chosen.end, supervised=training))
+            segments.append(Segment(message["content"] + prompt_format.end, supervised=training))
         else:
-            repeat = bos if turn or (chosen.open_bos and not training) else ""
-            pieces += _segments(repeat + chosen.wrap(message["content"], training))
-    return pieces
+            repeated = bos if turn or (prompt_format.open_bos and not training) else ""
+            segments += _split_at_images(repeated + prompt_format.wrap(message["content"], training))
+    return segments
 
 
-def _segments(text: str) -> list[Piece]:
+def _split_at_images(text: str) -> list[Segment]:
     first, *rest = text.split(IMAGE_MARK)
-    pieces = [Piece(first)]
-    for segment in rest:
-        pieces += [Piece(is_image=True), Piece(segment)]
-    return pieces
+    segments = [Segment(first)]
+    for part in rest:
+        segments += [Segment(is_image=True), Segment(part)]
+    return segments
 
 
-def _with_question(talk: list[dict[str, str]], chosen: PromptFormat) -> list[dict[str, str]]:
-    """A format without a prompt needs no user message: one image is meant."""
-    if chosen.template is None and talk and talk[0]["role"] == "assistant":
-        return [{"role": "user", "content": IMAGE_MARK}, *talk]
-    return talk
-
-
-def _check_roles(talk: list[dict[str, str]], training: bool, name: str) -> None:
-    for turn, message in enumerate(talk):
+def _check_roles(conversation: list[dict[str, str]], training: bool, name: str) -> None:
+    for turn, message in enumerate(conversation):
         expected = ("user", "assistant")[turn % 2]
         if message["role"] != expected:
             raise ValueError(
-                f"{name}[{turn}].role: {message['role']!r}, expected {expected!r}; messages go user, assistant, user, ..."
+                f"{name}[{turn}].role: {message['role']!r}, expected {expected!r}; "
+                "messages alternate, starting with user"
             )
     last = "assistant" if training else "user"
-    if not talk or talk[-1]["role"] != last:
-        raise ValueError(
-            f"{name}: must end with a message of the {last} {'for training' if training else 'for generation (labels=False)'}"
-        )
+    if not conversation or conversation[-1]["role"] != last:
+        purpose = "for training" if training else "for generation (labels=False)"
+        raise ValueError(f"{name}: must end with a message of the {last} {purpose}")
 
 
 def _message(entry: Any, name: str) -> dict[str, str]:
@@ -111,13 +118,13 @@ def _text(value: Any, name: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name}: not valid Unicode ({error.reason} at {error.start}); decode the bytes it came from again"
+            f"{name}: not valid Unicode ({error.reason} at {error.start}); decode its bytes with the right encoding"
         ) from error
     return value
 
 
 def _part(part: Any, name: str) -> str:
-    """One entry of transformers' list form of a message."""
+    """Returns the text of one entry of transformers' list form of a message."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "image":
         return f"{IMAGE_TEXT} "

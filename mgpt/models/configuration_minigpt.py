@@ -1,7 +1,7 @@
-"""The configuration: which vision tower, bridge, language model and LoRA make one MiniGPT.
+"""The configuration of a MiniGPT model: vision tower, Q-Former or token merge, language model and LoRA.
 
-The same class describes MiniGPT-4 (Q-Former), its LLaMA-2 variant and MiniGPT-v2 (token merge), and any other tower or causal
-language model of transformers.
+One class describes MiniGPT-4 (Q-Former), its LLaMA-2 variant and MiniGPT-v2 (token merge), on any vision tower and
+causal language model of transformers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ BACKBONE_NAMES = ("vision", "qformer", "language")
 
 @dataclass(frozen=True)
 class BackboneReference:
-    """Which frozen base a projection was trained on.
+    """The frozen backbone that a projection was trained on.
 
-    id: the name its publisher gives it. revision: commit or tag, "" when there is none. sha256: `mgpt.models.backbones.base_hash` of its folder.
-    uri: where it was read from; a hint for people, never compared.
+    Attributes:
+        id: the publisher's name for it.
+        revision: commit or tag, "" if none.
+        sha256: `mgpt.models.backbones.backbone_hash` of its folder.
+        uri: where it was read from; a location to try, never compared.
     """
 
     id: str
@@ -35,7 +38,10 @@ class BackboneReference:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters on the language model; names as in peft. MiniGPT-v2: 64, 16, 0.05 on q_proj and v_proj (minigpt_v2.py:40-43)."""
+    """Low-rank adapters on the language model; fields as in peft.
+
+    MiniGPT-v2 has r=64, alpha=16 and dropout 0.05 on q_proj and v_proj (minigpt_v2.py:40-43).
+    """
 
     r: int
     lora_alpha: int
@@ -44,7 +50,10 @@ class LoraSpec:
 
     @classmethod
     def of(cls, value: Any) -> LoraSpec | None:
-        """From a LoraSpec, a mapping, any object with these attributes (settings), or None; ValueError on a value that peft cannot use."""
+        """Converts a LoraSpec, a mapping, an object with these attributes (settings), or None.
+
+        Raises ValueError for values that peft cannot use.
+        """
         if value is None or isinstance(value, cls):
             return value
         read = value.get if isinstance(value, dict) else lambda name, default=None: getattr(value, name, default)
@@ -56,19 +65,26 @@ class LoraSpec:
         )
         if spec.r < 1 or spec.lora_alpha < 1 or not 0 <= spec.lora_dropout < 1 or not spec.target_modules:
             raise ValueError(
-                f"lora: {asdict(spec)} is not usable: r and lora_alpha must be at least 1, lora_dropout in [0, 1), target_modules not empty"
+                f"lora: {asdict(spec)} is not usable: r and lora_alpha must be at least 1, "
+                "lora_dropout in [0, 1), target_modules not empty"
             )
         return spec
 
 
 class MiniGPTConfig(PreTrainedConfig):
-    """vision_config, text_config: configurations (or dicts with a `model_type`) of the tower and the language model.
-    qformer_config: of the Q-Former, or None for the token merge. num_query_tokens: the Q-Former's learned queries.
-    merge: how many consecutive vision tokens make one image token (minigpt_v2.py:83-85); 1 keeps them.
-    lora: see `LoraSpec`. prompt_format: the processor's default, a key of `PROMPT_FORMATS`.
-    image_mean, image_std: of the pixels that the tower was trained on, default CLIP's, which the original's tower has.
-    image_token_id: the placeholder in input_ids. Its default is the first id outside the embedding table, so that no text can produce it.
-    backbones: name → `BaseReference` as a dict, the guard of a trained projection.
+    """Configuration of `MiniGPTForConditionalGeneration`.
+
+    Args:
+        vision_config, text_config: configurations (or dicts with a `model_type`) of the tower and the language model.
+        qformer_config: of the Q-Former, or None for the token merge.
+        num_query_tokens: the Q-Former's learned queries.
+        merge: consecutive vision tokens in one image token (minigpt_v2.py:83-85); 1 keeps them.
+        lora: see `LoraSpec`.
+        prompt_format: the processor's default, a key of `PROMPT_FORMATS`.
+        image_token_id: the placeholder in input_ids; by default the first id outside the embedding table, which no
+            text has.
+        image_mean, image_std: of the tower's pixels; by default CLIP's, which the original's tower has.
+        backbones: `BackboneReference` as a dict, by name; a trained projection refuses backbones with other hashes.
 
     Raises ValueError when the parts do not fit together.
     """
@@ -104,13 +120,14 @@ class MiniGPTConfig(PreTrainedConfig):
         self.qformer_config = None if qformer_config is None else _sub_config(qformer_config, "blip_2_qformer")
         self.num_query_tokens = num_query_tokens
         self.merge = merge
-        self.lora = _as_dict(LoraSpec.of(lora))
+        spec = LoraSpec.of(lora)
+        self.lora = None if spec is None else asdict(spec)
         self.prompt_format = prompt_format
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.backbones = {
-            name: asdict(base) if isinstance(base, BackboneReference) else dict(base)
-            for name, base in (backbones or {}).items()
+            name: asdict(entry) if isinstance(entry, BackboneReference) else dict(entry)
+            for name, entry in (backbones or {}).items()
         }
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
         super().__init__(**kwargs)
@@ -124,7 +141,7 @@ class MiniGPTConfig(PreTrainedConfig):
         if self.qformer_config is None and (self.merge < 1 or self.num_patches % self.merge):
             raise ValueError(
                 f"merge: {self.merge} does not divide the tower's {self.num_patches} patches "
-                f"(image_size {self.image_size}, patch_size {_one(self.vision_config.patch_size)}); choose a divisor"
+                f"(image_size {self.image_size}, patch_size {_side(self.vision_config.patch_size)}); choose a divisor"
             )
         if (
             self.qformer_config is not None
@@ -132,27 +149,27 @@ class MiniGPTConfig(PreTrainedConfig):
         ):
             raise ValueError(
                 f"qformer_config.encoder_hidden_size: {self.qformer_config.encoder_hidden_size} must equal "
-                f"vision_config.hidden_size, {self.vision_config.hidden_size}; these two backbones do not belong together"
+                f"vision_config.hidden_size, {self.vision_config.hidden_size}; these backbones do not fit"
             )
 
     @property
     def image_size(self) -> int:
         """Side of the square input image, in pixels."""
-        return _one(self.vision_config.image_size)
+        return _side(self.vision_config.image_size)
 
     @property
     def num_patches(self) -> int:
         """Vision tokens of one image, without CLS or register tokens."""
-        return (self.image_size // _one(self.vision_config.patch_size)) ** 2
+        return (self.image_size // _side(self.vision_config.patch_size)) ** 2
 
     @property
     def num_image_tokens(self) -> int:
-        """Placeholders of `image_token_id` that one image takes in input_ids."""
+        """Number of `image_token_id` placeholders per image in input_ids."""
         return self.num_query_tokens if self.qformer_config is not None else self.num_patches // self.merge
 
     @property
     def projection_inputs(self) -> int:
-        """Width of the features that the projection reads."""
+        """Width of the projection's input."""
         return (
             self.qformer_config.hidden_size
             if self.qformer_config is not None
@@ -165,21 +182,18 @@ class MiniGPTConfig(PreTrainedConfig):
         return self.text_config.hidden_size
 
     def get_text_config(self, *_: Any, **__: Any) -> PreTrainedConfig:
-        """The language model's configuration, where transformers looks for sizes."""
+        """Returns the language model's configuration, where transformers looks for sizes."""
         return self.text_config
 
 
-def _as_dict(lora: LoraSpec | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora)
-
-
-def _one(value: Any) -> int:
+def _side(value: Any) -> int:
     return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
 
 
 def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
-        # A copy: transformers writes the attention implementation through a configuration into its parts, and a loaded base has its own.
+        # A copy: transformers passes an attention implementation on to sub-configurations, and a loaded backbone has
+        # its own.
         return copy.deepcopy(value)
     value = dict(value or {})
     kind = value.pop("model_type", default_type)

@@ -1,24 +1,33 @@
-"""The frozen part of a model alone: what a feature cache is computed with, without the language model."""
+"""The frozen image encoder of a model without its language model, as feature caches are computed with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from mgpt.models import backbones
 from mgpt.models.configuration_minigpt import MiniGPTConfig
-from mgpt.models.vision import encode_frozen, fix_norm, resize_tower
+from mgpt.models.vision import encode_frozen, resize_vision_tower, set_ln_vision_eps
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which frozen part: base folders, pixels a side, their mean and deviation, the merge (1 with a Q-Former, which has none), what one
-    image becomes (tokens, width), and the type that the backbones are held in."""
+    """A frozen image encoder.
+
+    Attributes:
+        vision, qformer: backbone folders.
+        image_size: pixels.
+        image_mean, image_std: of the tower's pixels.
+        merge: consecutive vision tokens in one image token; 1 with a Q-Former, which has no merge.
+        tokens, width: shape of one image's features.
+        backbone_precision: type that the backbones are held in, a key of `backbones.PRECISIONS`.
+    """
 
     vision: str
     qformer: str | None
@@ -28,11 +37,13 @@ class EncoderSpec:
     merge: int
     tokens: int
     width: int
-    held: str
+    backbone_precision: str
 
     @classmethod
-    def of(cls, config: MiniGPTConfig, folders: dict[str, Path], held: str) -> EncoderSpec:
-        """The frozen part of a model with this configuration, on these base folders, held in `held` (a key of `backbones.PRECISIONS`)."""
+    def from_config(
+        cls, config: MiniGPTConfig, folders: Mapping[str, str | Path], backbone_precision: str
+    ) -> EncoderSpec:
+        """Returns the encoder of a model with this configuration, on these backbone folders."""
         qformer = folders.get("qformer")
         return cls(
             vision=str(folders["vision"]),
@@ -43,11 +54,11 @@ class EncoderSpec:
             merge=config.merge if qformer is None else 1,
             tokens=config.num_image_tokens,
             width=config.projection_inputs,
-            held=held,
+            backbone_precision=backbone_precision,
         )
 
     def key(self, precision: str, dtype: str) -> str:
-        """Names everything that its features depend on: backbones by hash, image size and preprocessing, merge, arithmetic and stored type.
+        """Returns a digest of all that the features depend on: backbones, preprocessing, merge, precision, stored type.
 
         Reads the backbones' weights, for their hashes.
         """
@@ -57,35 +68,35 @@ class EncoderSpec:
             ],
             "pixels": [self.image_size, self.image_mean, self.image_std, "bicubic"],
             "merge": self.merge,
-            "types": [self.held, precision, dtype],
-            "arithmetic": 2,  # since 2 a part that is held in half precision runs outside autocast
+            "types": [self.backbone_precision, precision, dtype],
+            "arithmetic": 2,  # version of the computation: since 2, parts in half precision run outside autocast
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class ImageEncoder:
-    """The loaded frozen part, on a GPU where there is one. Gives the bits of `MiniGPTForConditionalGeneration.encode_images`."""
+    """The loaded encoder, on a GPU where there is one; bit-identical to the model's `encode_images`."""
 
     def __init__(self, spec: EncoderSpec, precision: str = "fp32") -> None:
+        dtype = backbones.PRECISIONS[spec.backbone_precision]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision, self.merge = precision, spec.merge
-        self.tower: Any = backbones.load_vision(spec.vision, backbones.PRECISIONS[spec.held])
-        resize_tower(self.tower, spec.image_size)
-        fix_norm(self.tower)
-        self.patches = spec.tokens * spec.merge
+        self.precision, self.merge, self.patches = precision, spec.merge, spec.tokens * spec.merge
+        self.tower: Any = backbones.load_vision(spec.vision, dtype)
+        resize_vision_tower(self.tower, spec.image_size)
+        set_ln_vision_eps(self.tower)
+        self.tower.to(self.device).eval()
         self.qformer: Any = None
         self.queries: torch.Tensor | None = None
         if spec.qformer is not None:
-            qformer, queries = backbones.load_qformer(spec.qformer, backbones.PRECISIONS[spec.held])
-            self.qformer = cast(Any, qformer).to(self.device).eval()
+            self.qformer, queries = backbones.load_qformer(spec.qformer, dtype)
+            self.qformer.to(self.device).eval()
             self.queries = queries.to(self.device)
-        cast(Any, self.tower).to(self.device).eval()
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(images, 3, side, side) → (images, tokens, width), on the CPU."""
+        """Encodes (images, 3, side, side) to (images, tokens, width), on the CPU."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            found = encode_frozen(
+            features = encode_frozen(
                 self.tower, pixel_values.to(self.device), self.patches, self.merge, self.qformer, self.queries
             )
-        return found.cpu()
+        return features.cpu()

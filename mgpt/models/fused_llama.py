@@ -1,17 +1,18 @@
-"""LLaMA's layers for training: the same functions and gradients with fewer passes over memory, and a last layer that works only where an
-answer is.
+"""Fused LLaMA layers for training: the same functions and gradients with fewer passes over memory.
 
-`make_lean` changes a language model in place, from outside, before training; weights, names and files stay as they are. What it does not
-know (another architecture, trained norms, adapters that are switched off, generation) runs as before.
+`fuse_llama_layers` changes a language model in place, from outside, before training; weights and their names stay as
+they are. Whatever it does not know (another architecture, trained norms, disabled adapters, generation) runs as
+before.
 
-- Norms, rotary embeddings and SwiGLU keep fewer tensors for the gradient and write into what they made themselves. On CUDA they are one
-  kernel each: torch's for norms, Liger's for the others (`mgpt.models.kernels`). Contract: Liger's write into the outputs of the products
-  before them, and SwiGLU's gradient into what it kept, unseen by autograd; so nothing else may read those, and a graph serves one backward.
-- LoRA's sum is part of its second product.
-- Nothing follows the last layer but the head, which training needs at supervised positions alone. So of a packed row its queries and its
-  attention are computed for each sample's tail (`mgpt.models.tail`); keys and values stay whole.
+- Norms, rotary embeddings and SwiGLU keep fewer tensors for the backward pass and write into buffers they allocated.
+  On CUDA they are one kernel each: torch's for norms, Liger's for the others (`mgpt.models.kernels`). Liger's kernels
+  overwrite the outputs of the preceding matrix products, and SwiGLU's gradient overwrites its saved inputs, unnoticed
+  by autograd; so nothing else may read those, and a graph allows one backward pass.
+- LoRA's sum is part of its second matrix product.
+- The last layer of a packed row computes queries and attention at kept positions only (`mgpt.models.last_layer`);
+  keys and values stay whole.
 
-Letters: R rows, L positions of a row, H heads, D a head's width, T a layer's width.
+Letters in names: R rows, L positions of a row, H heads, D width of a head, T width of a layer.
 """
 
 from __future__ import annotations
@@ -32,16 +33,35 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from mgpt.models.kernels import fused
-from mgpt.models.tail import Tail
+from mgpt.models.compat import attention_implementation
+from mgpt.models.kernels import fused_ops
+from mgpt.models.last_layer import KeptPositions
 
 
-class _Norm(Function):
+def fuse_llama_layers(language_model: nn.Module) -> None:
+    """Replaces the layers of a LLaMA model by their fused form, in place; other models stay as they are."""
+    layers = getattr(language_model.get_decoder(), "layers", None)  # type: ignore[operator]
+    if not layers or type(layers[-1]) is not LlamaDecoderLayer:
+        return
+    for module in language_model.modules():
+        fused = _FUSED.get(type(module))
+        if fused is not None and _is_supported(module):
+            module.__class__ = fused
+    layers[-1].__class__ = PrunedDecoderLayer
+
+
+def _is_supported(module: nn.Module) -> bool:
+    if isinstance(module, LlamaMLP):
+        return module.config.hidden_act == "silu"
+    return not isinstance(module, LoraLinear) or type(module.base_layer) is nn.Linear
+
+
+class _RMSNorm(Function):
     @staticmethod
     def forward(ctx: Any, hidden_RLT: Tensor, weight_T: Tensor, epsilon: float) -> Tensor:
         wide = hidden_RLT.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = length.square_().div_(wide.shape[-1]).add_(epsilon).rsqrt_()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(wide.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(hidden_RLT, weight_T, inverse)
         return (wide * inverse).mul_(weight_T).to(hidden_RLT.dtype)
 
@@ -53,28 +73,36 @@ class _Norm(Function):
         return weighted.mul_(inverse).addcmul_(wide, pull).to(hidden.dtype), None, None
 
 
-class _Rotation(Function):
+class _Rotary(Function):
     @staticmethod
     def forward(ctx: Any, heads_RLHD: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _turned(heads_RLHD, cosine, sine, 1)
+        return _rotate(heads_RLHD, cosine, sine, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turned(gradients[0], cosine, sine, -1), None, None
+        return _rotate(gradients[0], cosine, sine, -1), None, None
 
 
-def _turned(heads_RLHD: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:
-    """Each pair (i, i + D/2) turned by its position's angle, whose cosine and sine stand twice in the tables; way -1 turns back."""
+def _rotate(heads_RLHD: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tensor:
+    """Rotates each pair (i, i + D/2) by its position's angle; direction -1 rotates back.
+
+    The tables hold each angle twice.
+    """
     half = heads_RLHD.shape[-1] // 2
-    turned = heads_RLHD * cosine
-    turned[..., :half].addcmul_(heads_RLHD[..., half:], sine[..., :half], value=-way)
-    turned[..., half:].addcmul_(heads_RLHD[..., :half], sine[..., half:], value=way)
-    return turned
+    rotated = heads_RLHD * cosine
+    rotated[..., :half].addcmul_(heads_RLHD[..., half:], sine[..., :half], value=-direction)
+    rotated[..., half:].addcmul_(heads_RLHD[..., :half], sine[..., half:], value=direction)
+    return rotated
 
 
-class _Gated(Function):
+def _apply_rotary(heads_RHLD: Tensor, tables: Any) -> Tensor:
+    cosine, sine = (table[:, :, None] for table in tables)
+    return _Rotary.apply(heads_RHLD.transpose(1, 2), cosine, sine).transpose(1, 2)
+
+
+class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
@@ -88,12 +116,7 @@ class _Gated(Function):
         return pull, functional.silu(gate).mul_(gradients[0])
 
 
-def _rotated(heads_RHLD: Tensor, tables: Any) -> Tensor:
-    cosine, sine = (table[:, :, None] for table in tables)
-    return _Rotation.apply(heads_RHLD.transpose(1, 2), cosine, sine).transpose(1, 2)
-
-
-class LeanNorm(LlamaRMSNorm):
+class FusedRMSNorm(LlamaRMSNorm):
     """RMS norm with a frozen weight."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -103,42 +126,36 @@ class LeanNorm(LlamaRMSNorm):
             return functional.rms_norm(
                 hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.variance_epsilon
             )
-        return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
+        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
 
-class LeanMlp(LlamaMLP):
-    """SwiGLU that keeps its two inputs alone."""
+class FusedMLP(LlamaMLP):
+    """SwiGLU that saves only its two inputs for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = fused(x)
-        gated = _Gated if kernels is None else kernels.LigerSiLUMulFunction
-        return self.down_proj(gated.apply(self.gate_proj(x), self.up_proj(x)))
+        ops = fused_ops(x)
+        swiglu = _SwiGLU if ops is None else ops.LigerSiLUMulFunction
+        return self.down_proj(swiglu.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-class LeanLora(LoraLinear):
-    """LoRA of one adapter on a plain linear layer."""
+class FusedLoraLinear(LoraLinear):
+    """One LoRA adapter on a plain linear layer."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if (
-            args
-            or kwargs
-            or self.disable_adapters
-            or self.merged
-            or self.active_adapters != ["default"]
-            or self.lora_variant
-        ):
+        plain = self.active_adapters == ["default"] and not (self.disable_adapters or self.merged or self.lora_variant)
+        if args or kwargs or not plain:
             return super().forward(x, *args, **kwargs)
         flat = x.flatten(0, -2)
-        parts: Any = self  # peft's dictionaries know their members as modules only
-        lower, upper = parts.lora_A["default"], parts.lora_B["default"].weight
-        result, given = parts.base_layer(flat), parts.lora_dropout["default"](flat)
-        low = lower(given if torch.is_autocast_enabled(x.device.type) else given.to(upper.dtype))
-        result.addmm_(low.to(result.dtype), upper.t().to(result.dtype), alpha=self.scaling["default"])
+        parts: Any = self  # peft types the members of its dictionaries as modules only
+        lora_a, lora_b = parts.lora_A["default"], parts.lora_B["default"].weight
+        result, dropped = parts.base_layer(flat), parts.lora_dropout["default"](flat)
+        low = lora_a(dropped if torch.is_autocast_enabled(x.device.type) else dropped.to(lora_b.dtype))
+        result.addmm_(low.to(result.dtype), lora_b.t().to(result.dtype), alpha=self.scaling["default"])
         return result.view(*x.shape[:-1], -1)
 
 
-class LeanAttention(LlamaAttention):
-    """Attention that may ask for the tails alone."""
+class FusedAttention(LlamaAttention):
+    """Attention with fused rotary embeddings, whose queries may be restricted to `kept` positions."""
 
     def forward(
         self,
@@ -146,64 +163,60 @@ class LeanAttention(LlamaAttention):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        asked: Tail | None = None,
+        kept: KeptPositions | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         if past_key_values is not None or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        query, key = self._turned(hidden_states, position_embeddings, asked)
+        query, key = self._query_and_key(hidden_states, position_embeddings, kept)
         value = self._heads(self.v_proj(hidden_states))
-        if asked is not None:
-            kwargs |= asked.bounds
-        mix = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if kept is not None:
+            kwargs |= kept.bounds
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(self.config), eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed, weights = mix(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        mixed, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
         return self.o_proj(mixed.flatten(2)), weights
 
-    def _turned(self, hidden_RLT: Tensor, tables: tuple[Tensor, Tensor], asked: Tail | None) -> tuple[Tensor, Tensor]:
-        """Queries, of what is asked alone, and keys, both turned by their positions: (R, H, L, D)."""
-        asking, asking_tables = hidden_RLT, tables
-        if asked is not None:
-            asking, *asking_tables = (one.index_select(1, asked.places) for one in (hidden_RLT, *tables))  # type: ignore[assignment]
-        query, key = self._heads(self.q_proj(asking)), self._heads(self.k_proj(hidden_RLT))
-        kernels = fused(query)
-        if kernels is None or asked is not None:
-            return _rotated(query, asking_tables), _rotated(key, tables)
-        return kernels.LigerRopeFunction.apply(query, key, *tables)
+    def _query_and_key(
+        self, hidden_RLT: Tensor, tables: tuple[Tensor, Tensor], kept: KeptPositions | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns rotated queries, at `kept` positions only if given, and keys: (R, H, L, D)."""
+        query_hidden, query_tables = hidden_RLT, tables
+        if kept is not None:
+            query_hidden, *query_tables = (one.index_select(1, kept.positions) for one in (hidden_RLT, *tables))  # type: ignore[assignment]
+        query, key = self._heads(self.q_proj(query_hidden)), self._heads(self.k_proj(hidden_RLT))
+        ops = fused_ops(query)
+        if ops is None or kept is not None:
+            return _apply_rotary(query, query_tables), _apply_rotary(key, tables)
+        return ops.LigerRopeFunction.apply(query, key, *tables)
 
     def _heads(self, flat_RLT: Tensor) -> Tensor:
         return flat_RLT.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class TailLayer(LlamaDecoderLayer):
-    """The last layer: with a `tail`, (1, n, T) in place of (1, L, T)."""
+class PrunedDecoderLayer(LlamaDecoderLayer):
+    """The last layer: with `last_layer_kept` it returns (1, n, T) in place of (1, L, T).
 
-    takes_tail = True
+    The other layers get that argument too, and ignore it.
+    """
 
-    def forward(self, hidden_states: Tensor, *args: Any, tail: Tail | None = None, **kwargs: Any) -> Tensor:
-        if tail is None:
+    prunes_positions = True
+
+    def forward(
+        self, hidden_states: Tensor, *args: Any, last_layer_kept: KeptPositions | None = None, **kwargs: Any
+    ) -> Tensor:
+        if last_layer_kept is None:
             return super().forward(hidden_states, *args, **kwargs)
-        mixed, _ = self.self_attn(self.input_layernorm(hidden_states), asked=tail, **kwargs)
-        hidden = hidden_states.index_select(1, tail.places) + mixed
+        mixed, _ = self.self_attn(self.input_layernorm(hidden_states), kept=last_layer_kept, **kwargs)
+        hidden = hidden_states.index_select(1, last_layer_kept.positions) + mixed
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-_LEAN = {LlamaRMSNorm: LeanNorm, LlamaMLP: LeanMlp, LlamaAttention: LeanAttention, LoraLinear: LeanLora}
-
-
-def make_lean(language_model: nn.Module) -> None:
-    """Gives the parts of a LLaMA model that are known here their lean form, in place; other models stay as they are."""
-    layers = getattr(language_model.get_decoder(), "layers", None)  # type: ignore[operator]
-    if not layers or type(layers[-1]) is not LlamaDecoderLayer:
-        return
-    for module in language_model.modules():
-        lean = _LEAN.get(type(module))
-        if lean is not None and _is_known(module):
-            module.__class__ = lean
-    layers[-1].__class__ = TailLayer
-
-
-def _is_known(module: nn.Module) -> bool:
-    if isinstance(module, LlamaMLP):
-        return module.config.hidden_act == "silu"
-    return not isinstance(module, LoraLinear) or type(module.base_layer) is nn.Linear
+_FUSED = {
+    LlamaRMSNorm: FusedRMSNorm,
+    LlamaMLP: FusedMLP,
+    LlamaAttention: FusedAttention,
+    LoraLinear: FusedLoraLinear,
+}

@@ -1,6 +1,6 @@
-"""Image preprocessing, exact to the original: a bicubic squash to a square, then CLIP's normalisation.
+"""Image preprocessing, equal to the original's: a bicubic resize to a square, then CLIP's normalisation.
 
-The aspect ratio is not kept (blip_processors.py:96-140). The resize is Pillow's: tensor resizes differ by up to 0.045.
+The aspect ratio is not kept (blip_processors.py:96-140). The resize is Pillow's; tensor resizes differ by up to 0.045.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class MiniGPTImageProcessor(BaseImageProcessor):
-    """`processor(image or list of images).pixel_values` is float32 (images, 3, image_size, image_size)."""
+    """`processor(images).pixel_values` is float32 (images, 3, image_size, image_size)."""
 
     model_input_names = ["pixel_values"]
 
@@ -37,36 +37,39 @@ class MiniGPTImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def __call__(self, images: Any, *_: Any, **__: Any) -> BatchFeature:
-        """images: one image or a list; each a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array.
+        """Converts one image or a list; each is a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array.
 
-        Raises ValueError for something that is no image, or has a side of zero pixels, naming its place in the list.
+        Raises ValueError, with the position in the list, for something that is not an image or has no pixels.
         """
         images = list(images) if isinstance(images, (list, tuple)) else [images]
-        pixels = [self.pixels(image, f"images[{place}]") for place, image in enumerate(images)]
+        pixels = [self.pixels(image, f"images[{number}]") for number, image in enumerate(images)]
         size = (0, 3, self.image_size, self.image_size)
         return BatchFeature({"pixel_values": torch.stack(pixels) if pixels else torch.empty(size)})
 
     preprocess = __call__
 
     def pixels(self, image: Any, name: str = "image") -> torch.Tensor:
-        """One image as float32 (3, image_size, image_size); a float tensor of that shape is taken as finished pixels."""
+        """Returns one image as float32 (3, image_size, image_size); such a float tensor is returned as it is."""
         if isinstance(image, torch.Tensor) and image.is_floating_point():
             if tuple(image.shape) != (3, self.image_size, self.image_size):
                 raise ValueError(
                     f"{name}: pixels of shape {tuple(image.shape)}, expected (3, {self.image_size}, {self.image_size})"
                 )
             if not torch.isfinite(image).all():
-                raise ValueError(f"{name}: pixels that are not finite (NaN or infinite); normalise the image again")
+                raise ValueError(f"{name}: pixels that are not finite (NaN or infinite); give the image itself")
             return image
         decoded = as_rgb(image, name).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        # Contract: the same float32 operations in the same order as ToTensor and Normalize, so that no bit differs.
+        # Bit-identical to ToTensor and Normalize: the same float32 operations in the same order.
         unit_CHW = torch.from_numpy(np.array(decoded)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
         mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
         return unit_CHW.sub_(mean).div_(std)
 
 
 def as_rgb(image: Any, name: str = "image") -> Image.Image:
-    """A PIL image in RGB from a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; ValueError otherwise."""
+    """Decodes a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array to RGB.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(image, (Image.Image, str, Path, bytes, bytearray)):
         decoded, size = _decode(image, name)
     else:
@@ -78,7 +81,7 @@ def as_rgb(image: Any, name: str = "image") -> Image.Image:
 
 
 def _decode(image: Any, name: str) -> tuple[Image.Image | None, tuple[int, int]]:
-    """The image in RGB, or None when it has no pixels, and its size (width, height)."""
+    """Returns the image in RGB, or None if it has no pixels, and its size (width, height)."""
     try:
         decoded = (
             image
@@ -86,7 +89,7 @@ def _decode(image: Any, name: str) -> tuple[Image.Image | None, tuple[int, int]]
             else Image.open(BytesIO(image) if isinstance(image, (bytes, bytearray)) else image)
         )
         return (None if 0 in decoded.size else decoded.convert("RGB")), decoded.size
-    except Exception as error:  # each of Pillow's decoders raises its own, too large an image yet another
+    except Exception as error:  # each of Pillow's decoders raises its own, and an oversized image another
         raise ValueError(f"{name}: cannot be read as an image ({error}); check that the file is complete") from error
 
 
@@ -94,7 +97,7 @@ def _checked_array(image: Any, name: str) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(
-            f"{name}: expected a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; got {type(image).__name__} "
-            f"of shape {array.shape} and type {array.dtype}"
+            f"{name}: expected a PIL image, a path, encoded bytes or an (H, W, 3) uint8 array; "
+            f"got {type(image).__name__} of shape {array.shape} and type {array.dtype}"
         )
     return array

@@ -1,4 +1,4 @@
-"""Fused kernels for CUDA: Liger's, where the package is installed (`pip install mgpt[gpu]`)."""
+"""Fused CUDA kernels: Liger's, where the package is installed (`pip install mgpt[gpu]`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 
-def fused(tensor: Tensor) -> Any:
-    """The module of fused autograd functions for this tensor's device; None where there are none."""
-    return _liger() if tensor.is_cuda else None
+def fused_ops(tensor: Tensor) -> Any:
+    """Returns the module of fused autograd functions for a tensor's device, or None."""
+    return liger_ops() if tensor.is_cuda else None
 
 
 @cache
-def _liger() -> Any:
+def liger_ops() -> Any:
+    """Returns Liger's autograd functions, or None with a warning where the package is not installed."""
     try:
         from liger_kernel import ops  # needs Triton, which comes with torch for CUDA
     except ImportError as error:

@@ -1,5 +1,8 @@
-"""Where a training starts, as something that can be sent to workers: backbones, and the weights of the stage before or how to make fresh
-ones."""
+"""Loads models: backbones, trained weights, precision, quantization and attention in, model and processor out.
+
+Training, evaluation, serving and the registry all load through `ModelSpec`. Importing this module is cheap (no
+torch), so that a driver or client can build specs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,76 +18,120 @@ from typing import TYPE_CHECKING, Any
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
-    from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTProcessor
+    from mgpt.models.configuration_minigpt import MiniGPTConfig
     from mgpt.models.encoder import EncoderSpec
+    from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration
+    from mgpt.models.processing_minigpt import MiniGPTProcessor
+
+SHIPPED_BACKBONES = Path(__file__).with_name("shapes")
 
 
 @dataclass(frozen=True)
-class Start:
-    """`backbones` are folders or URIs by part; `weights` the folder or URI of trained weights, or None for a fresh model made with `fresh`,
-    the keywords of `MiniGPTForConditionalGeneration.from_bases`. `loading` are those settings of a model that say how it is held in
-    memory, whatever it starts from: `precision`, `quantization`, `attn_implementation`, `checkpoint_vision`, `checkpoint_language`."""
+class ModelSpec:
+    """A model as something that can be sent to another process.
 
-    backbones: dict[str, str]
+    Attributes:
+        backbones: folder or URI of each backbone by name (`vision`, `language`, `qformer`). For trained weights, one
+            that is left out is looked up as in `find_backbone`.
+        weights: folder or URI of trained weights, or None for a newly initialised model.
+        init: options of a newly initialised model: keywords of `MiniGPTForConditionalGeneration.from_backbones`.
+        loading: `precision` of the frozen backbones (a key of `PRECISIONS`), `quantization` of the language model,
+            `attn_implementation`, and `checkpoint_vision`, `checkpoint_language` for activation checkpointing.
+    """
+
+    backbones: Mapping[str, str]
     weights: str | None
-    fresh: dict[str, Any] = field(default_factory=dict)
-    loading: dict[str, Any] = field(default_factory=dict)
+    init: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
-    def model(self) -> MiniGPTForConditionalGeneration:
-        """The model, ready to train. Raises ValueError when the weights were trained on other backbones."""
-        from mgpt.models import MiniGPTForConditionalGeneration as Model
+    def load_model(self, device: Any = None) -> MiniGPTForConditionalGeneration:
+        """Returns the model in evaluation mode, on `device` if given.
+
+        Raises ValueError when a backbone cannot be found, or the weights were trained on other backbones.
+        """
         from mgpt.models.backbones import PRECISIONS
+        from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration
 
-        backbones = {part: str(local_folder(uri)) for part, uri in self.backbones.items()}
-        held: dict[str, Any] = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
-        held["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
+        options: dict[str, Any] = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
+        options["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
+        backbones = self.backbone_folders()
         if self.weights is None:
-            model = Model.from_backbones(**backbones, **self.fresh, **held)
+            model = MiniGPTForConditionalGeneration.from_backbones(**backbones, **self.init, **options)
         else:
-            model = Model.from_trainable(local_folder(self.weights), backbones=backbones, **held)
-        wanted = {part: bool(self.loading.get(f"checkpoint_{part}")) for part in ("vision", "language")}
-        if any(wanted.values()):
-            model.set_activation_checkpointing(**wanted)
-        return model
+            model = MiniGPTForConditionalGeneration.from_trainable(local_folder(self.weights), backbones, **options)
+        checkpointing = {name: bool(self.loading.get(f"checkpoint_{name}")) for name in ("vision", "language")}
+        if any(checkpointing.values()):
+            model.set_activation_checkpointing(**checkpointing)
+        return model if device is None else model.to(device)
 
-    def encoder(self) -> EncoderSpec:
-        """The frozen part, without loading it."""
-        from mgpt.models.assembly import read_config
-        from mgpt.models.encoder import EncoderSpec
-
-        backbones = {part: local_folder(uri) for part, uri in self.backbones.items()}
-        config = self._fresh_config(backbones) if self.weights is None else read_config(local_folder(self.weights))
-        return EncoderSpec.of(config, backbones, self.loading.get("precision", "fp32"))
-
-    def _fresh_config(self, backbones: dict[str, Path]) -> MiniGPTConfig:
-        from mgpt.models import BackboneReference
-        from mgpt.models.assembly import config_from_backbones
-
-        options: dict[str, Any] = {name: value for name, value in self.fresh.items() if name in ("merge", "image_size")}
-        unread = {part: BackboneReference("", "", "") for part in backbones}  # hashes would read every weight
-        return config_from_backbones(**{**backbones, **options}, references=unread)
-
-    def processor(self) -> MiniGPTProcessor:
-        """The processor, without loading the model."""
-        from mgpt.models import MiniGPTProcessor
+    def load_processor(self) -> MiniGPTProcessor:
+        """Returns the processor; loads no weights."""
+        from mgpt.models.processing_minigpt import MiniGPTProcessor
 
         if self.weights is not None:
             return MiniGPTProcessor.from_pretrained(local_folder(self.weights))
-        backbones = {part: local_folder(uri) for part, uri in self.backbones.items()}
-        return MiniGPTProcessor.from_config(self._fresh_config(backbones), backbones["language"])
+        return MiniGPTProcessor.from_config(self._config(), self.backbone_folders()["language"])
+
+    def encoder_spec(self) -> EncoderSpec:
+        """Returns the description of the frozen image encoder; loads no weights."""
+        from mgpt.models.encoder import EncoderSpec
+
+        return EncoderSpec.from_config(self._config(), self.backbone_folders(), self.loading.get("precision", "fp32"))
+
+    def backbone_folders(self) -> dict[str, Path]:
+        """Returns the local folder of each backbone. Raises ValueError for one that cannot be found."""
+        if self.weights is None:
+            return {name: local_folder(uri) for name, uri in self.backbones.items()}
+        recorded: dict[str, Any] = {name: {} for name in self.backbones} | self._config().backbones
+        return {name: find_backbone(name, entry, self.backbones.get(name)) for name, entry in recorded.items()}
+
+    def _config(self) -> MiniGPTConfig:
+        from mgpt.models.backbones import config_from_backbones
+        from mgpt.models.configuration_minigpt import BackboneReference
+        from mgpt.models.weights import read_config
+
+        if self.weights is not None:
+            return read_config(local_folder(self.weights))
+        options: dict[str, Any] = {name: self.init[name] for name in ("merge", "image_size") if name in self.init}
+        unread = {name: BackboneReference("", "", "") for name in self.backbones}  # a hash would read every weight
+        return config_from_backbones(**self.backbone_folders(), **options, references=unread)
 
 
-def local_folder(uri: str) -> Path:
-    """A local folder as it is; a remote one as a copy, fetched once a machine."""
-    if not is_remote(uri):
+def find_backbone(name: str, recorded: Mapping[str, str], given: str | None = None) -> Path:
+    """Returns the local folder of a backbone: `given`, else where it was trained, else one that ships with mgpt.
+
+    recorded: the backbone's entry in the weights' config.json. Its hash is compared when it is loaded.
+    Raises ValueError when none of these locations holds it.
+    """
+    locations = [uri for uri in (given, recorded.get("uri"), str(SHIPPED_BACKBONES / name)) if uri]
+    for uri in locations:
+        if Store(uri).exists(f"{uri}/config.json"):
+            return local_folder(uri)
+    known = f"{recorded.get('id')}, sha256 {str(recorded.get('sha256'))[:12]}"
+    raise ValueError(
+        f"backbone {name!r} ({known}) is in none of {', '.join(locations)}; run the download stage, or give its folder"
+    )
+
+
+def local_folder(uri: str | Path) -> Path:
+    """Returns a local folder as it is, and a copy of a remote one, which is fetched once per machine."""
+    if not is_remote(str(uri)):
         return Path(uri)
+    uri = str(uri)
     target = Path(tempfile.gettempdir()) / f"mgpt-{os.getuid()}" / hashlib.sha256(uri.encode()).hexdigest()[:24]
     if not target.exists():
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=target.parent))
-        Store(uri).fetch_folder(uri, part)
+        staging = Path(tempfile.mkdtemp(dir=target.parent))
+        Store(uri).fetch_folder(uri, staging)
         try:
-            part.rename(target)
+            staging.rename(target)
         except OSError:  # another process was faster
-            shutil.rmtree(part)
+            shutil.rmtree(staging)
     return target
+
+
+def default_device() -> str:
+    """Returns "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The model card that goes with saved weights."""
+"""The model card of saved weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def model_card(config: MiniGPTConfig) -> str:
-    """A README.md for the Hugging Face hub: what the model is, which backbones it needs, how to load it."""
+    """Returns a README.md for the Hugging Face hub: the model's parts, the backbones it needs, how to load it."""
     bridge = (
         f"Q-Former with {config.num_query_tokens} queries"
         if config.qformer_config
@@ -17,8 +17,8 @@ def model_card(config: MiniGPTConfig) -> str:
     )
     lora = f"LoRA r={config.lora['r']} on {', '.join(config.lora['target_modules'])}" if config.lora else "frozen"
     backbones = "\n".join(
-        f"- {name}: `{base['id']}` {base['revision']} sha256 `{base['sha256']}`"
-        for name, base in config.backbones.items()
+        f"- {name}: `{entry['id']}` {entry['revision']} sha256 `{entry['sha256']}`"
+        for name, entry in config.backbones.items()
     )
     return f"""---
 library_name: transformers
@@ -29,7 +29,7 @@ tags: [mgpt, minigpt]
 
 A vision-language model made with mgpt.
 
-| part | what |
+| part | value |
 |---|---|
 | vision tower | {config.vision_config.model_type}, {config.image_size} px, frozen |
 | bridge | {bridge}: {config.num_image_tokens} image tokens |
@@ -46,7 +46,8 @@ A vision-language model made with mgpt.
 ```python
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
-model = MiniGPTForConditionalGeneration.from_pretrained("this folder")  # or from_trainable("this folder", backbones={{...}})
+model = MiniGPTForConditionalGeneration.from_pretrained("this folder")
+# with trained weights only: from_trainable("this folder", backbones={{"vision": ..., "language": ...}})
 processor = MiniGPTProcessor.from_pretrained("this folder")
 messages = [{{"role": "user", "content": "<Img><ImageHere></Img> What is in the image?"}}]
 ids = model.generate(**processor([image], [messages], labels=False), max_new_tokens=64)

@@ -1,4 +1,4 @@
-"""The model: frozen vision tower → Q-Former or token merge → trained projection → causal language model with optional LoRA.
+"""The model: frozen vision tower → Q-Former or token merge → trained projection → language model with optional LoRA.
 
 Letters in names: B images or rows, L positions of a row, D width, n supervised positions, V vocabulary.
 """
@@ -18,154 +18,189 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Blip2QFormerModel,
+    Blip2VisionModel,
     GenerationConfig,
-    PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput
 
-from mgpt.models import assembly
-from mgpt.models.backbones import vision_class
-from mgpt.models.configuration_minigpt import LoraSpec, MiniGPTConfig
+from mgpt.models import weights
+from mgpt.models.backbones import (
+    Backbones,
+    check_backbones,
+    config_from_backbones,
+    is_blip2_vision,
+    load_backbones,
+)
+from mgpt.models.compat import MiniGPTPreTrainedModel, assert_on_device, attention_implementation
+from mgpt.models.configuration_minigpt import BackboneReference, LoraSpec, MiniGPTConfig
 from mgpt.models.language import (
-    add_lora,
     attention_bias,
     check_ids,
     check_shapes,
     has_plain_head,
     head_loss,
     logits_loss,
-    mend_generation,
     pad_left,
-    place_images,
-    supervised_places,
+    repair_generation_config,
+    scatter_image_features,
+    supervised_positions,
     supervised_rows,
 )
-from mgpt.models.last_layer import LastLayer
-from mgpt.models.tail import tail_of, takes_tails
+from mgpt.models.last_layer import FeedForwardPruning, can_prune, positions_to_keep
+from mgpt.models.lora import add_lora
 from mgpt.models.trainable_parameters import FreezeReport, freeze_report
-from mgpt.models.vision import encode_frozen, fix_norm
+from mgpt.models.vision import encode_frozen, set_ln_vision_eps
 
 
 @dataclass
 class MiniGPTOutput(ModelOutput):
-    """loss: mean over supervised tokens, or None without labels. logits: (batch, length, vocabulary), or None when not asked for."""
+    """loss: mean over supervised tokens, None without labels. logits: (batch, length, vocabulary) or None."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Any = None
 
 
-@dataclass
-class Parts:
-    """Loaded backbones that a model is built around, instead of fresh random ones."""
-
-    vision: PreTrainedModel
-    language: PreTrainedModel
-    qformer: Blip2QFormerModel | None = None
-    query_tokens: torch.Tensor | None = None
-
-    def keep(self) -> Parts:
-        """Mark every module as initialised, so that transformers' `post_init` does not draw the loaded weights anew."""
-        for part in (self.vision, self.language, self.qformer):
-            for module in part.modules() if part is not None else ():
-                setattr(module, "_is_hf_initialized", True)  # noqa: B010 - a mark that torch's types do not know
-        return self
-
-
-class MiniGPTForConditionalGeneration(PreTrainedModel):
-    """MiniGPT-4, its LLaMA-2 variant and MiniGPT-v2; which one is in the configuration alone."""
+class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
+    """MiniGPT-4, its LLaMA-2 variant and MiniGPT-v2; they differ in their configuration only."""
 
     config_class = MiniGPTConfig
     main_input_name = "input_ids"
     config: MiniGPTConfig
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    # Trained weights stay float32 under half-precision backbones (the original trains float32 adapters under autocast).
-    _keep_in_fp32_modules_strict = ["projection", "lora_A", "lora_B"]
 
-    def __init__(self, config: MiniGPTConfig, parts: Parts | None = None) -> None:
+    def __init__(self, config: MiniGPTConfig, backbones: Backbones | None = None) -> None:
         super().__init__(config)
-        parts = _random_parts(config) if parts is None else parts.keep()
+        parts = _random_backbones(config) if backbones is None else backbones
         self.vision_tower = parts.vision
-        fix_norm(self.vision_tower)
+        set_ln_vision_eps(self.vision_tower)
         self.qformer = parts.qformer
         if parts.query_tokens is not None:
             self.query_tokens = nn.Parameter(parts.query_tokens)
         self.projection = nn.Linear(config.projection_inputs, config.hidden_size)
         self.language_model = parts.language
-        mend_generation(self.language_model.generation_config)
-        self.post_init()
+        repair_generation_config(self.language_model.generation_config)
+        with no_init_weights():  # backbones are loaded or initialised; the projection keeps torch's initialisation
+            self.post_init()
         lora = LoraSpec.of(config.lora)
         if lora is not None:
             add_lora(self.language_model, lora)
-        self._last_layer = LastLayer(self.language_model.get_decoder())
+        self._feed_forward_pruning = FeedForwardPruning(self.language_model.get_decoder())
         self._freeze()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part arrives initialised, and a fresh projection keeps torch's start, as the original's does."""
 
     def _freeze(self) -> None:
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("projection.") or ".lora_" in name)
         self.train(self.training)
 
-    # Building and saving
+    # Loading and saving
 
     @classmethod
     def from_backbones(
-        cls, vision: str | Path, language: str | Path, qformer: str | Path | None = None, **options: Any
+        cls,
+        vision: str | Path,
+        language: str | Path,
+        qformer: str | Path | None = None,
+        *,
+        merge: int = 4,
+        lora: Any = None,
+        seed: int = 0,
+        image_size: int | None = None,
+        prompt_format: str | None = None,
+        references: Mapping[str, BackboneReference] | None = None,
+        **loading: Any,
     ) -> MiniGPTForConditionalGeneration:
-        """A fresh projection (and LoRA) on frozen base folders; see `mgpt.models.assembly.from_bases` for the options."""
-        return assembly.from_backbones(cls, vision, language, qformer, **options)
+        """Builds a newly initialised projection (and LoRA) on frozen backbone folders, in evaluation mode.
+
+        Args:
+            merge: consecutive vision tokens in one image token; without effect with a Q-Former.
+            lora: LoraSpec, a mapping, or None.
+            seed: of the new weights.
+            image_size: pixels, by default the tower's own.
+            references: id and revision of each backbone by name, by default the folder's name.
+            loading: `dtype`, `quantization` and `attn_implementation`, see `load_backbones`.
+
+        Raises ValueError when a folder cannot be read or the backbones do not fit together.
+        """
+        folders = {"vision": vision, "language": language} | ({} if qformer is None else {"qformer": qformer})
+        config = config_from_backbones(
+            **folders,  # type: ignore[arg-type]
+            merge=merge,
+            lora=lora,
+            image_size=image_size,
+            prompt_format=prompt_format,
+            references=references,
+        )
+        backbones = load_backbones(folders, image_size=image_size, **loading)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, backbones).eval()
 
     @classmethod
     def from_trainable(
-        cls, folder: str | Path, backbones: Mapping[str, str | Path], **options: Any
+        cls, folder: str | Path, backbones: Mapping[str, str | Path], **loading: Any
     ) -> MiniGPTForConditionalGeneration:
-        """A trained part on its backbones, refused on any other; see `mgpt.models.assembly.from_trainable`."""
-        return assembly.from_trainable(cls, folder, backbones, **options)
+        """Loads trained weights of `save_trainable` on the backbones they were trained on, in evaluation mode.
+
+        loading: `dtype`, `quantization` and `attn_implementation`, see `load_backbones`.
+        Raises ValueError for other backbones (both hashes are named), a file that cannot be read, or weights that do
+        not fit.
+        """
+        config = weights.read_config(folder)
+        check_backbones(config.backbones, backbones)
+        parts = load_backbones(backbones, image_size=config.image_size, **loading)
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config, parts).eval()
+        model.load_trainable(weights.read_tensors(Path(folder) / weights.TRAINABLE_FILE))
+        return model
 
     def save_trainable(self, folder: str | Path, processor: Any = None) -> None:
-        """Write trainable.safetensors, config.json, a model card and the processor's files, all or nothing."""
-        assembly.save_trainable(self, folder, processor)
+        """Writes trainable.safetensors, config.json, a model card and the processor's files; all of them or none."""
+        weights.save_trainable(self, self.trainable_parameters(), folder, processor)
+
+    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copies trained weights in.
+
+        Raises ValueError on a missing or unexpected name, another shape, or a non-finite value.
+        """
+        weights.copy_trainable(self.trainable_parameters(), state)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """The whole model. Raises ValueError for a folder that cannot be read, and where transformers would only warn: weights missing,
-        left over or of another shape.
+        """Loads the whole model.
+
+        Raises ValueError for a folder that cannot be read, and where transformers only warns: missing, unexpected or
+        mismatched weights.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = assembly.read_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        return_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = weights.load_whole_model(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         model._freeze()
-        assembly.read_generation(model, pretrained_model_name_or_path, kwargs.get("revision"))
-        return (model, info) if wants_info else model
+        weights.load_generation_config(model, pretrained_model_name_or_path, kwargs.get("revision"))
+        return (model, info) if return_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """The whole model, with a model card, ready for `push_to_hub`."""
+        """Writes the whole model with a model card, ready for `push_to_hub`."""
         super().save_pretrained(save_directory, **kwargs)
-        assembly.write_card(self.config, save_directory)
+        weights.write_model_card(self.config, save_directory)
 
-    # What is trained
+    # Training
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Name → parameter of everything that takes gradients."""
+        """Returns the parameters that take gradients, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copy trained weights in. Raises ValueError on a missing or unexpected name, another shape, or a value that is not finite."""
-        assembly.load_trainable(self, state)
-
     def freeze_report(self) -> FreezeReport:
-        """What is frozen and what is trained: names, counts and the trained share."""
+        """Returns which parameters are frozen and which are trained: names, counts and the trained share."""
         return freeze_report(self)
 
     def train(self, mode: bool = True) -> MiniGPTForConditionalGeneration:
-        """Training mode reaches the language model (its LoRA dropout). The frozen tower and Q-Former stay in evaluation mode, as in the
-        original (minigpt4.py:57-73): a Q-Former with dropout moves the features by 0.8.
+        """Sets the training mode of the language model, for its LoRA dropout.
+
+        The frozen tower and Q-Former stay in evaluation mode, as in the original (minigpt4.py:57-73): a Q-Former with
+        dropout changes the features by up to 0.8.
         """
         super().train(mode)
         self.vision_tower.eval()
@@ -174,28 +209,44 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         return self
 
     def set_activation_checkpointing(self, *, vision: bool = False, language: bool = False) -> None:
-        """Recompute activations in the backward pass, of the tower and of the language model apart. A frozen tower keeps none: for it this
-        saves nothing.
+        """Recomputes activations in the backward pass, of the tower and the language model separately.
+
+        A frozen tower keeps no activations, so this saves nothing there.
         """
-        for wanted, module in ((vision, self.vision_tower), (language, self.language_model)):
-            if wanted:
+        for enabled, module in ((vision, self.vision_tower), (language, self.language_model)):
+            if enabled:
                 module.gradient_checkpointing_enable({"use_reentrant": False})
             else:
                 module.gradient_checkpointing_disable()
 
+    def loss_sum(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device.
+
+        The loss of many workers is the sum of the first over the sum of the second, so it does not depend on how rows
+        are distributed.
+        """
+        labels = batch["labels"]
+        count = labels[:, 1:].ne(-100).sum().to(self.device, non_blocking=True)
+        total = self(**batch, return_logits=False, num_items_in_batch=1).loss
+        if torch.is_grad_enabled() and not total.requires_grad:  # text only, without LoRA: no trained parameter is used
+            total = total + 0.0 * self.projection.bias.sum()
+        return total, count
+
+    # Generation settings and embeddings, which are the language model's
+
     @classmethod
     def can_generate(cls) -> bool:
-        """Through the language model; transformers' pipelines ask."""
+        """Returns True: transformers' pipelines check this, and generation goes through the language model."""
         return True
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The language model's."""
+        """The language model's generation settings."""
         return self.language_model.generation_config
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:
-        if hasattr(self, "language_model"):  # PreTrainedModel sets one before there is any part
+        if hasattr(self, "language_model"):  # PreTrainedModel sets one before the language model exists
             self.language_model.generation_config = value
 
     def get_input_embeddings(self) -> nn.Module:
@@ -207,15 +258,15 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
     # Images
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The frozen part: (images, 3, side, side) → (images, image tokens, projection inputs). What a feature cache may keep, since
-        training never changes it.
+        """Encodes (images, 3, side, side) to (images, image tokens, projection inputs): the frozen part of the model.
 
-        Raises ValueError for another shape than the configured side.
+        Training never changes these features, so they can be cached. Raises ValueError for another shape.
         """
         side = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise ValueError(
-                f"pixel_values: expected (images, 3, {side}, {side}), got {tuple(pixel_values.shape)}; use the processor's images"
+                f"pixel_values: expected (images, 3, {side}, {side}), got {tuple(pixel_values.shape)}; "
+                "use the processor's images"
             )
         queries = None if self.qformer is None else self.query_tokens
         return encode_frozen(
@@ -223,7 +274,7 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         )
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(images, 3, side, side) → (images, image tokens, language model width): what takes the placeholders' places."""
+        """Encodes (images, 3, side, side) to image token embeddings (images, image tokens, language model width)."""
         return self._project(self.encode_images(pixel_values))
 
     def _project(self, features_BLD: torch.Tensor) -> torch.Tensor:
@@ -235,15 +286,13 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token embeddings (batch, length, width) with the images' features in the placeholders' places, in reading order.
+        """Returns token embeddings (batch, length, width), with image features at the placeholders in reading order.
 
         Raises ValueError when placeholders and images do not match; both counts are named.
         """
         is_image = input_ids == self.config.image_token_id
         if pixel_values is not None and image_features is not None:
-            raise ValueError(
-                "pixel_values and image_features: the features stand in place of the pixels; give one of them"
-            )
+            raise ValueError("pixel_values and image_features: features replace pixels; give one of them")
         features = (
             self.encode_images(pixel_values) if pixel_values is not None and pixel_values.shape[0] else image_features
         )
@@ -252,37 +301,36 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         if features is None or not features.shape[0]:
             return embeds_BLD
         image_embeds = self._project(features).to(embeds_BLD.dtype)
-        return place_images(embeds_BLD, is_image, image_embeds.flatten(0, 1))
+        return scatter_image_features(embeds_BLD, is_image, image_embeds.flatten(0, 1))
 
     def _check_images(self, input_ids: torch.Tensor, is_image: torch.Tensor, features: torch.Tensor | None) -> None:
-        """The placeholders are those of the images given. What the host knows without asking the device comes first."""
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             raise ValueError(
-                f"input_ids: expected integers of shape (batch, length), got {tuple(input_ids.shape)} of {input_ids.dtype}"
+                f"input_ids: expected integers of shape (batch, length), "
+                f"got {tuple(input_ids.shape)} of {input_ids.dtype}"
             )
         tokens, width = self.config.num_image_tokens, self.config.projection_inputs
         if features is not None and features.shape[-1] != width:
             raise ValueError(f"image_features: width {features.shape[-1]}, expected {width}, as encode_images gives")
         if features is not None and (features.ndim != 3 or features.shape[1] != tokens):
             raise ValueError(
-                f"image_features: shape {tuple(features.shape)}, expected (images, {tokens}, {width}), as encode_images gives"
+                f"image_features: shape {tuple(features.shape)}, expected (images, {tokens}, {width}), "
+                "as encode_images gives"
             )
         images = 0 if features is None else features.shape[0]
-        expected = images * tokens
         if self.training and is_image.device.type != "cpu":
-            torch._assert_async(
-                is_image.sum() == expected
-            )  # no read-back from the device while it is busy with training
+            assert_on_device(is_image.sum() == images * tokens)  # training must not wait for a value from the device
             return
         found = is_image.sum(1).tolist()
-        if sum(found) != expected:
+        if sum(found) != images * tokens:
             raise ValueError(
-                f"input_ids hold {sum(found)} image placeholders, but {images} images need {expected} "
+                f"input_ids hold {sum(found)} image placeholders, but {images} images need {images * tokens} "
                 f"({images} x {tokens}); give as many images as there are <ImageHere> marks"
             )
         if any(count % tokens for count in found):
             raise ValueError(
-                f"input_ids hold {found} image placeholders, row by row: not {tokens} for each image; use the processor's rows"
+                f"input_ids hold {found} image placeholders, row by row: not {tokens} for each image; "
+                "use the processor's rows"
             )
         embeddings: Any = self.get_input_embeddings()
         check_ids(input_ids, is_image, len(embeddings.weight))
@@ -302,52 +350,52 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> MiniGPTOutput:
-        """input_ids (batch, length) with `config.num_image_tokens` placeholders an image; pixel_values (images, 3, side, side) of all
-        rows in reading order, or image_features (`encode_images` of them); labels (batch, length) with -100 where nothing is supervised.
-        attention_mask: (batch, length), or who-sees-whom of (batch[, 1], length, length) for packed rows, with position_ids that restart.
-        return_logits=False computes the head, and the last feed-forward, on supervised positions only. num_items_in_batch divides the
-        loss instead of this batch's count.
+        """Computes loss and logits.
+
+        Args:
+            input_ids: (batch, length), with `config.num_image_tokens` placeholders per image.
+            attention_mask: (batch, length), or (batch[, 1], length, length) by query and key for packed rows, with
+                position_ids that restart at each sample.
+            pixel_values: (images, 3, side, side) of all rows in reading order.
+            labels: (batch, length), -100 where nothing is supervised.
+            image_features: `encode_images` of the pixels, instead of pixel_values.
+            return_logits: False computes the head, and the last feed-forward layer, at supervised positions only.
+            num_items_in_batch: divides the loss, instead of the number of supervised tokens in this batch.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids: give them, or inputs_embeds")
             inputs_embeds = self.embed(input_ids, pixel_values, image_features)
         check_shapes(inputs_embeds, attention_mask, labels, cached=kwargs.get("past_key_values") is not None)
-        mask = attention_bias(attention_mask, inputs_embeds.dtype, self.language_model.config._attn_implementation)
-        call: dict[str, Any] = {
+        implementation = attention_implementation(self.language_model.config)
+        call = {
             "inputs_embeds": inputs_embeds,
-            "attention_mask": mask,
+            "attention_mask": attention_bias(attention_mask, inputs_embeds.dtype, implementation),
             "position_ids": position_ids,
             **kwargs,
         }
-        if return_logits or labels is None or not has_plain_head(self.config.text_config):
-            out = self.language_model(**call)
-            if labels is None:
-                return MiniGPTOutput(logits=out.logits, past_key_values=out.past_key_values)
-            rows_nV, targets_n = supervised_rows(out.logits, labels)
-            loss = _mean(logits_loss(rows_nV, targets_n), len(targets_n), num_items_in_batch)
-            return MiniGPTOutput(loss, out.logits if return_logits else None, out.past_key_values)
-        decoder = self.language_model.get_decoder()
-        if "key_sizes" in kwargs and takes_tails(decoder):
-            call["tail"] = tail_of(labels.cpu(), kwargs["key_sizes"], inputs_embeds.device)
-            labels = call["tail"].labels
-        places = supervised_places(labels).to(inputs_embeds.device, non_blocking=True)
-        with self._last_layer.only(decoder, places):
+        if labels is not None and not return_logits and has_plain_head(self.config.text_config):
+            return MiniGPTOutput(self._supervised_loss(call, labels, num_items_in_batch))
+        out = self.language_model(**call)
+        if labels is None:
+            return MiniGPTOutput(logits=out.logits, past_key_values=out.past_key_values)
+        rows_nV, targets_n = supervised_rows(out.logits, labels)
+        loss = _mean(logits_loss(rows_nV, targets_n), len(targets_n), num_items_in_batch)
+        return MiniGPTOutput(loss, out.logits if return_logits else None, out.past_key_values)
+
+    def _supervised_loss(
+        self, call: dict[str, Any], labels: torch.Tensor, items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Computes the loss without logits or last-layer outputs at positions that are not supervised."""
+        decoder, device = self.language_model.get_decoder(), call["inputs_embeds"].device
+        if "key_sizes" in call and can_prune(decoder):
+            kept = positions_to_keep(labels.cpu(), call["key_sizes"], device)
+            call["last_layer_kept"], labels = kept, kept.labels
+        positions = supervised_positions(labels).to(device, non_blocking=True)
+        with self._feed_forward_pruning.only(decoder, positions):
             hidden_BLD = decoder(**call, use_cache=False).last_hidden_state
         rows_nD, targets_n = supervised_rows(hidden_BLD, labels)
-        total = head_loss(self.get_output_embeddings(), rows_nD, targets_n)
-        return MiniGPTOutput(_mean(total, len(targets_n), num_items_in_batch))
-
-    def loss_sum(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(summed loss, supervised tokens) of a batch of `forward`'s arguments, both on the model's device: the loss of many workers is
-        the sum of the first over the sum of the second, so it does not depend on how rows are spread.
-        """
-        labels = batch["labels"]
-        count = labels[:, 1:].ne(-100).sum().to(self.device, non_blocking=True)
-        total = self(**batch, return_logits=False, num_items_in_batch=1).loss
-        if torch.is_grad_enabled() and not total.requires_grad:  # text alone, without LoRA: nothing trained takes part
-            total = total + 0.0 * self.projection.bias.sum()
-        return total, count
+        return _mean(head_loss(self.get_output_embeddings(), rows_nD, targets_n), len(targets_n), items)
 
     @torch.no_grad()
     def generate(
@@ -358,26 +406,26 @@ class MiniGPTForConditionalGeneration(PreTrainedModel):
         image_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """New token ids only, (batch, at most max_new_tokens), greedy unless asked otherwise. Padding may be at either end of a row.
+        """Returns new token ids only, (batch, at most max_new_tokens); greedy by default. Padding may be at either end.
 
-        kwargs go to transformers' `generate` of the language model. Raises ValueError for a prompt beyond the model's positions.
+        kwargs go to `generate` of the language model. Raises ValueError for a prompt beyond the model's positions.
         """
         embeds = self.embed(input_ids, pixel_values, image_features)
         if not embeds.shape[1]:
-            raise ValueError("input_ids: no token to go on from; a prompt holds at least one")
+            raise ValueError("input_ids: the prompt is empty; it needs at least one token")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_shapes(embeds, mask, None)
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
         if limit is not None and embeds.shape[1] > limit:
             raise ValueError(
-                f"input_ids: {embeds.shape[1]} tokens, more than the language model's {limit} positions; shorten the prompt"
+                f"input_ids: {embeds.shape[1]} tokens, more than the language model's {limit} positions; "
+                "shorten the prompt"
             )
         embeds, mask = pad_left(embeds, mask)
         own = self.language_model.generation_config
+        eos = own.eos_token_id[0] if isinstance(own.eos_token_id, (list, tuple)) else own.eos_token_id
         kwargs.setdefault("do_sample", False)
-        kwargs.setdefault(
-            "pad_token_id", own.pad_token_id if own.pad_token_id is not None else _first(own.eos_token_id)
-        )
+        kwargs.setdefault("pad_token_id", own.pad_token_id if own.pad_token_id is not None else eos)
         generate: Any = self.language_model.generate
         return generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
@@ -386,21 +434,15 @@ def _mean(total: torch.Tensor, count: int, items: torch.Tensor | int | None) -> 
     return total / (max(count, 1) if items is None else items)
 
 
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, (list, tuple)) else value
-
-
-def _random_parts(config: MiniGPTConfig) -> Parts:
-    """Parts of the configured sizes with random weights: what `from_pretrained` fills."""
-    vision: Any = vision_class(config.vision_config)
-    build = getattr(vision, "from_config", None) or vision._from_config
-    qformer = query_tokens = None
-    if config.qformer_config is not None:
-        qformer = Blip2QFormerModel._from_config(config.qformer_config)
-        query_tokens = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
-    return Parts(
-        build(config.vision_config), AutoModelForCausalLM.from_config(config.text_config), qformer, query_tokens
-    )
+def _random_backbones(config: MiniGPTConfig) -> Backbones:
+    """Returns backbones of the configured sizes with random weights, which `from_pretrained` overwrites."""
+    vision = config.vision_config
+    tower = Blip2VisionModel(vision) if is_blip2_vision(vision) else AutoModel.from_config(vision)
+    language = AutoModelForCausalLM.from_config(config.text_config)
+    if config.qformer_config is None:
+        return Backbones(tower, language)
+    queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
+    return Backbones(tower, language, Blip2QFormerModel(config.qformer_config), queries)
 
 
 AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig)

@@ -1,4 +1,4 @@
-"""Sizes and settings of the published models; plain values, so that reading them imports neither torch nor transformers.
+"""Sizes and settings of the published models, as plain values: importing them needs neither torch nor transformers.
 
 Sources: configs/models/*.yaml, eva_vit.py:397-442, minigpt4.py:26-75, minigpt_v2.py:25-69 of the original code.
 """
@@ -19,8 +19,8 @@ BLIP2_QFORMER = {"vocab": 30523, "hidden": 768, "layers": 12, "heads": 12, "inte
 
 
 @dataclass(frozen=True)
-class System:
-    """image_size in pixels; merge: consecutive tokens in one, used without a Q-Former; lora: the fields of `LoraSpec`."""
+class Architecture:
+    """image_size: pixels. merge: vision tokens in an image token, without Q-Former. lora: see `LoraSpec`."""
 
     image_size: int
     qformer: bool
@@ -28,20 +28,20 @@ class System:
     lora: dict[str, Any] | None
 
 
-MODEL_NAMES = {
-    "minigpt4": System(224, True, 1, None),
-    "minigpt4-llama2": System(224, False, 4, None),
-    "minigpt-v2": System(
+ARCHITECTURES = {
+    "minigpt4": Architecture(224, True, 1, None),
+    "minigpt4-llama2": Architecture(224, False, 4, None),
+    "minigpt-v2": Architecture(
         448, False, 4, {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj")}
     ),
 }
-# Part of `sizes` → its whole numbers, and its other entries.
-_PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# The sections of `sizes`: their integer entries, and their other entries.
+_SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vit": (tuple(EVA_VIT_G), ("mlp_ratio",)),
     "qformer": (tuple(BLIP2_QFORMER), ()),
     "lora": (("r", "alpha"), ("dropout", "targets")),
 }
-# Language models of the four published models: the fields of LlamaConfig.
+# Language models of the published models: fields of LlamaConfig.
 LLAMA_7B = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -65,47 +65,49 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def preset(name: str) -> MiniGPTConfig:
-    """The configuration of a published model, a key of `PUBLISHED`; ValueError names the keys."""
-    return _config(preset_parts(name))
+    """Returns the configuration of a published model, a key of `PUBLISHED`. Raises ValueError for an unknown name."""
+    return architecture_config(*_published(name), None)
 
 
 def preset_parts(name: str) -> dict[str, Any]:
-    """The same as plain values: the arguments of `MiniGPTConfig`."""
+    """Returns the same as plain values: the arguments of `MiniGPTConfig`."""
+    return architecture_arguments(*_published(name), None)
+
+
+def _published(name: str) -> tuple[str, dict[str, Any]]:
     if name not in PUBLISHED:
         raise ValueError(f"preset: {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
     model_name, text = PUBLISHED[name]
-    return system_parts(model_name, {"model_type": "llama", **text}, None)
+    return model_name, {"model_type": "llama", **text}
 
 
 def original_config(model_name: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTConfig:
-    """The configuration of a model with the language model of a folder. sizes: None for the published ones, else a dict with any of
-    `vit` {width, depth, heads, patch, mlp_ratio}, `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout,
-    targets}, `img` (pixels) and `pre_img` (pixels that the tower's file was trained at). Other entries are not read: `llama` is the
-    folder's.
+    """Returns the configuration of a model with the language model of a folder.
 
-    Raises ValueError that lists every size that cannot be.
+    sizes: None for the published sizes, else a dict with any of `vit` {width, depth, heads, patch, mlp_ratio},
+    `qformer` {vocab, hidden, layers, heads, inter, max_pos, nq}, `lora` {r, alpha, dropout, targets}, `img` (pixels)
+    and `pre_img` (pixels that the tower's file was trained at). Other entries are ignored; the language model's sizes
+    are the folder's.
+
+    Raises ValueError that lists every impossible size.
     """
     from mgpt.models.backbones import language_config
 
-    return system_config(model_name, language_config(llm), sizes)
+    return architecture_config(model_name, language_config(llm), sizes)
 
 
-def system_config(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
-    """The configuration of a model on a language model; ValueError for an unknown model, or sizes that cannot be."""
-    return _config(system_parts(model_name, text_config, sizes))
-
-
-def _config(parts: dict[str, Any]) -> MiniGPTConfig:
+def architecture_config(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> MiniGPTConfig:
+    """Returns the configuration of a model on a language model. ValueError for an unknown model or impossible sizes."""
     from mgpt.models.configuration_minigpt import MiniGPTConfig
 
-    return MiniGPTConfig(**parts)
+    return MiniGPTConfig(**architecture_arguments(model_name, text_config, sizes))
 
 
-def system_parts(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments of `MiniGPTConfig` for a model on a language model; ValueError for an unknown model, or sizes that cannot be."""
-    if model_name not in MODEL_NAMES:
-        raise ValueError(f"model: {model_name!r} is unknown; choose one of {', '.join(MODEL_NAMES)}")
-    chosen = MODEL_NAMES[model_name]
+def architecture_arguments(model_name: str, text_config: Any, sizes: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the same as plain values: the arguments of `MiniGPTConfig`."""
+    if model_name not in ARCHITECTURES:
+        raise ValueError(f"model: {model_name!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
+    chosen = ARCHITECTURES[model_name]
     sizes = _checked(sizes, chosen)
     vit = EVA_VIT_G | sizes.get("vit", {})
     vision = {
@@ -133,18 +135,18 @@ def system_parts(model_name: str, text_config: Any, sizes: dict[str, Any] | None
 
 
 def pretrained_image_size(sizes: dict[str, Any] | None) -> int:
-    """Pixels that the tower's file was trained at: 224 for the published one."""
+    """Returns the pixels that the tower's file was trained at, 224 for the published one."""
     return int((sizes or {}).get("pre_img") or 224)
 
 
-def _checked(sizes: Any, chosen: System) -> dict[str, Any]:
-    """The sizes, without entries that are null; ValueError with every mistake at once."""
+def _checked(sizes: Any, chosen: Architecture) -> dict[str, Any]:
+    """Returns the sizes without null entries. Raises ValueError that lists all mistakes."""
     if not isinstance(sizes or {}, dict):
         raise ValueError(f"sizes: expected a dict, got {type(sizes).__name__}")
     sizes = {name: value for name, value in (sizes or {}).items() if value is not None}
-    faults = [fault for part in _PARTS if part in sizes for fault in _part_faults(part, sizes[part])]
+    faults = [fault for name in _SECTIONS if name in sizes for fault in _section_faults(name, sizes[name])]
     faults += [
-        f"sizes.{name}: {sizes[name]!r} is no whole number of pixels"
+        f"sizes.{name}: {sizes[name]!r} must be a whole number of pixels above 0"
         for name in ("img", "pre_img")
         if not _is_count(sizes.get(name, 1))
     ]
@@ -152,7 +154,7 @@ def _checked(sizes: Any, chosen: System) -> dict[str, Any]:
         vit = EVA_VIT_G | sizes.get("vit", {})
         sides = {"img": sizes.get("img", chosen.image_size), "pre_img": pretrained_image_size(sizes)}
         faults += [
-            f"sizes.{name}: {side} is no multiple of the patch, {vit['patch']}"
+            f"sizes.{name}: {side} is not a multiple of the patch size, {vit['patch']}"
             for name, side in sides.items()
             if side % vit["patch"]
         ]
@@ -162,25 +164,25 @@ def _checked(sizes: Any, chosen: System) -> dict[str, Any]:
             else []
         )
     if faults:
-        raise ValueError("; ".join(faults) + "; sizes are only for models that differ from the published ones")
+        raise ValueError("; ".join(faults) + "; leave sizes out for the published models")
     return sizes
 
 
-def _part_faults(part: str, given: Any) -> list[str]:
+def _section_faults(section: str, given: Any) -> list[str]:
     if not isinstance(given, dict):
-        return [f"sizes.{part}: expected a dict, got {type(given).__name__}"]
-    needed, other = _PARTS[part]
+        return [f"sizes.{section}: expected a dict, got {type(given).__name__}"]
+    needed, other = _SECTIONS[section]
     faults = [
-        f"sizes.{part}.{name}: unknown; known are {', '.join(needed + other)}"
+        f"sizes.{section}.{name}: unknown; known are {', '.join(needed + other)}"
         for name in given
         if name not in needed + other
     ]
     faults += [
-        f"sizes.{part}.{name}: {given[name]!r} must be a whole number above 0"
+        f"sizes.{section}.{name}: {given[name]!r} must be a whole number above 0"
         for name in needed
         if not _is_count(given.get(name, 1))
     ]
-    return faults + [f"sizes.{part}.{name}: missing" for name in needed if part == "lora" and name not in given]
+    return faults + [f"sizes.{section}.{name}: missing" for name in needed if section == "lora" and name not in given]
 
 
 def _is_count(value: Any) -> bool:
@@ -202,7 +204,7 @@ def _qformer(sizes: dict[str, int], encoder_width: int) -> dict[str, Any]:
     }
 
 
-def _lora(chosen: System, sizes: dict[str, Any]) -> dict[str, Any] | None:
+def _lora(chosen: Architecture, sizes: dict[str, Any]) -> dict[str, Any] | None:
     if chosen.lora is None or "lora" not in sizes:
         return chosen.lora
     given = sizes["lora"]

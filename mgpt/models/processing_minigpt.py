@@ -1,7 +1,7 @@
-"""The processor: images and conversations → the tensors the model takes, with exactly the original's token ids.
+"""The processor: images and conversations → the model's input tensors, with exactly the original's token ids.
 
-Every text segment around an image is tokenised on its own (minigpt_base.py:72-120), so that each gets SentencePiece's leading space; joined
-text would give other ids.
+Every text segment around an image is tokenised on its own (minigpt_base.py:72-120), so that each gets SentencePiece's
+leading space; joined text would give other ids.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
 from transformers.image_processing_base import BatchFeature
 
-from mgpt.models.chat_template import Piece, as_conversations, images_in, lay_out
+from mgpt.models.chat_template import Segment, images_in, split_into_segments, to_conversations
 from mgpt.models.configuration_minigpt import MiniGPTConfig
 from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
+from mgpt.models.presets import original_config
 from mgpt.models.prompt_formats import PromptFormat, prompt_format
 from mgpt.models.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer
 
@@ -25,9 +26,14 @@ _FILE = "processor_config.json"
 
 
 class MiniGPTProcessor(ProcessorMixin):
-    """image_processor, tokenizer: the two halves. image_token_id, num_image_tokens: as in the model's configuration.
-    format: default prompt format. max_length: tokens of a row that the model takes, or None.
-    max_answer_tokens: an answer is cut to this many, its end symbol kept; None cuts nothing (the original's max_txt_len).
+    """Image processor, tokenizer and prompt format of a model.
+
+    Args:
+        image_token_id, num_image_tokens: as in the model's configuration.
+        format: default prompt format.
+        max_length: tokens of a row that the model takes, None for no limit.
+        max_answer_tokens: an answer is cut to this many, its end symbol kept (the original's max_txt_len); None for
+            no limit.
     """
 
     def __init__(
@@ -52,22 +58,20 @@ class MiniGPTProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: Any, language: str | Path) -> MiniGPTProcessor:
-        """The processor of a model's configuration, with the tokenizer of the language model folder."""
-        return cls._of(config, load_tokenizer(language))
+        """Builds the processor of a model's configuration, with the tokenizer of the language model folder."""
+        return cls._from_tokenizer(config, load_tokenizer(language))
 
     @classmethod
     def from_original(cls, model_name: str, llm: str | Path, sizes: dict[str, Any] | None = None) -> MiniGPTProcessor:
-        """The processor of a published model ("minigpt4", "minigpt4-llama2", "minigpt-v2") with the original language model's folder.
+        """Builds the processor of a published model: "minigpt4", "minigpt4-llama2" or "minigpt-v2".
 
-        sizes: only for non-standard sizes, see `mgpt.models.presets.original_config`. Raises ValueError for an unknown model or a bad
-        folder.
+        llm: folder of the original language model. sizes: see `mgpt.models.presets.original_config`.
+        Raises ValueError for an unknown model or a folder that cannot be read.
         """
-        from mgpt.models.presets import original_config
-
-        return cls._of(original_config(model_name, llm, sizes), build_tokenizer(llm))
+        return cls._from_tokenizer(original_config(model_name, llm, sizes), build_tokenizer(llm))
 
     @classmethod
-    def _of(cls, config: Any, tokenizer: Any) -> MiniGPTProcessor:
+    def _from_tokenizer(cls, config: Any, tokenizer: Any) -> MiniGPTProcessor:
         return cls(
             MiniGPTImageProcessor(config.image_size, config.image_mean, config.image_std),
             tokenizer,
@@ -87,41 +91,56 @@ class MiniGPTProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **_: Any,
     ) -> BatchFeature:
-        """images: of all conversations in reading order, flat or one list (or None) a conversation; see MiniGPTImageProcessor for what
-        counts as an image. None leaves pixel_values out. conversations: lists of {"role", "content"} with `<Img><ImageHere></Img>` where
-        an image stands, or one such list; a string is taken as a whole original prompt, open for generation.
-        labels: True for training (the answers are supervised), False for a prompt that is open for generation; default: True when every
-        conversation ends with an answer. padding_side: default right for training, left for generation.
+        """Returns the model's inputs.
 
-        Returns input_ids, attention_mask (batch, length), pixel_values (images, 3, side, side) and, for training, labels with -100
-        elsewhere. Raises ValueError, naming the conversation, when roles do not alternate, images and marks do not match, or a row is too
-        long.
+        Args:
+            images: of all conversations in reading order, flat or as one list (or None) per conversation, each in a
+                form that MiniGPTImageProcessor takes. None leaves pixel_values out.
+            conversations: lists of {"role", "content"}, or one such list, with `<Img><ImageHere></Img>` where an
+                image stands. A string is a whole prompt in the original's form, for generation.
+            labels: True for training (answers are supervised), False for generation; by default True if every
+                conversation ends with an answer.
+            padding_side: by default right for training and left for generation.
+
+        Returns:
+            input_ids, attention_mask (batch, length), pixel_values (images, 3, side, side) and, for training, labels
+            (batch, length) with -100 where nothing is supervised.
+
+        Raises:
+            ValueError: roles do not alternate, images and marks do not match, or a row is too long; names the
+            conversation.
         """
-        talks = as_conversations(conversations)
-        chosen = self._chosen(format)
-        training = _ends_answered(talks) if labels is None else labels
-        plans = [
-            lay_out(talk, chosen, training, self._bos, f"conversations[{place}]") for place, talk in enumerate(talks)
+        parsed = to_conversations(conversations)
+        prompt_format = self._prompt_format(format)
+        training = _all_answered(parsed) if labels is None else labels
+        bos = self.tokenizer.bos_token or ""  # opens every row; some tokenizers have none
+        rows = [
+            split_into_segments(conversation, prompt_format, training, bos, f"conversations[{number}]")
+            for number, conversation in enumerate(parsed)
         ]
-        batch = self._pad(self._rows(plans, chosen), training, padding_side or ("right" if training else "left"))
+        batch = self._pad(
+            self._tokenize(rows, prompt_format), training, padding_side or ("right" if training else "left")
+        )
         if images is not None:
-            flat, each = _flat(images)
-            _check_images(plans, len(flat), each)
+            flat, counts = _flatten(images)
+            _check_images(rows, len(flat), counts)
             batch["pixel_values"] = self.image_processor(flat).pixel_values
         return BatchFeature(batch)
 
     def apply_chat_template(self, conversation: Any, *_: Any, **__: Any) -> BatchFeature:  # type: ignore[override]
-        """transformers' call for messages that carry their images, `{"type": "image", "image": ...}`, as its pipelines make it: the inputs
-        of `generate`. The template is the prompt format; what transformers would render and tokenise in two steps is one here, since each
-        text segment is tokenised on its own.
+        """Returns the inputs of `generate` for messages that carry their images, as transformers' pipelines call it.
+
+        The template is the prompt format. Rendering and tokenising are one step here, since each text segment is
+        tokenised on its own.
         """
-        talks = conversation if conversation and isinstance(conversation[0], (list, tuple)) else [conversation]
-        images = [images_in(talk) for talk in talks]
-        return self(images if any(images) else None, talks, labels=False)
+        is_batch = conversation and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if is_batch else [conversation]
+        images = [images_in(one) for one in conversations]
+        return self(images if any(images) else None, conversations, labels=False)
 
     def answers(self, ids: torch.Tensor, format: str | PromptFormat | None = None) -> list[tuple[str, bool]]:
-        """(text, finished) of each generated row: cut at the end symbol, special tokens and outer spaces removed."""
-        end = self._chosen(format).end
+        """Decodes rows to (text, finished): cut at the end symbol, without special tokens and outer spaces."""
+        end = self._prompt_format(format).end
         found = []
         for row in ids.tolist():
             text = self.tokenizer.decode(row, skip_special_tokens=False)
@@ -134,7 +153,7 @@ class MiniGPTProcessor(ProcessorMixin):
         return found
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> list[str]:  # type: ignore[override]
-        """Write processor_config.json, tokenizer.json and tokenizer_config.json."""
+        """Writes processor_config.json, tokenizer.json and tokenizer_config.json."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(self.tokenizer, folder)
@@ -142,7 +161,7 @@ class MiniGPTProcessor(ProcessorMixin):
         return [str(folder / _FILE)]
 
     def to_dict(self) -> dict[str, Any]:
-        """What processor_config.json holds."""
+        """Returns the content of processor_config.json."""
         own = {
             name: getattr(self, name)
             for name in ("image_token_id", "num_image_tokens", "format", "max_length", "max_answer_tokens")
@@ -151,7 +170,10 @@ class MiniGPTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MiniGPTProcessor:  # type: ignore[override]
-        """The processor that `save_pretrained` wrote; a folder, or a repository on the hub. ValueError when files are absent or broken."""
+        """Loads a saved processor from a folder or the hub.
+
+        Raises ValueError when files are missing or cannot be read.
+        """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
@@ -173,45 +195,36 @@ class MiniGPTProcessor(ProcessorMixin):
             raise ValueError(f"{folder / _FILE}: cannot be read as a processor ({error})") from error
         return cls(MiniGPTImageProcessor(**image), load_tokenizer(folder), **own)
 
-    def _chosen(self, format: str | PromptFormat | None) -> PromptFormat:
+    def _prompt_format(self, format: str | PromptFormat | None) -> PromptFormat:
         return prompt_format(self.format if format is None else format).for_tokenizer(self.tokenizer.eos_token)
 
-    @property
-    def _bos(self) -> str:
-        """The token that opens every row; nothing for a tokenizer that has none."""
-        return self.tokenizer.bos_token or ""
-
-    def _rows(self, plans: list[list[Piece]], chosen: PromptFormat) -> list[tuple[list[int], list[int]]]:
-        """(ids, labels) of each plan; all segments of the batch are tokenised in one call."""
-        texts = [piece.text for plan in plans for piece in plan if piece.text]
-        known = iter(self.tokenizer(texts, add_special_tokens=False).input_ids if texts else ())
-        rows = []
-        for place, plan in enumerate(plans):
+    def _tokenize(self, rows: list[list[Segment]], prompt_format: PromptFormat) -> list[tuple[list[int], list[int]]]:
+        """Returns (ids, labels) of each row; all segments of the batch are tokenised in one call."""
+        texts = [segment.text for row in rows for segment in row if segment.text]
+        tokenized = iter(self.tokenizer(texts, add_special_tokens=False).input_ids if texts else ())
+        done = []
+        for number, row in enumerate(rows):
             ids: list[int] = []
             labels: list[int] = []
-            for piece in plan:
-                new = self._piece_ids(piece, next(known) if piece.text else [], chosen)
+            for segment in row:
+                new = self._segment_ids(segment, next(tokenized) if segment.text else [], prompt_format)
                 ids += new
-                labels += new if piece.supervised else [IGNORE_INDEX] * len(new)
+                labels += new if segment.supervised else [IGNORE_INDEX] * len(new)
             if self.max_length is not None and len(ids) > self.max_length:
                 raise ValueError(
-                    f"conversations[{place}]: {len(ids)} tokens, more than max_length {self.max_length}; shorten it"
+                    f"conversations[{number}]: {len(ids)} tokens, more than max_length {self.max_length}; shorten it"
                 )
-            rows.append((ids, labels))
-        return rows
+            done.append((ids, labels))
+        return done
 
-    def _piece_ids(self, piece: Piece, ids: list[int], chosen: PromptFormat) -> list[int]:
-        if piece.is_image:
+    def _segment_ids(self, segment: Segment, ids: list[int], prompt_format: PromptFormat) -> list[int]:
+        if segment.is_image:
             return [self.image_token_id] * self.num_image_tokens
-        if piece.supervised and self.max_answer_tokens is not None and len(ids) > self.max_answer_tokens:
-            end = self._end_ids(chosen)
+        if segment.supervised and self.max_answer_tokens is not None and len(ids) > self.max_answer_tokens:
+            word, closed = self.tokenizer(["a", "a" + prompt_format.end], add_special_tokens=False).input_ids
+            end = closed[len(word) :]  # ids of the end symbol after a word
             return ids[: self.max_answer_tokens - len(end)] + end
         return ids
-
-    def _end_ids(self, chosen: PromptFormat) -> list[int]:
-        """Ids of the end symbol as it stands after a word."""
-        word, closed = self.tokenizer(["a", "a" + chosen.end], add_special_tokens=False).input_ids
-        return closed[len(word) :]
 
     def _pad(self, rows: list[tuple[list[int], list[int]]], training: bool, side: str) -> dict[str, torch.Tensor]:
         if side not in ("left", "right"):
@@ -233,22 +246,23 @@ class MiniGPTProcessor(ProcessorMixin):
         return batch
 
 
-def _check_images(plans: list[list[Piece]], images: int, each: list[int] | None) -> None:
-    """each: images of each conversation, where they were given so."""
-    marks = [sum(piece.is_image for piece in plan) for plan in plans]
-    if sum(marks) != images or (each is not None and each != marks):
-        given = images if each is None else f"{images} (one by one: {each})"
+def _check_images(rows: list[list[Segment]], images: int, counts: list[int] | None) -> None:
+    """Raises ValueError unless images match the marks. counts: images of each conversation, if they were given so."""
+    marks = [sum(segment.is_image for segment in row) for row in rows]
+    if sum(marks) != images or (counts is not None and counts != marks):
+        given = images if counts is None else f"{images} (per conversation: {counts})"
         raise ValueError(
-            f"images: {given} given, but the conversations hold {sum(marks)} <ImageHere> marks (one by one: {marks})"
+            f"images: {given} given, but the conversations hold {sum(marks)} <ImageHere> marks "
+            f"(per conversation: {marks})"
         )
 
 
-def _ends_answered(talks: list[Any]) -> bool:
-    return all(not isinstance(talk, str) and bool(talk) and talk[-1]["role"] == "assistant" for talk in talks)
+def _all_answered(conversations: list[Any]) -> bool:
+    return all(not isinstance(one, str) and bool(one) and one[-1]["role"] == "assistant" for one in conversations)
 
 
-def _flat(images: Any) -> tuple[list[Any], list[int] | None]:
-    """All images in reading order; and how many each conversation has, where they are given as one list (or None) a conversation."""
+def _flatten(images: Any) -> tuple[list[Any], list[int] | None]:
+    """Returns all images in reading order, and the count per conversation if they are given by conversation."""
     if isinstance(images, torch.Tensor) and images.ndim == 4:
         return list(images), None
     if not isinstance(images, (list, tuple)):

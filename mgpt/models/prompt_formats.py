@@ -1,6 +1,6 @@
-"""Prompt formats: the exact text around a question, as the released weights were trained on it.
+"""Prompt formats: the exact text around a question that the released weights were trained with.
 
-Every string here is protocol. Sources: the original configurations and conversation code; each entry names its own.
+The strings must not change. Sources are named at each entry of `PROMPT_FORMATS`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ _ONLY_IMAGES = re.compile(rf"(\s|<Img>|</Img>|{IMAGE_MARK})*")
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """template: wraps one user message at "{}"; None when the system has no prompt (v1 pretraining: the image, then the caption).
-    end: closes an answer. question_space: a training question ends with one space before the template goes on (the original data loaders
-    append it; its inference text has none). open_bos: a prompt that is open for generation starts with a second `<s>`, which is in the
-    original's conversation text besides the tokenizer's own.
+    """The text around user messages and after answers.
+
+    Attributes:
+        template: wraps one user message at "{}"; None without a prompt (MiniGPT-4 pretraining: the image, then the
+            caption).
+        end: closes an answer.
+        question_space: whether a training question ends with one space before the template continues. The original's
+            data loaders append it; its inference text has none.
+        open_bos: whether a prompt for generation starts with a second `<s>`: the original's conversation text holds
+            one, and the tokenizer adds its own.
     """
 
     name: str
@@ -29,18 +35,19 @@ class PromptFormat:
     open_bos: bool = False
 
     def for_tokenizer(self, eos: str | None) -> PromptFormat:
-        """The format of a language model whose end of text is `eos`: LLaMA's `</s>` is no token, and stops nothing, elsewhere."""
+        """Returns the format with `eos` in place of LLaMA's `</s>`, which is no token of other models."""
         return replace(self, end=eos) if eos and self.end == LLAMA_EOS else self
 
     def wrap(self, content: str, training: bool) -> str:
-        """The prompt text of one user message. Text that already carries the template is kept as it is.
+        """Returns the prompt text of one user message. Text that already has the template is returned as it is.
 
-        Raises ValueError for words in the user message of a format without a prompt.
+        Raises ValueError for words in a user message if the format has no prompt.
         """
         if self.template is None:
             if not _ONLY_IMAGES.fullmatch(content):
                 raise ValueError(
-                    f"format {self.name!r} has no prompt, so a user message may hold only {IMAGE_TEXT}; got {content!r}. "
+                    f"format {self.name!r} has no prompt, so a user message may hold only {IMAGE_TEXT}; "
+                    f"got {content!r}. "
                     "Use another format for questions."
                 )
             return IMAGE_MARK * content.count(IMAGE_MARK)
@@ -51,8 +58,9 @@ class PromptFormat:
         return before + question + (" " if self.question_space and training else "") + after
 
 
-# minigpt4-caption: minigpt_base.py:234-237 with minigpt4.py:40-41. minigpt4, minigpt4-llama2: train_configs/*_stage2_finetune.yaml.
-# minigpt-v2: minigpt_v2.py:33 with the data loaders' trailing space, conversation.py:130-137 for inference.
+# minigpt4-caption: minigpt_base.py:234-237 with minigpt4.py:40-41. minigpt4, minigpt4-llama2:
+# train_configs/*_stage2_finetune.yaml. minigpt-v2: minigpt_v2.py:33 with the data loaders' trailing space,
+# conversation.py:130-137 for inference.
 PROMPT_FORMATS: dict[str, PromptFormat] = {
     entry.name: entry
     for entry in (
@@ -65,7 +73,7 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 
 
 def prompt_format(value: str | PromptFormat) -> PromptFormat:
-    """A format by name, or itself; ValueError names the known ones."""
+    """Returns a format by name, or as it is. Raises ValueError for an unknown name."""
     if isinstance(value, PromptFormat):
         return value
     if value not in PROMPT_FORMATS:

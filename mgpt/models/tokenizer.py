@@ -1,8 +1,8 @@
-"""The tokenizer with exactly the original's ids.
+"""A tokenizer with exactly the original's ids.
 
-The original is transformers 4.30's slow LLaMA tokenizer: SentencePiece puts "▁" before every separately tokenised segment and before the
-text after each special token, and keeps every space. transformers 5 reads the same file otherwise. Here the fast backend is built from the
-SentencePiece pieces with that behaviour fixed.
+The original is transformers 4.30's slow LLaMA tokenizer: SentencePiece puts "▁" before every separately tokenised
+segment and before the text after each special token, and keeps every space. transformers 5 reads the same file
+differently. Here the fast backend is built from the SentencePiece pieces with the original behaviour.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _PROBE = "  The 2 quick\tfoxes, {<12><7>}###\né 日本 ﬁ!? "
 
 
 def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """The exact-ids tokenizer from a SentencePiece BPE `tokenizer.model` (a file, or the folder that holds it).
+    """Builds the tokenizer from a SentencePiece BPE `tokenizer.model` (the file, or its folder).
 
-    `tokenizer(segment, add_special_tokens=False).input_ids` are the original's ids. `add_special_tokens=True` puts one `<s>` in front.
-    Raises ValueError when there is no such file or it is not a SentencePiece model.
+    `tokenizer(segment, add_special_tokens=False).input_ids` are the original's ids; `add_special_tokens=True`
+    prepends one `<s>`. Raises ValueError when the file is missing or not a SentencePiece model.
     """
     from transformers import PreTrainedTokenizerFast
 
     path = Path(source)
     path = path / "tokenizer.model" if path.is_dir() else path
-    # Padding is <unk>, LLaMA's id 0, and never the original's "$$": a special token splits the text around it.
+    # The padding token is <unk>, LLaMA's id 0, not the original's "$$": a special token splits the text around it.
     return PreTrainedTokenizerFast(
         tokenizer_object=_backend(path),
         padding_side="right",
@@ -40,10 +40,10 @@ def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a language model folder: the exact one for LLaMA's SentencePiece model, our own tokenizer.json, or whatever another
-    language model declares.
+    """Loads the tokenizer of a language model folder.
 
-    Raises ValueError when the folder has none that can be read.
+    This is `build_tokenizer`'s for LLaMA's SentencePiece model, one saved by `save_tokenizer`, or the one that another
+    language model declares. Raises ValueError when there is none or it cannot be read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def _declared_class(settings: Path) -> str | None:
-    """The class that tokenizer_config.json names, if it does."""
+    """Returns the class that tokenizer_config.json names, if any."""
     try:
         return json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
@@ -72,9 +72,9 @@ def _declared_class(settings: Path) -> str | None:
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json such that `load_tokenizer` and AutoTokenizer give the same ids.
+    """Writes tokenizer.json and tokenizer_config.json, from which `load_tokenizer` and AutoTokenizer give the same ids.
 
-    Raises ValueError for the original's padding, `$$`, as pad_token: as a special token it would split the text around it.
+    Raises ValueError for the original's padding, `$$`, as pad_token: a special token would split the text around it.
     """
     if tokenizer.pad_token == "$$":
         raise ValueError(
@@ -99,8 +99,10 @@ def _backend(path: Path) -> Any:
     )
     if backend.encode(_PROBE, add_special_tokens=False).ids != original.encode(_PROBE):
         raise ValueError(
-            f"{path}: this SentencePiece model is not rebuilt exactly; it must be of type bpe, without text normalisation "
-            "(train it with model_type=bpe, normalization_rule_name=identity, remove_extra_whitespaces=false, byte_fallback=true)"
+            f"{path}: this SentencePiece model is not rebuilt exactly; it must be of type bpe, without text "
+            "normalisation "
+            "(train it with model_type=bpe, normalization_rule_name=identity, remove_extra_whitespaces=false, "
+            "byte_fallback=true)"
         )
     return backend
 
@@ -129,7 +131,7 @@ def _bpe(original: Any) -> Any:
 
 
 def _merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best score first: SentencePiece merges the pair whose result scores highest."""
+    """Returns all pairs of pieces that join into a third, best score first, as SentencePiece merges them."""
     ranked = []
     for index, (piece, score) in enumerate(pieces):
         for cut in range(1, len(piece)):

@@ -1,4 +1,4 @@
-"""The freeze report: what is trained and what is not."""
+"""The freeze report: which parameters are trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """parts: top-level part → (trained, all) parameters. names: of the trained parameters."""
+    """parts: (trained, all) parameters by top-level module. names: of the trained parameters."""
 
     parts: dict[str, tuple[int, int]]
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class FreezeReport:
 
     @property
     def share(self) -> float:
-        """Trained over all, 0 to 1."""
+        """Trained parameters over all, 0 to 1."""
         return self.trainable / max(self.total, 1)
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class FreezeReport:
 
 
 def freeze_report(model: nn.Module) -> FreezeReport:
-    """Count a model's parameters by top-level part."""
+    """Counts a model's parameters by top-level module."""
     parts: dict[str, tuple[int, int]] = {}
     names = []
     for name, parameter in model.named_parameters():

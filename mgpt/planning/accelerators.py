@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpt.training.peaks import PEAK_FLOPS
+from mgpt.training.types import PEAK_FLOPS
 
 _GIBI = 1 << 30
 _SIDE = 1024  # of the matrices that measure a CPU

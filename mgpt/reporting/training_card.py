@@ -45,9 +45,9 @@ def _format(settings: Settings, model_name: str, stage: str | None) -> str:
 
 def _processor(project: Path, settings: Settings, model_name: str, store: Store) -> object:
     from mgpt.download import backbone_folders
-    from mgpt.models.loading import Start
+    from mgpt.models.loading import ModelSpec
 
     manifest, model = Manifest.load(project / "results" / "download" / "manifest.json"), settings.models[model_name]
-    return Start(
+    return ModelSpec(
         backbone_folders(manifest, model.backbones, store), None, model.model_dump(include={"merge", "image_size"})
     ).processor()

@@ -1,88 +1,67 @@
-"""From a folder of trained weights, or a name in the registry, to a model that answers. Every file is verified before it is used."""
+"""Loads a model to serve: from a folder of trained weights, or by its name in the registry."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgpt.models.loading import local_folder
+from mgpt.models.loading import ModelSpec, default_device
 from mgpt.storage import Store, is_remote
 
 if TYPE_CHECKING:
     from mgpt.registry.versions import Recipe
     from mgpt.serving.predictor import Predictor
 
-SHIPPED = Path(__file__).parent.parent / "models" / "shapes"
 PREFIX = "models:/"
 
 
-def load(reference: str, tracking_uri: str) -> Predictor:
-    """A model by name (`models:/minigpt-v2@champion`, `models:/minigpt-v2/3`) or by the folder of its trained weights.
+def load(reference: str, tracking_uri: str, precision: str = "fp32") -> Predictor:
+    """Loads a model by name (`models:/minigpt-v2@champion`, `models:/minigpt-v2/3`) or by the folder of its trained weights.
+
+    Args:
+        precision: of the frozen backbones, a key of `mgpt.models.backbones.PRECISIONS`.
 
     Raises:
-        ValueError: there is no such model or folder, or its files are gone or altered.
+        ValueError: there is no such model or folder, or its files are missing or altered.
     """
     if not reference.startswith(PREFIX):
-        return load_weights(Path(reference))
+        return load_weights(Path(reference), precision=precision)
     from mgpt.registry.versions import find
 
-    return load_registered(find(tracking_uri, reference).recipe)
+    return load_registered(find(tracking_uri, reference).recipe, precision)
 
 
-def load_registered(recipe: Recipe) -> Predictor:
-    """Registered weights from where they are stored, compared with the digest that was registered.
+def load_registered(recipe: Recipe, precision: str = "fp32") -> Predictor:
+    """Loads registered weights from the store, verified against the digest that was registered.
 
     Raises:
-        ValueError: a file is gone or differs, or a base does.
+        ValueError: a file is missing or differs, or a backbone does.
     """
     from mgpt.registry.versions import stored_manifest
 
     stored_manifest(recipe)
     if not is_remote(recipe.weights):
-        return load_weights(Path(recipe.weights), recipe.backbones)
+        return load_weights(Path(recipe.weights), recipe.backbones, precision)
     with tempfile.TemporaryDirectory() as scratch:
         Store(recipe.weights).fetch_folder(recipe.weights, scratch)
-        return load_weights(Path(scratch), recipe.backbones)
+        return load_weights(Path(scratch), recipe.backbones, precision)
 
 
-def load_weights(folder: Path, backbones: Mapping[str, str] | None = None) -> Predictor:
-    """Trained weights as `save_trainable` wrote them, on their backbones, in evaluation mode; on the GPU where there is one.
+def load_weights(folder: Path, backbones: Mapping[str, str] | None = None, precision: str = "fp32") -> Predictor:
+    """Loads trained weights of `save_trainable` on their backbones, in evaluation mode, on the GPU where there is one.
 
     Args:
-        backbones: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
+        backbones: folder or URI of each backbone by name, tried before the location recorded in the weights' config.json.
 
     Raises:
-        ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one trained on.
+        ValueError: the folder holds no trained weights, or a backbone is missing or not the one that they were trained on.
     """
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; give a folder of trained weights, or models:/NAME@champion")
-    import torch
-
-    from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
     from mgpt.serving.predictor import Predictor
 
-    wanted = json.loads(path.read_text(encoding="utf-8"))["backbones"]
-    found = {name: backbone_folder(name, base, (backbones or {}).get(name)) for name, base in wanted.items()}
-    model = MiniGPTForConditionalGeneration.from_trainable(folder, backbones=found)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(model, MiniGPTProcessor.from_pretrained(folder), model.config.prompt_format)
-
-
-def backbone_folder(name: str, base: Mapping[str, str], place: str | None = None) -> Path:
-    """A frozen base as a local folder: from `place`, else from where it was trained, else among those that ship.
-
-    Its hash is compared when it is loaded.
-
-    Raises:
-        ValueError: it is in none of these places.
-    """
-    places = [uri for uri in (place, base.get("uri"), str(SHIPPED / name)) if uri]
-    for uri in places:
-        if Store(uri).exists(f"{uri}/config.json"):
-            return local_folder(uri)
-    known = f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
-    raise ValueError(f"base {name!r} ({known}) is in none of {', '.join(places)}; run the download stage")
+    spec = ModelSpec(backbones or {}, str(folder), loading={"precision": precision})
+    model = spec.load_model(default_device())
+    return Predictor(model, spec.load_processor(), model.config.prompt_format)

@@ -66,8 +66,8 @@ class Predictor:
         Raises:
             ValueError: an image cannot be read (the message names which), or a prompt is empty.
         """
-        from mgpt.inference.generation import answer
-        from mgpt.inference.types import Request
+        from mgpt.inference.generation import generate
+        from mgpt.inference.types import GenerationRequest
 
         images, requests = [], []
         for number, (image, prompt) in enumerate(questions):
@@ -79,8 +79,10 @@ class Predictor:
                 images.append(read_image(image))
             except ValueError as error:
                 raise ValueError(f"question {number}: {error}") from error
-            requests.append(Request((images[-1],), ({"role": "user", "content": IMAGE_PREFIX + prompt.strip()},)))
-        answers = answer(self.model, self.processor, requests, self.format, max_new_tokens, batch_size)
+            requests.append(
+                GenerationRequest((images[-1],), ({"role": "user", "content": IMAGE_PREFIX + prompt.strip()},))
+            )
+        answers = generate(self.model, self.processor, requests, self.format, max_new_tokens, batch_size)
         rows = zip(answers, images, questions, strict=True)
         return [_reply(found.text, found.finished, prompt, decoded.size) for found, decoded, (_, prompt) in rows]
 

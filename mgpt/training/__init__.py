@@ -1,1 +1,4 @@
-"""Training with torch alone: the loop, its optimiser and schedule, parallelism, state and callbacks. Imports neither ray nor mlflow."""
+"""Training with torch alone: trainer, optimizer, parallelism, checkpoints and callbacks.
+
+Imports neither ray nor mlflow.
+"""

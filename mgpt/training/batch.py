@@ -1,4 +1,4 @@
-"""What one forward pass sees, and its form on the way from the feeding process to the training process."""
+"""Batches: the input of one forward pass, its serialised form, and cutting a global batch into batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from torch import Tensor
 from mgpt.data.packing import attention_inputs, image_tensor, pack_rows, plan_packs
 
 IGNORE = -100  # label of a position without supervision
-_STAY = ("labels", "segment_ids")
+_ON_CPU = ("labels", "segment_ids")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass sees.
+    """The input of one forward pass.
 
-    `tensors` are `input_ids`, `attention_mask` and `labels` (batch, length), and `pixel_values` (images, 3, height, width), or
-    `image_features` (images, image tokens, width) in their place, if there are images; packed rows have `segment_ids` and `position_ids`
-    in place of the attention mask. `ids` are the samples' ids.
+    Attributes:
+        tensors: `input_ids`, `attention_mask` and `labels` (batch, length); with images, `pixel_values` (images, 3,
+            height, width) or `image_features` (images, image tokens, width). Packed rows have `segment_ids` and
+            `position_ids` in place of the attention mask.
+        ids: of the samples.
     """
 
     tensors: dict[str, Tensor]
@@ -31,55 +33,56 @@ class Batch:
 
     @classmethod
     def blank(cls) -> Batch:
-        """A batch without samples: two positions, both padding, none supervised. A forward and backward pass of it adds zeros."""
+        """Returns a batch without samples, of two padding positions. Its forward and backward pass add zeros."""
         ids = torch.zeros(1, 2, dtype=torch.long)
         return cls(
             {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, IGNORE)}, ()
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`. Labels and segments stay: supervised places and samples' bounds are found on the CPU, so that nothing
-        is read back."""
+        """Returns the batch on `device`.
+
+        Labels and segments stay on the CPU: the model derives positions from them there.
+        """
         tensors = {
-            name: tensor if name in _STAY else tensor.to(device, non_blocking=True)
+            name: tensor if name in _ON_CPU else tensor.to(device, non_blocking=True)
             for name, tensor in self.tensors.items()
         }
         return Batch(tensors, self.ids)
 
     def pinned(self) -> Batch:
-        """The same batch in memory that a CUDA device copies from without holding up the process."""
-        tensors = {name: tensor if name in _STAY else tensor.pin_memory() for name, tensor in self.tensors.items()}
+        """Returns the batch in pinned memory, from which a CUDA device copies asynchronously."""
+        tensors = {name: tensor if name in _ON_CPU else tensor.pin_memory() for name, tensor in self.tensors.items()}
         return Batch(tensors, self.ids)
 
     def sizes(self) -> tuple[int, int, int]:
-        """(samples, tokens, positions): a position without a token is padding."""
+        """Returns (samples, tokens, positions); a position without a token is padding."""
         filled = self.tensors["segment_ids" if "segment_ids" in self.tensors else "attention_mask"]
         return len(self.ids), int((filled > 0).sum()) if self.ids else 0, filled.numel()
 
     def inputs(self, implementation: str) -> dict[str, Any]:
-        """The model's arguments. Packed rows carry `segment_ids`, which become what the attention implementation takes."""
+        """Returns the model's arguments; `segment_ids` are converted to what the attention implementation takes."""
         if "segment_ids" not in self.tensors:
             return dict(self.tensors)
         rest = {name: tensor for name, tensor in self.tensors.items() if name != "segment_ids"}
         return rest | attention_inputs(self.tensors["segment_ids"], implementation, self.tensors["input_ids"].device)
 
     def to_bytes(self) -> bytes:
-        """One safetensors blob: the feeding process pays for collation, the training process only maps the bytes."""
+        """Serialises the batch as safetensors, so that the training process only maps the bytes of a collated batch."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         return save({**tensors, "ids": torch.tensor(list(json.dumps(self.ids).encode()), dtype=torch.uint8)})
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Batch:
-        """What `to_bytes` made."""
+        """Reads what `to_bytes` returned."""
         tensors = load(blob)
         return cls(tensors, tuple(json.loads(bytes(tensors.pop("ids").tolist()))))
 
 
 def cut_by_length(tensors: Mapping[str, Tensor], ids: list[str], images: list[int], size: int) -> list[Batch]:
-    """Cuts right-padded rows into batches of at most `size` rows of like length, each trimmed to its own longest row.
+    """Cuts right-padded rows into batches of at most `size` rows of similar length, each trimmed to its longest row.
 
-    `images[i]` is the number of images of row i; their pixels lie in `pixel_values`, or their features in `image_features`, in
-    row order.
+    images: number of images of each row. Their `pixel_values` or `image_features` are in row order.
     """
     lengths = tensors["attention_mask"].sum(1)
     order = torch.sort(lengths, stable=True).indices.tolist()
@@ -112,10 +115,10 @@ def cut_packed(
     token_budget: int,
     single: bool = False,
 ) -> list[Batch]:
-    """Packs rows into rows of at most `token_budget` tokens, and cuts those into batches of at most `size * longest / token_budget` packed
-    rows, or of one where they shall be `single`.
+    """Packs samples into rows of at most `token_budget` tokens, and cuts these into batches.
 
-    So a batch holds about as many positions as `size` padded rows would.
+    A batch holds at most `size * longest / token_budget` packed rows, so about as many positions as `size` padded
+    rows; with `single`, one row.
     """
     lengths = tensors["attention_mask"].sum(1).tolist()
     packs = plan_packs(lengths, images, token_budget)

@@ -1,4 +1,7 @@
-"""A training checkpoint: trainables, optimiser, schedule, random numbers, position. Tensors as safetensors, the rest as JSON, no pickle."""
+"""A training checkpoint: parameters, optimizer, schedule, seed, position.
+
+Tensors are safetensors, the rest JSON; no pickle.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,43 @@ from mgpt.training.checkpoint_format import TENSORS, read_head, tensor_file, wri
 
 @dataclass
 class TrainingState:
-    """`position` is the number of steps done, which is also the next step's number; the training stream is a pure function of it.
+    """The state of a run between two steps.
 
-    `rng` is `{"seed": ...}`: each step seeds its random numbers from (seed, step, worker), so nothing else has to be kept.
+    Attributes:
+        parameters: trainable parameters by name.
+        optimizer: its tensors, see `mgpt.training.optimizer.optimizer_state`.
+        lr_scheduler: the schedule's settings; it has no other state.
+        rng: `{"seed": ...}`; each step seeds its generator from (seed, step, worker).
+        position: number of finished steps, which is the next step's number and determines the stream's position.
+        callbacks: their states by class name.
     """
 
-    trainables: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    schedule: dict[str, Any]
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    lr_scheduler: dict[str, Any]
     rng: dict[str, Any]
     position: int
     callbacks: dict[str, Any] = field(default_factory=dict)
 
     def on_host(self) -> TrainingState:
-        """A copy in host memory, which later steps do not touch."""
-        return replace(self, trainables=_copied(self.trainables), optimiser=_copied(self.optimiser))
+        """Returns a copy in host memory, which later steps do not change."""
+        copies = {
+            part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in getattr(self, part).items()}
+            for part in TENSORS
+        }
+        return replace(self, **copies)
 
     def save(self, folder: str | Path) -> None:
         """Writes the checkpoint's files into an existing folder."""
         for part in TENSORS:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in getattr(self, part).items()}
             save_file(tensors, tensor_file(folder, part))
-        head = {"schedule": self.schedule, "rng": self.rng, "position": self.position, "callbacks": self.callbacks}
-        write_head(folder, head)
+        rest = ("lr_scheduler", "rng", "position", "callbacks")
+        write_head(folder, {name: getattr(self, name) for name in rest})
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingState:
-        """Reads and verifies. Raises DamagedError when a file is missing or altered."""
+        """Reads and verifies a checkpoint. Raises CorruptCheckpointError when a file is missing or altered."""
         head = read_head(folder)
-        trainables, optimiser = (load_file(tensor_file(folder, part)) for part in TENSORS)
-        return cls(trainables, optimiser, **head)
-
-
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        parameters, optimizer = (load_file(tensor_file(folder, part)) for part in TENSORS)
+        return cls(parameters, optimizer, **head)

@@ -1,4 +1,4 @@
-"""How workers share one optimiser step. Applied from outside the model, which knows nothing of it."""
+"""Data parallelism: how workers share one optimizer step. Applied from outside the model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from mgpt.training.batch import Batch
 
 
-class Replicated:
-    """Every worker holds all trainables; gradients and totals are summed over workers in one reduction of one flat buffer.
+class DataParallel:
+    """Every worker holds all trainable parameters; one all-reduce of one flat buffer sums gradients and totals.
 
-    The trainables of this method are small (a projection and LoRA), so one reduction costs less than overlapping several, and:
-    - a worker whose batch has no image still takes part, with zeros for the projection: nothing waits for an unused parameter;
-    - the layout of the buffer never changes, so the sum has the same bits in the first step after a resume as in any other (DDP rebuilds
-      its buckets after the first step).
+    The trainable parameters of this method are few (a projection and LoRA), so one reduction costs less than
+    overlapping several, and unlike DDP:
+    - a worker whose batch has no image takes part with zeros for the projection: nothing waits for an unused parameter;
+    - the buffer's layout never changes, so the sum has the same bits in the first step after a resume as in any other
+      (DDP rebuilds its buckets after the first step).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], totals: int) -> None:
+        """totals: number of further values to sum over workers, see `mgpt.training.types.TOTALS`."""
         self.parameters = dict(parameters)
         sizes = [parameter.numel() for parameter in self.parameters.values()]
         device = next(iter(self.parameters.values())).device
@@ -29,11 +31,7 @@ class Replicated:
         self.gradients, self.totals = self._flat[: sum(sizes)], self._flat[sum(sizes) :]
         for parameter, view in zip(self.parameters.values(), self.gradients.split(sizes), strict=True):
             parameter.grad = view.view_as(parameter)
-        self._copy_from_first()
-
-    def _copy_from_first(self) -> None:
-        if self.world_size > 1:
-            for parameter in self.parameters.values():
+            if self.world_size > 1:
                 dist.broadcast(parameter.data, src=0)
 
     @property
@@ -45,7 +43,10 @@ class Replicated:
         return dist.get_world_size() if dist.is_initialized() else 1
 
     def align(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """This worker's batches of a step as it shall run them. Workers may run different ones: nothing waits within a step."""
+        """Returns this worker's batches of a step.
+
+        Workers may have different ones: nothing synchronises within a step.
+        """
         return batches
 
     def start(self) -> None:
@@ -57,9 +58,11 @@ class Replicated:
         if self.world_size > 1:
             dist.all_reduce(self._flat)
 
-    def normalise(self, count: Tensor, clip: float | None) -> Tensor:
-        """Divides the gradients by `count` and scales them to a norm of at most `clip`; returns the norm before clipping. Reads nothing
-        from the device."""
+    def normalize_gradients(self, count: Tensor, clip: float | None) -> Tensor:
+        """Divides the gradients by `count`, clips their norm to `clip`, and returns the norm before clipping.
+
+        Reads nothing from the device.
+        """
         self.gradients.div_(count)
         norm = torch.linalg.vector_norm(self.gradients)
         if clip is not None:
@@ -67,7 +70,7 @@ class Replicated:
         return norm
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every worker, in rank order, on every worker."""
+        """Returns `value` of every worker, in rank order, on every worker."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size

@@ -1,4 +1,4 @@
-"""The same bits again: what torch needs for it."""
+"""Deterministic torch operations, for runs that repeat bit for bit."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import torch
 
 
-def be_deterministic(device: torch.device, asked: bool) -> None:
-    """Makes the operations of this process deterministic: on a CPU, where that costs nothing, always; on CUDA where it is asked for.
+def set_determinism(device: torch.device, requested: bool) -> None:
+    """Makes this process's operations deterministic: always on a CPU, where it costs nothing, on CUDA if requested.
 
-    There an operation without a deterministic form raises RuntimeError, which `is_indeterminate` knows. Call it before the device computes
-    anything: cuBLAS reads its variable when it starts.
+    On CUDA an operation without a deterministic form raises RuntimeError, see `is_nondeterministic_error`. Call this
+    before
+    the device computes anything: cuBLAS reads its environment variable when it starts.
     """
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    elif asked:
+    elif requested:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
 
-def is_indeterminate(error: RuntimeError) -> bool:
-    """Whether torch refused an operation because it has no deterministic form: another try would end the same way."""
-    return "use_deterministic_algorithms" in str(error)
+def is_nondeterministic_error(error: RuntimeError) -> bool:
+    """Returns whether torch refused an operation that has no deterministic form, so that a retry would fail too."""
+    return "use_deterministic_algorithms" in str(error)  # torch has no error class for it

@@ -1,12 +1,14 @@
-"""Frozen weights split over workers (FSDP2): what makes a model fit that no single GPU holds. Applied from outside the model.
+"""Frozen weights sharded over workers (FSDP2), for models that no single GPU holds. Applied from outside the model.
 
-Only frozen weights are split. The trainables of this method (a projection and LoRA, at most 0.9 GB of the published recipes with their
-optimiser state) stay whole on every worker and are summed as in `Replicated`. So there is one reduction, one way to clip, one optimiser
-and one form of checkpoint, and the numbers of both forms are the same bits in fp32: gathering a frozen weight rounds nothing.
+Only frozen weights are sharded. The trainable parameters of this method (a projection and LoRA, at most 0.9 GB in the
+published recipes with their optimizer state) stay whole on every worker and are summed as in `DataParallel`. So there
+is one reduction,
+one kind of gradient clipping, one optimizer and one checkpoint format, and both forms give the same bits in fp32:
+gathering a frozen weight rounds nothing.
 
-A gather is a meeting of all workers. Contract: every worker makes the same gathers in the same order, whatever its batches hold. In a
-forward pass these are: what belongs to no block, the image parts' blocks, the language model's blocks; in a backward pass the last,
-in reverse order.
+An all-gather synchronises all workers, so every worker must make the same gathers in the same order, whatever its
+batches hold. In a forward pass these are: parameters outside of any block, the image parts' blocks, the language
+model's blocks; in a backward pass the language model's blocks in reverse order.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mgpt.training.batch import Batch
-from mgpt.training.data_parallel import Replicated
+from mgpt.training.data_parallel import DataParallel
 
 _PIXELS = "pixel_values"
-_TEXT, _IMAGES = 1, 2  # what a batch holds; where workers differ, the larger counts
+_TEXT, _IMAGES = 1, 2  # content of a batch; where workers differ, the larger one counts
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The repeated layers of a module in the order of their names: the members of its outermost lists."""
+    """Yields the repeated layers of a module, the members of its outermost lists, in the order of their names."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -36,17 +38,17 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-class Sharded(Replicated):
-    """`Replicated`, with the model's frozen weights split over workers.
+class FSDP(DataParallel):
+    """`DataParallel` with the model's frozen weights sharded over workers.
 
     Args:
-        model: whole, with its trainables among the parameters; on the CPU still, if it shall never be whole on a device.
-        parameters: the trainables by name.
-        totals: how many totals are summed over workers.
+        model: the whole model, its trainable parameters included; leave it on the CPU if no device can hold it.
+        parameters: the trainable parameters by name.
+        totals: number of further values to sum over workers.
         image_parts: parts of the model that run only for a batch with pixels, in the order in which they run.
         device: where to train.
-        bf16: gather frozen weights in bfloat16 and sum what is reduced in float32.
-        limit: the most batches that a worker may have in a step.
+        bf16: gather frozen weights in bfloat16, and reduce in float32.
+        max_batches: largest number of batches that a worker may have in a step.
     """
 
     def __init__(
@@ -57,62 +59,60 @@ class Sharded(Replicated):
         image_parts: Sequence[nn.Module],
         device: torch.device,
         bf16: bool,
-        limit: int,
+        max_batches: int,
     ) -> None:
         self._image_blocks = [block for part in image_parts for block in blocks(part)]
-        self._limit = limit
-        self._due: Iterator[int] = iter(())
-        _split(model, set(parameters.values()), device, bf16)
-        _always_alike(model, [block for block in blocks(model) if block not in self._image_blocks])
-        # Behind FSDP's own hook, which gathers what belongs to no block.
+        self._max_batches = max_batches
+        self._contents: Iterator[int] = iter(())
+        _shard(model, set(parameters.values()), device, bf16)
+        _align_backward(model, [block for block in blocks(model) if block not in self._image_blocks])
+        # After FSDP's own hook, which gathers parameters outside of any block.
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.to(device)
         super().__init__(parameters, totals)
 
     def align(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """The batches, and blank ones behind them where another worker has more."""
-        due = torch.zeros(self._limit, dtype=torch.uint8)
-        due[: len(batches)] = torch.tensor(
+        """Returns the batches, followed by blank ones if another worker has more."""
+        contents = torch.zeros(self._max_batches, dtype=torch.uint8)
+        contents[: len(batches)] = torch.tensor(
             [_IMAGES if _PIXELS in batch.tensors else _TEXT for batch in batches], dtype=torch.uint8
         )
-        dist.all_reduce(due, dist.ReduceOp.MAX)  # on the CPU: the device is not waited for
-        self._due = iter(due.tolist())
-        return [*batches, *(Batch.blank() for _ in range(int(due.count_nonzero()) - len(batches)))]
+        dist.all_reduce(contents, dist.ReduceOp.MAX)  # on the CPU, so that nothing waits for the device
+        self._contents = iter(contents.tolist())
+        return [*batches, *(Batch.blank() for _ in range(int(contents.count_nonzero()) - len(batches)))]
 
     def _before_forward(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Without pixels of its own, a worker gathers the image parts' blocks along with those that have some, and drops them unused."""
-        if next(self._due) == _IMAGES and _PIXELS not in named:
+        """Gathers the image parts' blocks, and drops them, if other workers have pixels and this one has none."""
+        if next(self._contents) == _IMAGES and _PIXELS not in named:
             for block in self._image_blocks:
                 assert isinstance(block, FSDPModule)
                 block.unshard()
                 block.reshard()
 
 
-def _split(model: nn.Module, whole: set[nn.Parameter], device: torch.device, bf16: bool) -> None:
-    policy = (
-        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        if bf16
-        else MixedPrecisionPolicy()
-    )
+def _shard(model: nn.Module, whole: set[nn.Parameter], device: torch.device, bf16: bool) -> None:
+    policy = MixedPrecisionPolicy()
+    if bf16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*blocks(model), model):
         fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
 
-def _always_alike(model: nn.Module, language_blocks: Sequence[nn.Module]) -> None:
-    """Makes every backward pass gather the language model's blocks, and nothing else.
+def _align_backward(model: nn.Module, language_blocks: Sequence[nn.Module]) -> None:
+    """Makes every backward pass gather the language model's blocks and nothing else.
 
-    Without LoRA, a batch of text alone has nothing trained before them and would have no backward pass: so what enters them takes
-    gradients. And FSDP gathers ahead whatever ran before a block in the forward pass, which may be an image part's block: so what comes
-    next is said (before the first block, what belongs to none, which is whole then).
+    Without LoRA, a text-only batch has nothing trained before these blocks and would have no backward pass, so their
+    input takes gradients. And FSDP prefetches the block that ran before in the forward pass, which may be an image
+    part's, so the next one is set explicitly (before the first block: the root, which is not sharded then).
     """
-    language_blocks[0].register_forward_pre_hook(lambda _, arguments: _take_gradients(arguments[0]), prepend=True)
+    language_blocks[0].register_forward_pre_hook(lambda _, arguments: _require_gradients(arguments[0]), prepend=True)
     for block, before in zip(language_blocks, (model, *language_blocks), strict=False):
         assert isinstance(block, FSDPModule)
         assert isinstance(before, FSDPModule)
         block.set_modules_to_backward_prefetch([before])
 
 
-def _take_gradients(hidden: torch.Tensor) -> None:
+def _require_gradients(hidden: torch.Tensor) -> None:
     if torch.is_grad_enabled() and not hidden.requires_grad:
         hidden.requires_grad_()

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that a resumed run needs no schedule state but the step."""
+"""Learning rates as pure functions of the step, so that a resumed run needs no other state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 from mgpt.config.training import TrainingSettings
 
 
-class Schedule(Protocol):
-    """Gives the learning rate of optimiser step `step`, counted from 0."""
+class LRScheduler(Protocol):
+    """Returns the learning rate of a step, counted from 0."""
 
     def __call__(self, step: int) -> float: ...
 
@@ -19,7 +19,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear from `start` to `peak` over `warmup_steps`, then a cosine from `peak` to `minimum` over the steps that are left."""
+    """Linear from `start` to `peak` over `warmup_steps`, then a cosine from `peak` to `minimum` over the rest."""
 
     peak: float
     minimum: float
@@ -38,11 +38,11 @@ class WarmupCosine:
 
 
 @dataclass(frozen=True)
-class Original:
-    """The original code's schedule (common/optims.py:56-112), kept to reproduce its runs.
+class OriginalSchedule:
+    """The original code's schedule (common/optims.py:56-112), to reproduce its runs.
 
-    Its warm-up counts the step inside the epoch, and its cosine counts from step 0 of the run instead of the end of the warm-up: the rate
-    drops when the warm-up ends and never reaches `peak`.
+    Its warm-up counts steps within the epoch, and its cosine counts from step 0 of the run instead of the end of the
+    warm-up: the rate drops when the warm-up ends and never reaches `peak`.
     """
 
     peak: float
@@ -65,8 +65,8 @@ def _cosine(peak: float, minimum: float, progress: float) -> float:
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_schedule(settings: TrainingSettings) -> Schedule:
-    """The schedule that the settings name."""
+def make_lr_scheduler(settings: TrainingSettings) -> LRScheduler:
+    """Returns the schedule of the settings."""
     common = (
         settings.learning_rate,
         settings.minimum_learning_rate,
@@ -75,5 +75,5 @@ def make_schedule(settings: TrainingSettings) -> Schedule:
         settings.steps,
     )
     if settings.steps_per_epoch is not None:
-        return Original(*common, settings.steps_per_epoch)
+        return OriginalSchedule(*common, settings.steps_per_epoch)
     return WarmupCosine(*common)

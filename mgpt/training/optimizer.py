@@ -10,18 +10,23 @@ from torch import Tensor, nn
 
 from mgpt.config.training import TrainingSettings
 
-_UNDECAYED = ("bias", "ln", "bn")
+_NO_DECAY = ("bias", "ln", "bn")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: at least two dimensions, and a name without `bias`, `ln` or `bn` anywhere in it (original code
-    runner_base.py:99-129)."""
-    return parameter.ndim >= 2 and not any(part in name for part in _UNDECAYED)
+    """Returns whether weight decay applies, by the original's rule (runner_base.py:99-129).
+
+    It applies to two or more dimensions, if the name contains none of `bias`, `ln` and `bn`.
+    """
+    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)
 
 
 def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW, decayed and not; a group without parameters is left out. Raises ValueError when there is nothing to train."""
+    """Returns AdamW's groups with and without decay; an empty group is left out.
+
+    ValueError when there are no parameters.
+    """
     if not parameters:
         raise ValueError("the model has no trainable parameters; give it a projection or LoRA that is not frozen")
     decayed = [parameter for name, parameter in parameters.items() if is_decayed(name, parameter)]
@@ -30,34 +35,36 @@ def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float
     return [group for group in groups if group["params"]]
 
 
-def make_optimiser(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the trainables; the loop sets the learning rate each step."""
+def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+    """Returns AdamW over the trainable parameters; the trainer sets its learning rate at each step."""
     groups = parameter_groups(parameters, settings.weight_decay)
-    # Fused: one kernel a group instead of some ten operations a parameter.
+    # Fused: one kernel per group instead of about ten operations per parameter.
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimiser's state keyed `<moment>/<parameter name>`: independent of the order of parameters and groups."""
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Returns the state keyed `<moment>/<parameter name>`, independent of the order of parameters and groups."""
     return {
-        f"{moment}/{name}": optimiser.state[parameter][moment]
+        f"{moment}/{name}": optimizer.state[parameter][moment]
         for name, parameter in parameters.items()
-        if parameter in optimiser.state
+        if parameter in optimizer.state
         for moment in _MOMENTS
     }
 
 
-def load_optimiser(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what `optimiser_tensors` gave. Raises ValueError when a parameter's state is missing or has another shape."""
+    """Restores what `optimizer_state` returned.
+
+    Raises ValueError when a parameter's state is missing or has another shape.
+    """
     for name, parameter in parameters.items():
         state = {moment: tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
         if any(value is None for value in state.values()) or state["exp_avg"].shape != parameter.shape:  # type: ignore[union-attr]
             raise ValueError(
-                f"checkpoint: optimiser state of {name} is missing or has another shape; this checkpoint is of another model"
+                f"checkpoint: optimizer state of {name} is missing or has another shape; it belongs to another model"
             )
-        state_here = {
+        optimizer.state[parameter] = {
             moment: value.to(parameter.device, copy=True) for moment, value in state.items() if value is not None
         }
-        optimiser.state[parameter] = state_here

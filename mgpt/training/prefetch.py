@@ -1,4 +1,4 @@
-"""Runs an iterator ahead of its reader in a thread, so that making an item does not hold up a training step."""
+"""Runs an iterator in a background thread, so that a training step does not wait for the making of its items."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Item = TypeVar("Item")
 _END = object()
 
 
-def ahead(make: Callable[[], Iterator[Item]], depth: int) -> Iterator[Item]:
-    """The items of `make()`, which runs in a thread of its own from now on and stays at most `depth` items ahead.
+def prefetch(make: Callable[[], Iterator[Item]], depth: int) -> Iterator[Item]:
+    """Returns the items of `make()`, which starts in a thread at once and runs at most `depth` items ahead.
 
-    An exception of the thread is raised where its item would have come. The thread ends with the process, or when the items end.
+    An exception in the thread is raised in place of its item. The thread ends with the items or with the process.
     """
     items: queue.Queue[object] = queue.Queue(depth)
     threading.Thread(target=_fill, args=(make, items), daemon=True).start()
     return _drain(items)
 
 
-def primed(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, once the first is there: the wait for it is start-up, and none of a step's time."""
+def wait_for_first(items: Iterator[Item]) -> Iterator[Item]:
+    """Returns the same items once the first is available, so that this wait is not part of a step."""
     return chain(list(islice(items, 1)), items)
 
 

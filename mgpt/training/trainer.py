@@ -1,7 +1,8 @@
-"""The training loop: torch only, for one worker or many, with callbacks for everything that is not the step itself.
+"""The training loop: torch only, for one worker or many. Everything that is not the step itself is a callback.
 
-The loss is the sum over supervised tokens divided by their count over all workers and accumulated batches, so the curve does not depend
-on how a global batch is cut. Nothing is read from the device here; callbacks do so on their own steps.
+The loss is the sum over supervised tokens divided by their number, over all workers and accumulated batches, so it
+does not depend on how a global batch is divided. Nothing is read from the device here; callbacks do so on their own
+steps.
 """
 
 from __future__ import annotations
@@ -17,35 +18,40 @@ from torch import Tensor
 from mgpt.config.training import TrainingSettings
 from mgpt.training.batch import Batch
 from mgpt.training.checkpoint import TrainingState
-from mgpt.training.lr_scheduler import Schedule
-from mgpt.training.optimizer import load_optimiser, optimiser_tensors
-from mgpt.training.types import NOTICES, Callback, Model, Parallel, StepBatches
+from mgpt.training.lr_scheduler import LRScheduler
+from mgpt.training.optimizer import load_optimizer_state, optimizer_state
+from mgpt.training.types import PREEMPTIONS, Callback, Model, Parallel, StepBatches
 
 
 @dataclass
-class Loop:
-    """One worker's training. `step` is the number of finished steps; the fields below it describe the step that finished last."""
+class Trainer:
+    """One worker's training.
+
+    `step` is the number of finished steps; the fields below it describe the last finished step.
+    """
 
     model: Model
-    optimiser: torch.optim.Optimizer
-    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LRScheduler
     parallel: Parallel
     settings: TrainingSettings
     device: torch.device
     callbacks: Sequence[Callback] = ()
     attention: str = "sdpa"  # the language model's attention implementation, for packed rows
-    notice: Callable[[], bool] = lambda: False  # whether this worker was told that it will be stopped
+    is_preempted: Callable[[], bool] = lambda: False  # whether this worker will be stopped
     step: int = 0
     stop: bool = False
     batches: Sequence[Batch] = ()
     losses: list[Tensor] = field(default_factory=list)  # this worker's loss sum of each batch
     learning_rate: float = 0.0
     gradient_norm: Tensor | None = None
-    wait_seconds: float = 0.0  # time the step waited for data
+    wait_seconds: float = 0.0  # time that the step waited for data
 
     def run(self, stream: Iterable[StepBatches]) -> None:
-        """Trains until the settings' number of steps, or until a callback sets `stop`. Raises ValueError when the stream gives another
-        step than is due."""
+        """Trains until the settings' number of steps, or until a callback sets `stop`.
+
+        Raises ValueError when the stream yields another step than the next one.
+        """
         batches = iter(stream)
         self._call("on_start")
         while self.step < self.settings.steps and not self.stop:
@@ -61,65 +67,65 @@ class Loop:
         self.wait_seconds = time.perf_counter() - began
         if step != self.step:
             raise ValueError(
-                f"training stream: got step {step} where {self.step} is due; start the stream at the checkpoint's position"
+                f"training stream: got step {step}, expected {self.step}; start the stream at the checkpoint's position"
             )
         return batches
 
     def _train_step(self) -> None:
-        self._seed()
+        # Dropout is a function of (seed, step, worker), so a checkpoint needs no generator state and a resumed step
+        # draws the same numbers.
+        entropy = [self.settings.seed, self.step, self.parallel.rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self.parallel.start()
-        self.parallel.totals[NOTICES].fill_(self.notice())  # assigned, it would be copied from the host, and waited for
+        self.parallel.totals[PREEMPTIONS].fill_(
+            self.is_preempted()
+        )  # an assignment would wait for a copy from the host
         self.losses = [self._accumulate(batch) for batch in self.batches]
         self.parallel.reduce()
-        self.gradient_norm = self.parallel.normalise(self.parallel.totals[1].clamp(min=1), self.settings.gradient_clip)
-        self.learning_rate = self.schedule(self.step)
-        for group in self.optimiser.param_groups:
+        supervised = self.parallel.totals[1].clamp(min=1)
+        self.gradient_norm = self.parallel.normalize_gradients(supervised, self.settings.gradient_clip)
+        self.learning_rate = self.lr_scheduler(self.step)
+        for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self.optimiser.step()
+        self.optimizer.step()
 
     def _accumulate(self, batch: Batch) -> Tensor:
-        sizes = torch.tensor(batch.sizes()).to(
-            self.device, non_blocking=True
-        )  # counted before the move: nothing is read back
+        # Counted before the batch is moved, so that nothing is read back.
+        sizes = torch.tensor(batch.sizes()).to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             loss, supervised = self.model.loss_sum(batch.to(self.device).inputs(self.attention))
-        if loss.requires_grad:  # not where a batch touches no trainable: text alone, without LoRA
+        if loss.requires_grad:  # False for a batch that uses no trained parameter: text only, without LoRA
             loss.backward()
         loss = loss.detach()
-        self.parallel.totals[:NOTICES].add_(torch.stack([loss, supervised.to(loss), *sizes.to(loss)]))
+        self.parallel.totals[:PREEMPTIONS].add_(torch.stack([loss, supervised.to(loss), *sizes.to(loss)]))
         return loss
-
-    def _seed(self) -> None:
-        # Dropout is a function of (seed, step, worker): a checkpoint needs no generator state, and a resumed step draws what it would
-        # have drawn.
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.settings.seed, self.step, self.parallel.rank]).generate_state(1)[0])
-        )
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
     def state(self) -> TrainingState:
-        """The checkpoint of the run as it stands between two steps."""
+        """Returns the checkpoint of the run between two steps."""
         parameters = self.model.trainable_parameters()
-        trainables = {name: parameter.detach() for name, parameter in parameters.items()}
-        callbacks = {type(callback).__name__: callback.state() for callback in self.callbacks}
-        optimiser = optimiser_tensors(self.optimiser, parameters)
         return TrainingState(
-            trainables, optimiser, self.schedule.state(), {"seed": self.settings.seed}, self.step, callbacks
+            {name: parameter.detach() for name, parameter in parameters.items()},
+            optimizer_state(self.optimizer, parameters),
+            self.lr_scheduler.state(),
+            {"seed": self.settings.seed},
+            self.step,
+            {type(callback).__name__: callback.state() for callback in self.callbacks},
         )
 
     def load(self, state: TrainingState) -> None:
-        """Goes on from a checkpoint. Raises ValueError when it belongs to a run with another schedule, seed or model."""
-        for key, saved, mine in (
-            ("schedule", state.schedule, self.schedule.state()),
+        """Continues from a checkpoint. Raises ValueError for one with another learning rate schedule, seed or model."""
+        for key, saved, own in (
+            ("lr_scheduler", state.lr_scheduler, self.lr_scheduler.state()),
             ("seed", state.rng, {"seed": self.settings.seed}),
         ):
-            if saved != mine:
-                raise ValueError(f"checkpoint: {key} {saved} is not this run's {mine}; start a run of its own folder")
-        self.model.load_trainable(state.trainables)
-        load_optimiser(self.optimiser, self.model.trainable_parameters(), state.optimiser)
+            if saved != own:
+                raise ValueError(f"checkpoint: {key} {saved} is not this run's {own}; start a run in a new folder")
+        self.model.load_trainable(state.parameters)
+        load_optimizer_state(self.optimizer, self.model.trainable_parameters(), state.optimizer)
         self.step = state.position
         for callback in self.callbacks:
             callback.load(state.callbacks.get(type(callback).__name__, {}))

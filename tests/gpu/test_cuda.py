@@ -10,18 +10,19 @@ import torch.distributed as dist
 from mgpt.config.training import TrainingSettings
 from mgpt.data.packing import attention_inputs
 from mgpt.models import language
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.training.batch import Batch, cut_packed
-from mgpt.training.callbacks.metrics_logger import Curve
-from mgpt.training.callbacks.monitors import Compute, Memory
+from mgpt.training.callbacks.memory import MemoryUsage
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
+from mgpt.training.callbacks.mfu import ModelFlops
 from mgpt.training.checkpoint import TrainingState
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.determinism import be_deterministic
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.determinism import set_determinism
 from mgpt.training.flops import StepFlops
-from mgpt.training.fsdp import Sharded
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.trainer import Loop
+from mgpt.training.fsdp import FSDP
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS, Callback
 from tests.fixtures import golden_cases as golden
 from tests.fixtures import tiny_models as tiny
@@ -33,7 +34,7 @@ TOLERANCE = 1e-4  # float32 without TF32; the order of sums is the device's
 
 @pytest.fixture
 def _deterministic():
-    be_deterministic(CUDA, True)
+    set_determinism(CUDA, True)
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -120,7 +121,7 @@ def test_packed_flash_attention_gives_the_gradients_of_padded_rows(backbones, bf
     """In float32 by single calls, in bf16 by torch's flash attention: as near to float32's gradient as padded rows in bf16 are."""
     tensors, ids, _ = _rows(1)
     plain, lean = _model(backbones), _model(backbones, attn_implementation="varlen")
-    make_lean(lean.language_model)
+    fuse_llama_layers(lean.language_model)
     if bf16:
         for model in (plain, lean):
             for parameter in model.parameters():
@@ -150,7 +151,7 @@ def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(backbones, 
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
     whole = _gradient(model, batch, "varlen", bf16)
-    monkeypatch.setattr(language, "WHOLE_LOGITS_BYTES", 0)
+    monkeypatch.setattr(language, "MAX_LOGITS_BYTES", 0)
     parts = _gradient(model, batch, "varlen", bf16)
     assert parts[:2] == (pytest.approx(whole[0], rel=1e-2 if bf16 else 1e-5), whole[1])
     assert float((parts[2] - whole[2]).norm() / whole[2].norm()) <= (3e-2 if bf16 else 1e-5)
@@ -178,11 +179,11 @@ class Halt(Callback):
     def __init__(self, last):
         self.last = last
 
-    def on_step(self, loop):
-        loop.stop = loop.step == self.last
+    def on_step(self, trainer):
+        trainer.stop = trainer.step == self.last
 
 
-def _loop(model, callbacks=(), parallel=None, precision="bf16", steps=6):
+def _trainer(model, callbacks=(), parallel=None, precision="bf16", steps=6):
     common = {
         "format": "minigpt-v2",
         "mixture": {"a": 1.0},
@@ -192,9 +193,9 @@ def _loop(model, callbacks=(), parallel=None, precision="bf16", steps=6):
     }
     settings = TrainingSettings(**common, steps=steps, global_batch_size=6, micro_batch_size=6, precision=precision)
     parameters = model.trainable_parameters()
-    parallel = Replicated(parameters, len(TOTALS)) if parallel is None else parallel
-    optimiser = make_optimiser(model.trainable_parameters(), settings)
-    return Loop(model, optimiser, make_schedule(settings), parallel, settings, CUDA, callbacks, "varlen")
+    parallel = DataParallel(parameters, len(TOTALS)) if parallel is None else parallel
+    optimizer = make_optimizer(model.trainable_parameters(), settings)
+    return Trainer(model, optimizer, make_lr_scheduler(settings), parallel, settings, CUDA, callbacks, "varlen")
 
 
 def _stream(start=0):
@@ -206,22 +207,22 @@ def _stream(start=0):
 
 def _lean(backbones, dropout=0.0):
     model = _model(backbones, dropout, attn_implementation="varlen")
-    make_lean(model.language_model)
+    fuse_llama_layers(model.language_model)
     return model
 
 
-def _weights(loop):
-    return torch.cat([parameter.detach().flatten() for parameter in loop.model.trainable_parameters().values()])
+def _weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.trainable_parameters().values()])
 
 
 @pytest.mark.usefixtures("_deterministic")
 def test_a_resumed_run_has_the_same_bits(backbones, tmp_path):
-    whole = _loop(_lean(backbones, 0.1))
+    whole = _trainer(_lean(backbones, 0.1))
     whole.run(_stream())
-    first = _loop(_lean(backbones, 0.1), [Halt(3)])
+    first = _trainer(_lean(backbones, 0.1), [Halt(3)])
     first.run(_stream())
     first.state().on_host().save(tmp_path)
-    second = _loop(_lean(backbones, 0.1))
+    second = _trainer(_lean(backbones, 0.1))
     second.load(TrainingState.load(tmp_path))
     second.run(_stream(3))
     assert torch.equal(_weights(whole), _weights(second))
@@ -233,26 +234,26 @@ def test_steps_read_nothing_from_the_device(backbones, model_name):
     """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
 
     class Watch(Callback):
-        def on_step(self, loop):
-            torch.cuda.set_sync_debug_mode("error" if loop.step < loop.settings.steps else "default")
+        def on_step(self, trainer):
+            torch.cuda.set_sync_debug_mode("error" if trainer.step < trainer.settings.steps else "default")
 
     model = model_name(backbones)
     tokens = model.config.num_image_tokens
     model.language_model.set_attn_implementation("varlen")
-    make_lean(model.language_model)
-    loop = _loop(model.train().to(CUDA), [Watch()])
+    fuse_llama_layers(model.language_model)
+    trainer = _trainer(model.train().to(CUDA), [Watch()])
     try:
-        loop.run((step, _packed(step % 4, tokens)) for step in range(6))
+        trainer.run((step, _packed(step % 4, tokens)) for step in range(6))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert loop.step == 6
+    assert trainer.step == 6
 
 
 def test_the_curve_shows_memory_and_the_share_of_the_peak(backbones):
     model = _lean(backbones)
-    curve = Curve(3, gauges=(Compute(StepFlops.of(model)), Memory()))
-    loop = _loop(model, [curve])
-    loop.run(_stream())
+    curve = MetricsLogger(3, metrics=(ModelFlops(StepFlops.of(model)), MemoryUsage()))
+    trainer = _trainer(model, [curve])
+    trainer.run(_stream())
     row = curve.rows[-1]
     assert 0 < row["memory_gib"] < 1
     assert 0 < row["mfu"] < 0.5
@@ -260,13 +261,13 @@ def test_the_curve_shows_memory_and_the_share_of_the_peak(backbones):
 
 def test_split_weights_on_the_device_give_the_same_losses(backbones):
     """FSDP2 and its collectives of NCCL, on the one device there is."""
-    curves = Curve(1), Curve(1)
-    _loop(_lean(backbones), [curves[0]], precision="fp32").run(_stream())
+    curves = MetricsLogger(1), MetricsLogger(1)
+    _trainer(_lean(backbones), [curves[0]], precision="fp32").run(_stream())
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method="tcp://127.0.0.1:29631", rank=0, world_size=1)
     try:
         model = copy.deepcopy(_lean(backbones)).cpu()
-        parallel = Sharded(model, model.trainable_parameters(), len(TOTALS), [model.vision_tower], CUDA, False, 6)
-        _loop(model, [curves[1]], parallel, precision="fp32").run(_stream())
+        parallel = FSDP(model, model.trainable_parameters(), len(TOTALS), [model.vision_tower], CUDA, False, 6)
+        _trainer(model, [curves[1]], parallel, precision="fp32").run(_stream())
     finally:
         dist.destroy_process_group()
     plain, split = ([row["loss"] for row in curve.rows] for curve in curves)

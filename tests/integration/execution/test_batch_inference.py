@@ -7,8 +7,8 @@ import pytest
 from mgpt.config.evaluation import GenerationSettings
 from mgpt.data.synthetic.world import draw, scenes
 from mgpt.execution.batch_inference import answer_on_ray
-from mgpt.inference.engine import answer_here
-from mgpt.inference.types import UNTRAINED, Ask, ModelSource, Request
+from mgpt.inference.engine import generate_locally
+from mgpt.inference.types import UNTRAINED, CheckpointRequest, GenerationRequest, ModelSource
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 SETTINGS = GenerationSettings(workers=2, batch_size=4)
@@ -35,8 +35,8 @@ def asks():
         checkpoints = (UNTRAINED, "instruct") if number % 2 else ("instruct",)
         choices = ("red", "blue") if number == 5 else ()
         asked.append(
-            Ask(
-                Request((image.getvalue(),), (message,)),
+            CheckpointRequest(
+                GenerationRequest((image.getvalue(),), (message,)),
                 checkpoints,
                 4 + number % 3,
                 continue_below=4 if number == 3 else 0,
@@ -49,13 +49,17 @@ def asks():
 def test_two_actors_answer_as_this_process_does_in_the_order_of_the_asks(ray_here, source):
     done = []
     found = answer_on_ray(SETTINGS, lambda count, total: done.append((count, total)))(source, asks())
-    assert found == answer_here(source, asks())
+    assert found == generate_locally(source, asks())
     assert len({given["instruct"].text for given in found}) > 3  # otherwise order says nothing
     assert done[-1] == (14, 14)
     assert len(done) > 1
 
 
 def test_an_actors_error_names_its_cause(ray_here, source):
-    broken = [Ask(Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},)), ("instruct",), 2)]
+    broken = [
+        CheckpointRequest(
+            GenerationRequest((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},)), ("instruct",), 2
+        )
+    ]
     with pytest.raises(Exception, match="4 bytes are not a readable image"):
         answer_on_ray(SETTINGS)(source, broken)

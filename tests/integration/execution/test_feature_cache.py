@@ -12,7 +12,7 @@ from mgpt.execution import feature_cache
 from mgpt.execution.data_feed import Feed, Preparer
 from mgpt.execution.feature_cache import prepare
 from mgpt.models.encoder import ImageEncoder
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from mgpt.storage import Store
 from tests.fixtures.training_runs import SHORT, settings
 
@@ -24,7 +24,10 @@ SHOWN = "120 images shown, 48 of them distinct (2.5 times each)"
 def prepared(training, features_folder, **changes):
     chosen = settings(**STEPS, **changes)
     return prepare(
-        Feed.of(chosen, training[1], Start(training[0], None, FRESH)), chosen, WorkerSettings(), str(features_folder)
+        Feed.of(chosen, training[1], ModelSpec(training[0], None, FRESH)),
+        chosen,
+        WorkerSettings(),
+        str(features_folder),
     )
 
 
@@ -94,8 +97,8 @@ def test_off_looks_at_nothing(training, features_folder):
 
 @pytest.mark.parametrize("pack_tokens", [None, 160])
 def test_feed_gives_features_in_place_of_pixels(cached, training, pack_tokens):
-    feed = Feed.of(settings(pack_tokens=pack_tokens, **STEPS), training[1], Start(training[0], None, FRESH))
-    model = feed.start.model()
+    feed = Feed.of(settings(pack_tokens=pack_tokens, **STEPS), training[1], ModelSpec(training[0], None, FRESH))
+    model = feed.start.load_model()
     plain, fed = (
         Preparer(replace(feed, features=features)).batches(1, 0, 1) for features in (None, cached.cached.folder)
     )
@@ -108,14 +111,14 @@ def test_feed_gives_features_in_place_of_pixels(cached, training, pack_tokens):
 
 
 def test_frozen_part_alone_gives_the_models_bits(training):
-    start = Start(training[0], None, FRESH)
+    start = ModelSpec(training[0], None, FRESH)
     pixels = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(ImageEncoder(start.encoder())(pixels), start.model().encode_images(pixels))
+        assert torch.equal(ImageEncoder(start.encoder_spec())(pixels), start.load_model().encode_images(pixels))
 
 
 def test_key_names_what_features_depend_on(training):
-    spec = Start(training[0], None, FRESH).encoder()
+    spec = ModelSpec(training[0], None, FRESH).encoder_spec()
     keys = {
         spec.key("fp32", "fp32"),
         spec.key("fp32", "bf16"),

@@ -37,7 +37,7 @@ class RefusingHandler(ProxyHandler):
     def do_PUT(self) -> None:
         key = self.path.split("?")[0]
         self.server.asked[key] += 1
-        weights = "checkpoint_" in key and key.endswith("trainables.safetensors")
+        weights = "checkpoint_" in key and key.endswith("parameters.safetensors")
         if self.server.asked[key] <= (TRIED_BY_THE_CLIENT + 1 if weights else 2):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.answer(503, {}, b"", "503")
@@ -69,7 +69,7 @@ def test_training_goes_on_when_storage_refuses_every_file_twice_and_checkpoints_
     asked_often = [
         key
         for key, times in proxy.asked.items()
-        if key.endswith("trainables.safetensors") and times > TRIED_BY_THE_CLIENT
+        if key.endswith("parameters.safetensors") and times > TRIED_BY_THE_CLIENT
     ]
     assert len(asked_often) == 4
     stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(

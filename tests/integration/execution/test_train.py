@@ -146,7 +146,7 @@ def damage_checkpoint(run_uri):
     """Alters the newest checkpoint when workers begin to start: the driver found it whole, they will not."""
     until(training_workers, "a worker")
     newest = json.loads((Path(run_uri) / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
-    path = Path(run_uri) / newest / "trainables.safetensors"
+    path = Path(run_uri) / newest / "parameters.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"none")
 
 
@@ -162,7 +162,7 @@ def test_after_every_disturbance_the_same_bits(reference, training, folder, caps
         damaged.result()
     assert EVERY < told < result.resumed_from < STEPS
     said = capsys.readouterr().out
-    assert "altered since it was written (trainables.safetensors" in said
+    assert "altered since it was written (sha256 of parameters.safetensors" in said
     assert "The run goes on from checkpoint_" in said
     assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
     assert [row["step"] for row in result.curve] == reference[0].tracker.steps

@@ -3,8 +3,9 @@ import shutil
 
 import pytest
 
+from mgpt.models.loading import SHIPPED_BACKBONES, find_backbone
 from mgpt.serving.images import sample_image
-from mgpt.serving.loading import SHIPPED, backbone_folder, load, load_weights
+from mgpt.serving.loading import load, load_weights
 from tests.fixtures.registry import SYSTEM
 
 
@@ -36,9 +37,10 @@ def test_another_base_is_refused(all_weights, tmp_path):
 
 def test_a_base_that_is_nowhere_is_named_with_the_places():
     with pytest.raises(
-        ValueError, match=rf"'audio' \(ears, sha256 abc\) is in none of /a, /b, {SHIPPED}/audio; run the download"
+        ValueError,
+        match=rf"'audio' \(ears, sha256 abc\) is in none of /a, /b, {SHIPPED_BACKBONES}/audio; run the download",
     ):
-        backbone_folder("audio", {"id": "ears", "sha256": "abc", "uri": "/b"}, "/a")
+        find_backbone("audio", {"id": "ears", "sha256": "abc", "uri": "/b"}, "/a")
 
 
 def test_a_base_in_a_bucket_is_fetched(all_weights, bucket, tmp_path, monkeypatch):
@@ -47,7 +49,7 @@ def test_a_base_in_a_bucket_is_fetched(all_weights, bucket, tmp_path, monkeypatc
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     vision = json.loads((all_weights[0] / "config.json").read_text())["backbones"]["vision"]
     Store(bucket).put_folder(vision["uri"], f"{bucket}/vision")
-    assert (backbone_folder("vision", vision, f"{bucket}/vision") / "config.json").is_file()
+    assert (find_backbone("vision", vision, f"{bucket}/vision") / "config.json").is_file()
 
 
 def test_what_is_no_model_is_refused(tmp_path, mlflow_uri):

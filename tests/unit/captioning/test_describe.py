@@ -10,8 +10,8 @@ from mgpt.captioning.describe import CHECKPOINT, DescribeRequest, choose_images,
 from mgpt.config.evaluation import DescribeSettings
 from mgpt.data.types import SCHEMA, Sample
 from mgpt.data.vocabulary import load_vocabulary
-from mgpt.inference.engine import answer_here
-from mgpt.inference.types import Answer
+from mgpt.inference.engine import generate_locally
+from mgpt.inference.types import GenerationOutput
 from mgpt.storage import Manifest, Store
 
 SOUND = "The image shows a red circle at the top and nothing else at all."
@@ -57,7 +57,7 @@ def request(curated, backbones, checkpoints, out, **settings):
 
 def told(source, asks):
     """A model that says the five texts in turn."""
-    return [{CHECKPOINT: Answer(list(TEXTS.values())[i % len(TEXTS)], True, 20)} for i in range(len(asks))]
+    return [{CHECKPOINT: GenerationOutput(list(TEXTS.values())[i % len(TEXTS)], True, 20)} for i in range(len(asks))]
 
 
 def rows_of(out):
@@ -166,7 +166,7 @@ def test_a_decision_on_another_text_is_stale(curated, backbones, checkpoints, tm
     write_decisions(tmp_path / "out", review, lambda row: {"decision": "reject"})
 
     def others(source, asks):
-        return [{CHECKPOINT: Answer(SOUND.replace("red", "blue"), True, 20)} for _ in asks]
+        return [{CHECKPOINT: GenerationOutput(SOUND.replace("red", "blue"), True, 20)} for _ in asks]
 
     result = describe(request(curated, backbones, checkpoints, tmp_path / "again", review=str(review)), others)
     assert (result.counts["stale_decisions"], result.counts["rejected_by_reviewer"], result.counts["kept"]) == (
@@ -197,12 +197,14 @@ def test_a_real_model_is_asked_with_the_papers_prompt_and_continued(curated, bac
     def watched(source, asks):
         seen.extend(asks)
         sources.append(source)
-        return answer_here(source, asks)
+        return generate_locally(source, asks)
 
     # a random model may say nothing that rules can mend, so nothing needs to survive
     wanted = request(curated, backbones, checkpoints, tmp_path / "out", images=4, continue_below=6, minimum_survivors=0)
     result = describe(wanted, watched)
-    assert [one.answer for one in result.descriptions] == [found[CHECKPOINT] for found in answer_here(sources[0], seen)]
+    assert [one.answer for one in result.descriptions] == [
+        found[CHECKPOINT] for found in generate_locally(sources[0], seen)
+    ]
     assert (
         seen[0]
         .request.messages[0]["content"]

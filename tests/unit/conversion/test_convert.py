@@ -124,13 +124,13 @@ def test_twenty_adamw_steps_keep_the_frozen_parts():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     texts, tensors = golden.case("v2", "single_turn")
     batch = golden.processor("v2")(tensors["input.image"], golden.conversations(texts))
-    optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-3)
     losses = []
     for _ in range(20):
         loss = model(**batch, return_logits=False).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}

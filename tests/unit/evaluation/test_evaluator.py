@@ -2,7 +2,7 @@ import pytest
 
 from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
 from mgpt.evaluation.evaluator import choose_items, run_suite, score_answers
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 def settings(**more):
@@ -26,7 +26,7 @@ def test_an_oracle_scores_exactly_one_hundred(samples):
     chosen = settings()
     items = choose_items(chosen, samples)
     scores = score_answers(
-        "oracle", chosen, items, answers_of(chosen, items, lambda item: Answer(item.references[0], True))
+        "oracle", chosen, items, answers_of(chosen, items, lambda item: GenerationOutput(item.references[0], True))
     ).scores["instruct"]
     for name, score in scores.items():
         perfect = 1.0 if score.higher_is_better else 0.0
@@ -42,7 +42,7 @@ def test_truths_dealt_to_other_items_are_at_chance(samples):
     chosen = settings()
     items = choose_items(chosen, samples)
     shifted = {one.id: items["refer"][i - 1].references[0] for i, one in enumerate(items["refer"])}
-    answers = answers_of(chosen, items, lambda item: Answer(shifted.get(item.id, "x"), True))
+    answers = answers_of(chosen, items, lambda item: GenerationOutput(shifted.get(item.id, "x"), True))
     score = score_answers("shifted", chosen, items, answers).scores["instruct"]["refer_accuracy"]
     assert score.value < 0.3
     assert score.low <= score.chance
@@ -51,7 +51,7 @@ def test_truths_dealt_to_other_items_are_at_chance(samples):
 def test_an_answer_that_did_not_come_is_missing_and_wrong(samples):
     chosen = settings(tasks={"refer": {"items": 10, "early_items": 10}})
     items = choose_items(chosen, samples)
-    answers = answers_of(chosen, items, lambda item: Answer(item.references[0], True))
+    answers = answers_of(chosen, items, lambda item: GenerationOutput(item.references[0], True))
     del answers[items["refer"][0].id]["instruct"]
     found = score_answers("one gone", chosen, items, answers)
     assert found.missing == 1

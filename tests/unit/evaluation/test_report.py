@@ -7,7 +7,7 @@ import pytest
 from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
 from mgpt.evaluation.evaluator import choose_items, score_answers
 from mgpt.evaluation.report import FILES, markdown_table, text_table, write_report
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def evaluation(samples):
     )
     items = choose_items(settings, samples)
     answers = {
-        item.id: {"instruct": Answer(item.references[0], True)} | ({"pretrain": Answer("red", False)} if place else {})
+        item.id: {"instruct": GenerationOutput(item.references[0], True)}
+        | ({"pretrain": GenerationOutput("red", False)} if place else {})
         for members in items.values()
         for place, item in enumerate(members)
     }

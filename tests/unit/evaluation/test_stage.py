@@ -9,7 +9,7 @@ from mgpt.data.types import SCHEMA
 from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
 from mgpt.evaluation.report import FILES
 from mgpt.evaluation.stage import IMAGES
-from mgpt.inference.engine import answer_here
+from mgpt.inference.engine import generate_locally
 from mgpt.storage import Manifest, Store
 
 
@@ -38,14 +38,14 @@ def request(curated, backbones, checkpoints, out):
 
 
 def test_from_shards_to_report_and_images(curated, backbones, checkpoints, tmp_path):
-    found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), answer_here)
+    found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), generate_locally)
     assert list(found.scores) == ["untrained", "pretrain", "instruct"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, IMAGES}
 
 
 def test_an_answer_that_is_missing_fails_after_the_report(curated, backbones, checkpoints, tmp_path):
     def lossy(source, asks):
-        return [*answer_here(source, asks[:-1]), {}]
+        return [*generate_locally(source, asks[:-1]), {}]
 
     with pytest.raises(ValueError, match="1 answers did not come back"):
         evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), lossy)

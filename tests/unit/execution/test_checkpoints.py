@@ -33,7 +33,7 @@ def test_whole_checkpoints_stay(run):
 
 
 def alter(run):
-    path = run / "checkpoint_b" / "optimiser.safetensors"
+    path = run / "checkpoint_b" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
@@ -48,7 +48,7 @@ def lose(run):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(alter, "optimiser.safetensors"), (cut, "incomplete"), (lose, "no files there")]
+    ("damage", "said"), [(alter, "optimizer.safetensors"), (cut, "incomplete"), (lose, "no files there")]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage, said):
     damage(run)
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage, said):
 
 def test_without_a_whole_checkpoint_the_run_begins_at_step_0(run):
     lose(run)
-    (run / "checkpoint_a" / "trainables.safetensors").unlink()
+    (run / "checkpoint_a" / "parameters.safetensors").unlink()
     heard = []
     assert mend(str(run), heard.append) == 2
     assert snapshot(run)["latest_checkpoint_result"] is None

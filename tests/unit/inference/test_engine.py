@@ -1,9 +1,9 @@
 import pytest
 
 from mgpt.config.evaluation import GenerationSettings
-from mgpt.inference.engine import Answerer, answer_here
+from mgpt.inference.engine import InferenceEngine, generate_locally
 from mgpt.inference.generation import answer
-from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, Ask, ModelSource, Request
+from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, CheckpointRequest, GenerationRequest, ModelSource
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor, assembly
 
 PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}
@@ -16,7 +16,10 @@ def source(backbones, checkpoints):
 
 def asks(samples, count=5, **more):
     images = [sample.image for sample in samples if sample.task == "caption"][:count]
-    return [Ask(Request((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more) for image in images]
+    return [
+        CheckpointRequest(GenerationRequest((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more)
+        for image in images
+    ]
 
 
 def test_weights_are_looked_for_under_the_name_they_are_saved_with():
@@ -26,7 +29,7 @@ def test_weights_are_looked_for_under_the_name_they_are_saved_with():
 
 def test_each_checkpoint_answers_as_if_loaded_alone(source, backbones, checkpoints, samples):
     asked = asks(samples)
-    together = answer_here(source, asked)
+    together = generate_locally(source, asked)
     for name, folder in checkpoints.items():
         model = MiniGPTForConditionalGeneration.from_trainable(folder, backbones)
         alone = answer(model, MiniGPTProcessor.from_pretrained(folder), [ask.request for ask in asked], "minigpt-v2", 8)
@@ -36,29 +39,29 @@ def test_each_checkpoint_answers_as_if_loaded_alone(source, backbones, checkpoin
 
 def test_the_untrained_projection_is_a_fresh_one(source, backbones):
     fresh = MiniGPTForConditionalGeneration.from_backbones(**backbones, seed=5).trainable_parameters()
-    state = Answerer(source).states[UNTRAINED]
+    state = InferenceEngine(source).states[UNTRAINED]
     assert state.keys() == fresh.keys()
     assert all(state[name].equal(fresh[name]) for name in fresh)
 
 
 def test_only_the_asked_checkpoints_answer(source, samples):
     first, second = asks(samples, 2)
-    found = answer_here(source, [first, Ask(second.request, ("instruct",), 4)])
+    found = generate_locally(source, [first, CheckpointRequest(second.request, ("instruct",), 4)])
     assert list(found[0]) == [UNTRAINED, "pretrain", "instruct"]
     assert list(found[1]) == ["instruct"]
 
 
 def test_a_short_answer_is_continued_once(source, samples):
-    plain = answer_here(source, asks(samples, 3))
-    longer = answer_here(source, asks(samples, 3, continue_below=8))
+    plain = generate_locally(source, asks(samples, 3))
+    longer = generate_locally(source, asks(samples, 3, continue_below=8))
     for before, after in zip(plain, longer, strict=True):
         assert after["instruct"].text.startswith(before["instruct"].text)
         assert before["instruct"].tokens < after["instruct"].tokens <= 16
-    assert answer_here(source, asks(samples, 3, continue_below=1)) == plain
+    assert generate_locally(source, asks(samples, 3, continue_below=1)) == plain
 
 
 def test_choices_are_the_only_answers(source, samples):
-    found = answer_here(source, asks(samples, 3, choices=("red circle", "blue square")))
+    found = generate_locally(source, asks(samples, 3, choices=("red circle", "blue square")))
     assert {given.text for one in found for given in one.values()} <= {"red circle", "blue square"}
 
 
@@ -72,7 +75,7 @@ def test_other_backbones_are_refused(source, checkpoints, tmp_path_factory):
     model.lm_head.weight.data.add_(1)
     model.save_pretrained(other["language"])
     with pytest.raises(ValueError, match="language"):
-        Answerer(ModelSource.of(other, checkpoints, "minigpt-v2", GenerationSettings()))
+        InferenceEngine(ModelSource.of(other, checkpoints, "minigpt-v2", GenerationSettings()))
 
 
 def test_a_missing_checkpoint_is_named(backbones, checkpoints, tmp_path):

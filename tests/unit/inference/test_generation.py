@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mgpt.inference.generation import EndOfText, FeatureCache, answer, choice_losses, decode_image
-from mgpt.inference.types import Request
+from mgpt.inference.generation import FeatureCache, StopAtEndSymbol, answer, choice_losses, decode_image
+from mgpt.inference.types import GenerationRequest
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
 
@@ -25,13 +25,13 @@ def requests(samples):
     asked = []
     for number, sample in enumerate(captions):
         text = "<Img><ImageHere></Img> " + "what is the circle " * (number % 4 + 1)
-        asked.append(Request((sample.image,), ({"role": "user", "content": text},)))
+        asked.append(GenerationRequest((sample.image,), ({"role": "user", "content": text},)))
     history = (
         {"role": "user", "content": "where"},
         {"role": "assistant", "content": "left of the square"},
         {"role": "user", "content": "what"},
     )
-    return [*asked, Request((), history), Request((), ({"role": "user", "content": "describe"},))]
+    return [*asked, GenerationRequest((), history), GenerationRequest((), ({"role": "user", "content": "describe"},))]
 
 
 @pytest.mark.parametrize("format", ["minigpt-v2", "minigpt4"])
@@ -60,7 +60,7 @@ def test_the_limit_holds(loaded, requests):
 
 def test_rows_stop_at_their_own_end_symbol():
     words = {1: "red", 2: "##", 3: "#", 4: " circle"}
-    stop = EndOfText(lambda rows: ["".join(words.get(int(token), "") for token in row) for row in rows], "###", 9)
+    stop = StopAtEndSymbol(lambda rows: ["".join(words.get(int(token), "") for token in row) for row in rows], "###", 9)
     rows = torch.tensor([[1, 4, 2, 3], [1, 2, 1, 3], [1, 4, 1, 9]])
     assert stop(rows, None).tolist() == [True, False, True]
 
@@ -84,10 +84,13 @@ def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
     [
         ({"format": "minigpt-v3"}, "not a prompt format"),
         ({"max_new_tokens": 0}, "at least 1"),
-        ({"requests": [Request((), ())]}, "request 0: the conversation must end with a user message"),
-        ({"requests": [Request((), ({"role": "assistant", "content": "x"},))]}, "must end with a user message"),
+        ({"requests": [GenerationRequest((), ())]}, "request 0: the conversation must end with a user message"),
         (
-            {"requests": [Request((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]},
+            {"requests": [GenerationRequest((), ({"role": "assistant", "content": "x"},))]},
+            "must end with a user message",
+        ),
+        (
+            {"requests": [GenerationRequest((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},))]},
             "4 bytes are not a readable image",
         ),
     ],
@@ -95,7 +98,7 @@ def test_choices_are_ranked_by_their_whole_likelihood(loaded, requests):
 def test_bad_requests_are_refused(loaded, change, message):
     model, processor = loaded
     call = {
-        "requests": [Request((), ({"role": "user", "content": "x"},))],
+        "requests": [GenerationRequest((), ({"role": "user", "content": "x"},))],
         "format": "minigpt-v2",
         "max_new_tokens": 2,
     } | change

@@ -61,12 +61,12 @@ def test_other_architectures_from_pretrain_on(name, tmp_path):
     batch = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
     with torch.no_grad():
         assert model.get_image_features(batch["pixel_values"]).shape == (1, 4, 32)
-    optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
     losses = []
     for _ in range(8):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(**batch).loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(model(**batch, return_logits=False).loss.item())
     assert losses[-1] < losses[0]
     model.save_trainable(tmp_path / "trained", processor)

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from mgpt.models.tail import positions_to_keep
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from mgpt.data.packing import attention_inputs
 from mgpt.models import MiniGPTForConditionalGeneration
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.models.language import supervised_rows
-from mgpt.models.tail import tail_of
 from tests.fixtures import tiny_models as tiny
 
 SIZES = (23, 9, 14, 5)
@@ -28,7 +28,7 @@ def pair(backbones):
             module.p = 0.0
     model.train()
     lean = copy.deepcopy(model)
-    make_lean(lean.language_model)
+    fuse_llama_layers(lean.language_model)
     return model, lean
 
 
@@ -116,7 +116,7 @@ def test_the_last_layer_computes_tails_alone(pair):
 
 def test_a_tail_knows_its_places_and_labels():
     labels = packed_row()["labels"]
-    tail = tail_of(labels, SIZES, torch.device("cpu"))
+    tail = positions_to_keep(labels, SIZES, torch.device("cpu"))
     assert tail.places.tolist() == [*range(19, 23), *range(24, 32), 45, *range(46, 51)]
     assert tail.bounds["query_sizes"] == (4, 8, 1, 5)
     assert tail.bounds["cu_seq_lens_q"].tolist() == [0, 4, 12, 13, 18]
@@ -131,7 +131,7 @@ def test_a_tail_knows_its_places_and_labels():
 
 def test_a_tail_stays_within_its_sample():
     labels = torch.tensor([[-100, -100, 5, 6, -100, 7]])
-    tail = tail_of(labels, (2, 2, 2), torch.device("cpu"))
+    tail = positions_to_keep(labels, (2, 2, 2), torch.device("cpu"))
     assert tail.places.tolist() == [1, 2, 3, 4, 5]
     assert tail.bounds["query_sizes"] == (1, 2, 2)
 
@@ -185,8 +185,8 @@ def test_other_models_stay_as_they_are():
     other = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2))
     gelu = LlamaForCausalLM(LlamaConfig(**sizes, hidden_act="gelu"))
     before = [type(module) for module in other.modules()]
-    make_lean(other)
-    make_lean(gelu)
+    fuse_llama_layers(other)
+    fuse_llama_layers(gelu)
     assert [type(module) for module in other.modules()] == before
     assert type(gelu.model.layers[0].mlp).__name__ == "LlamaMLP"
     assert type(gelu.model.norm).__name__ == "LeanNorm"

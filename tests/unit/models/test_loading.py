@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgpt.models.loading import Start
+from mgpt.models.loading import ModelSpec
 from tests.fixtures.training_data import make_backbones
 
 FRESH = {"merge": 4, "lora": {"r": 2, "lora_alpha": 4}}
@@ -24,9 +24,9 @@ def test_backbones_are_held_in_the_wanted_precision_and_trained_weights_in_full(
 ) -> None:
     weights = None
     if trained:
-        Start(backbones, None, FRESH).model().save_trainable(tmp_path / "weights")
+        ModelSpec(backbones, None, FRESH).model().save_trainable(tmp_path / "weights")
         weights = str(tmp_path / "weights")
-    model = Start(
+    model = ModelSpec(
         backbones, weights, {} if trained else FRESH, {"precision": "bf16", "attn_implementation": "eager"}
     ).model()
     kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
@@ -36,5 +36,9 @@ def test_backbones_are_held_in_the_wanted_precision_and_trained_weights_in_full(
 
 
 def test_activations_are_recomputed_where_wanted(backbones: dict[str, str]) -> None:
-    assert Start(backbones, None, FRESH, {"checkpoint_language": True}).model().language_model.is_gradient_checkpointing
-    assert not Start(backbones, None, FRESH).model().language_model.is_gradient_checkpointing
+    assert (
+        ModelSpec(backbones, None, FRESH, {"checkpoint_language": True})
+        .model()
+        .language_model.is_gradient_checkpointing
+    )
+    assert not ModelSpec(backbones, None, FRESH).model().language_model.is_gradient_checkpointing

@@ -1,5 +1,5 @@
 """Cases that were not recorded, against an oracle that was held against the recorded ones: MiniGPT-4's LLaMA-2 variant, its pretraining
-without a prompt, other image sizes, several images, text alone, and twenty optimiser steps."""
+without a prompt, other image sizes, several images, text alone, and twenty optimizer steps."""
 
 from __future__ import annotations
 
@@ -232,17 +232,17 @@ def test_twenty_optimiser_steps(case):
     ours = torch.optim.AdamW(
         parameter_groups(case.model.trainable_parameters(), 0.05), lr=rate, betas=(0.9, 0.999), fused=True
     )
-    theirs = case.oracle.optimiser(rate)
+    theirs = case.oracle.optimizer(rate)
     start = {name: tensor.detach().clone() for name, tensor in case.oracle.trained.items()}
     for step in range(20):
         batch, rows = case.training(case.pixels(3, seed=step))
         total, count = case.model.loss_sum(batch)
         expected = case.oracle.loss(rows)
         assert abs(total / count - expected) < CLOSE, step
-        for optimiser, loss in ((ours, total / count), (theirs, expected)):
-            optimiser.zero_grad()
+        for optimizer, loss in ((ours, total / count), (theirs, expected)):
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     for name, parameter in case.model.trainable_parameters().items():
         final = case.oracle.trained[original_name(name, case.model.config.lora is not None)]
         moved = (final - start[original_name(name, case.model.config.lora is not None)]).abs().max()

@@ -15,7 +15,7 @@ from mgpt.conversion.key_mapping import tensors_of
 from mgpt.models import backbones as backbone_folders
 from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
 from mgpt.models.tokenizer import build_tokenizer, save_tokenizer
-from mgpt.models.vision import merge_tokens, resize_positions
+from mgpt.models.vision import merge_tokens, resize_position_embeddings
 from tests.fixtures import golden_cases as golden
 from tests.fixtures.tiny_models import image as random_image
 
@@ -238,7 +238,7 @@ def test_loss_is_the_mean_over_supervised_tokens_whatever_the_padding():
 
 def test_position_embedding_is_resized_as_the_original_does():
     stored = tensors_of(golden.FOLDER / "v2" / "eva_vit.pth")["pos_embed"]
-    ours = resize_positions(stored, 64)
+    ours = resize_position_embeddings(stored, 64)
     assert torch.equal(ours, golden.model("v2").vision_tower.embeddings.position_embedding)
     grid = stored[:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
     variants = [
@@ -249,7 +249,7 @@ def test_position_embedding_is_resized_as_the_original_does():
     for variant in variants:
         other = functional.interpolate(grid, size=(8, 8), **variant).permute(0, 2, 3, 1).reshape(1, 64, 64)
         assert (other - ours[:, 1:]).abs().max() > 1e-2
-    assert torch.equal(resize_positions(stored, 16), stored)
+    assert torch.equal(resize_position_embeddings(stored, 16), stored)
 
 
 def test_depth_drops_only_the_blocks_beyond_it():

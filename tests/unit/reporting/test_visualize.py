@@ -6,7 +6,7 @@ from PIL import Image
 
 from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import Evaluation, choose_items, score_answers
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 from mgpt.reporting.visualize import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose, panel, write_gallery
 
 
@@ -18,7 +18,7 @@ def evaluation(samples):
     )
     items = choose_items(settings, samples)
     answers = {
-        item.id: {"instruct": Answer(item.references[0] if place % 2 else "{<0><0><9><9>}", True)}
+        item.id: {"instruct": GenerationOutput(item.references[0] if place % 2 else "{<0><0><9><9>}", True)}
         for m in items.values()
         for place, item in enumerate(m)
     }

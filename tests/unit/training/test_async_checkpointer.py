@@ -4,16 +4,16 @@ import time
 import pytest
 import torch
 
-from mgpt.training.async_checkpointer import Keeper
-from mgpt.training.callbacks import Checkpoint
+from mgpt.training.async_checkpointer import AsyncCheckpointer
+from mgpt.training.callbacks.checkpoint import CheckpointCallback
 from mgpt.training.types import Callback
-from tests.fixtures.toy_training import make_loop, steps
+from tests.fixtures.toy_training import make_trainer, steps
 
 
 def slowly(seconds, kept):
     def keep(state):
         time.sleep(seconds)
-        kept.append((state.position, {name: tensor.clone() for name, tensor in state.trainables.items()}))
+        kept.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
 
     return keep
 
@@ -24,23 +24,23 @@ class After(Callback):
     def __init__(self, step, event):
         self.step, self.event = step, event
 
-    def on_step(self, loop):
-        if loop.step == self.step:
+    def on_step(self, trainer):
+        if trainer.step == self.step:
             self.event.set()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_of_its_step(settings):
     """The writing ends after steps that come later, so a state that they touched would be seen."""
-    later, kept, waited, stopped = threading.Event(), [], [], make_loop(settings(steps=8))
+    later, kept, waited, stopped = threading.Event(), [], [], make_trainer(settings(steps=8))
     stopped.run(steps())
 
     def keep(state):
         waited.append(later.wait(60))
-        kept.append((state.position, {name: tensor.clone() for name, tensor in state.trainables.items()}))
+        kept.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
 
-    loop = make_loop(settings(steps=8), [Checkpoint(8, Keeper(keep)), After(11, later)])
-    loop.settings = settings(steps=12)  # the same first eight steps
-    loop.run(steps())
+    trainer = make_trainer(settings(steps=8), [CheckpointCallback(8, AsyncCheckpointer(keep)), After(11, later)])
+    trainer.settings = settings(steps=12)  # the same first eight steps
+    trainer.run(steps())
     assert waited == [True, True]
     assert [position for position, _ in kept] == [8, 12]
     assert all(torch.equal(kept[0][1][name], weight) for name, weight in stopped.model.trainable_parameters().items())
@@ -48,9 +48,9 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_o
 
 def test_a_checkpoint_waits_for_the_one_before_and_the_end_for_the_last(settings):
     kept = []
-    checkpoint = Checkpoint(1, Keeper(slowly(0.2, kept)))
-    loop = make_loop(settings(steps=3, warmup_steps=0, log_every=1), [checkpoint])
-    loop.run(steps())
+    checkpoint = CheckpointCallback(1, AsyncCheckpointer(slowly(0.2, kept)))
+    trainer = make_trainer(settings(steps=3, warmup_steps=0, log_every=1), [checkpoint])
+    trainer.run(steps())
     assert [position for position, _ in kept] == [1, 2, 3]
     assert all(stall > 0.1 for stall in checkpoint.stalls[1:])
 
@@ -60,13 +60,16 @@ def test_a_checkpoint_that_cannot_be_written_stops_training(settings):
         raise OSError("storage is gone")
 
     with pytest.raises(OSError, match="storage is gone"):
-        make_loop(settings(), [Checkpoint(4, Keeper(keep))]).run(steps())
+        make_trainer(settings(), [CheckpointCallback(4, AsyncCheckpointer(keep))]).run(steps())
 
 
 def test_a_notice_brings_one_checkpoint_at_once_and_the_word_that_it_is_kept(settings):
     kept, said, told = [], [], threading.Event()
-    notice = Checkpoint(
-        100, Keeper(slowly(0.1, kept)), reads=lambda step: True, after_notice=lambda: said.append(len(kept))
+    notice = CheckpointCallback(
+        100,
+        AsyncCheckpointer(slowly(0.1, kept)),
+        can_read=lambda step: True,
+        after_preemption=lambda: said.append(len(kept)),
     )
 
     def stream():
@@ -75,14 +78,16 @@ def test_a_notice_brings_one_checkpoint_at_once_and_the_word_that_it_is_kept(set
                 told.set()
             yield step, batches
 
-    loop = make_loop(settings(), [notice])
-    loop.notice = told.is_set
-    loop.run(stream())
+    trainer = make_trainer(settings(), [notice])
+    trainer.is_preempted = told.is_set
+    trainer.run(stream())
     assert [position for position, _ in kept] == [6, 12]
     assert said == [1]
 
 
 def test_without_a_notice_there_is_none(settings):
     kept = []
-    make_loop(settings(), [Checkpoint(100, Keeper(slowly(0, kept)), reads=lambda step: True)]).run(steps())
+    make_trainer(
+        settings(), [CheckpointCallback(100, AsyncCheckpointer(slowly(0, kept)), can_read=lambda step: True)]
+    ).run(steps())
     assert [position for position, _ in kept] == [12]

@@ -12,7 +12,7 @@ def saved(tmp_path):
         {"kind": "cosine"},
         {"seed": 1},
         7,
-        {"Curve": {"rows": [{"step": 5, "loss": 0.1}]}},
+        {"MetricsLogger": {"rows": [{"step": 5, "loss": 0.1}]}},
     )
     state.save(tmp_path)
     return state, tmp_path
@@ -21,12 +21,17 @@ def saved(tmp_path):
 def test_what_is_read_is_what_was_written(saved):
     state, folder = saved
     read = TrainingState.load(folder)
-    assert torch.equal(read.trainables["w"], state.trainables["w"])
-    assert torch.equal(read.optimiser["exp_avg/w"], state.optimiser["exp_avg/w"])
-    assert (read.schedule, read.rng, read.position, read.callbacks) == (state.schedule, state.rng, 7, state.callbacks)
+    assert torch.equal(read.parameters["w"], state.parameters["w"])
+    assert torch.equal(read.optimizer["exp_avg/w"], state.optimizer["exp_avg/w"])
+    assert (read.lr_scheduler, read.rng, read.position, read.callbacks) == (
+        state.lr_scheduler,
+        state.rng,
+        7,
+        state.callbacks,
+    )
 
 
-@pytest.mark.parametrize(("name", "at"), [("trainables.safetensors", -1), ("optimiser.safetensors", 30)])
+@pytest.mark.parametrize(("name", "at"), [("parameters.safetensors", -1), ("optimizer.safetensors", 30)])
 def test_one_altered_byte_is_found(saved, name, at):
     path = saved[1] / name
     content = bytearray(path.read_bytes())
@@ -45,13 +50,13 @@ def test_an_altered_position_is_found(saved):
 
 def test_a_copy_in_host_memory_stays_as_it_was(saved):
     state, _ = saved
-    copy, was = state.on_host(), state.trainables["w"].clone()
-    state.trainables["w"].add_(1)
-    assert torch.equal(copy.trainables["w"], was)
+    copy, was = state.on_host(), state.parameters["w"].clone()
+    state.parameters["w"].add_(1)
+    assert torch.equal(copy.parameters["w"], was)
     assert copy.position == 7
 
 
-@pytest.mark.parametrize("name", ["state.json", "optimiser.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
 def test_missing_file_is_found(saved, name):
     (saved[1] / name).unlink()
     with pytest.raises(ValueError, match="incomplete"):

@@ -6,16 +6,16 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 
 from mgpt.config.training import TrainingSettings
-from mgpt.training.callbacks import NonFinite, NonFiniteError
-from mgpt.training.callbacks.metrics_logger import Curve
-from tests.fixtures.toy_training import make_loop, steps
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
+from mgpt.training.callbacks.non_finite import NonFiniteCheck, NonFiniteError
+from tests.fixtures.toy_training import make_trainer, steps
 
 
 def run(settings, rank=0, world_size=1):
-    curve = Curve(1)
-    loop = make_loop(settings, [curve])
-    loop.run(steps(rank=rank, world_size=world_size, micro=2))
-    weights = torch.cat([parameter.detach().flatten() for parameter in loop.model.trainable_parameters().values()])
+    curve = MetricsLogger(1)
+    trainer = make_trainer(settings, [curve])
+    trainer.run(steps(rank=rank, world_size=world_size, micro=2))
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.trainable_parameters().values()])
     return [row["loss"] for row in curve.rows], weights
 
 
@@ -29,7 +29,7 @@ def poisoned(settings, rank, world_size):
             yield step, batches
 
     try:
-        make_loop(settings, [NonFinite(lambda step: step % 2 == 0)]).run(stream())
+        make_trainer(settings, [NonFiniteCheck(lambda step: step % 2 == 0)]).run(stream())
     except NonFiniteError as error:
         return str(error)
     return None

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from mgpt.training.determinism import be_deterministic, is_indeterminate
+from mgpt.training.determinism import is_nondeterministic_error, set_determinism
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _as_it_was(monkeypatch):
 )
 def test_a_cpu_is_always_deterministic_and_a_gpu_where_it_is_asked_for(device, asked, mode):
     """torch's modes: 0 off, 1 warns of an operation without a deterministic form, 2 raises."""
-    be_deterministic(torch.device(device), asked)
+    set_determinism(torch.device(device), asked)
     assert torch.get_deterministic_debug_mode() == mode
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (mode == 2)
 
@@ -29,5 +29,5 @@ def test_torchs_refusal_is_known():
     torch.use_deterministic_algorithms(True)
     with pytest.raises(RuntimeError) as refused:
         torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2))
-    assert is_indeterminate(refused.value)
-    assert not is_indeterminate(RuntimeError("out of memory"))
+    assert is_nondeterministic_error(refused.value)
+    assert not is_nondeterministic_error(RuntimeError("out of memory"))

@@ -9,15 +9,15 @@ import torch.multiprocessing as processes
 
 from mgpt.config.training import TrainingSettings
 from mgpt.models import MiniGPTForConditionalGeneration
-from mgpt.models.fused_llama import make_lean
+from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.training.batch import IGNORE, Batch
-from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
 from mgpt.training.checkpoint import TrainingState
-from mgpt.training.data_parallel import Replicated
-from mgpt.training.fsdp import Sharded
-from mgpt.training.lr_scheduler import make_schedule
-from mgpt.training.optimizer import make_optimiser
-from mgpt.training.trainer import Loop
+from mgpt.training.data_parallel import DataParallel
+from mgpt.training.fsdp import FSDP
+from mgpt.training.lr_scheduler import make_lr_scheduler
+from mgpt.training.optimizer import make_optimizer
+from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS
 from tests.fixtures.toy_training import Halt
 from tests.fixtures.training_data import make_backbones
@@ -59,42 +59,44 @@ def stream(config, rank, start=0):
         yield step, [make_batch(config, kind, 1000 * step + 100 * rank + at) for at, kind in enumerate(kinds)]
 
 
-def make_loop(backbones, form, lora=LORA, **changes):
+def make_trainer(backbones, form, lora=LORA, **changes):
     asked, device = settings(**changes), torch.device("cpu")
     model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora=lora)
     model.train()
-    make_lean(model.language_model)
+    fuse_llama_layers(model.language_model)
     parameters = model.trainable_parameters()
     if form == "fsdp":
-        parallel = Sharded(
-            model, parameters, len(TOTALS), [model.vision_tower], device, asked.precision == "bf16", limit=8
+        parallel = FSDP(
+            model, parameters, len(TOTALS), [model.vision_tower], device, asked.precision == "bf16", max_batches=8
         )
     else:
-        parallel = Replicated(parameters, len(TOTALS))
-    return Loop(model, make_optimiser(parameters, asked), make_schedule(asked), parallel, asked, device, [Curve(1)])
+        parallel = DataParallel(parameters, len(TOTALS))
+    return Trainer(
+        model, make_optimizer(parameters, asked), make_lr_scheduler(asked), parallel, asked, device, [MetricsLogger(1)]
+    )
 
 
-def outcome(loop):
-    weights = {name: parameter.detach().clone() for name, parameter in loop.model.trainable_parameters().items()}
-    return {"losses": [row["loss"] for row in loop.callbacks[0].rows], "weights": weights}
+def outcome(trainer):
+    weights = {name: parameter.detach().clone() for name, parameter in trainer.model.trainable_parameters().items()}
+    return {"losses": [row["loss"] for row in trainer.callbacks[0].rows], "weights": weights}
 
 
 def run(backbones, rank, form, **options):
-    loop = make_loop(backbones, form, **options)
-    loop.run(stream(loop.model.config, rank))
-    return outcome(loop)
+    trainer = make_trainer(backbones, form, **options)
+    trainer.run(stream(trainer.model.config, rank))
+    return outcome(trainer)
 
 
 def resumed(backbones, rank, folder, before, after):
     """Three steps in one form, the rest in the other, over a checkpoint that worker 0 wrote."""
-    first = make_loop(backbones, before)
+    first = make_trainer(backbones, before)
     first.callbacks = [*first.callbacks, Halt(3)]
     first.run(stream(first.model.config, rank))
     if rank == 0:
         folder.mkdir()
         first.state().save(folder)
     dist.barrier()
-    second = make_loop(backbones, after)
+    second = make_trainer(backbones, after)
     second.load(TrainingState.load(folder))
     second.run(stream(second.model.config, rank, start=3))
     return outcome(second)
@@ -102,7 +104,7 @@ def resumed(backbones, rank, folder, before, after):
 
 def held(backbones):
     """The share of the frozen weights' elements that this worker holds."""
-    model = make_loop(backbones, "fsdp").model
+    model = make_trainer(backbones, "fsdp").model
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return sum(parameter.to_local().numel() for parameter in frozen) / sum(parameter.numel() for parameter in frozen)
 

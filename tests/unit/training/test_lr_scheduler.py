@@ -2,17 +2,20 @@ from itertools import pairwise
 
 import pytest
 
-from mgpt.training.lr_scheduler import Original, WarmupCosine, make_schedule
+from mgpt.training.lr_scheduler import OriginalSchedule, WarmupCosine, make_lr_scheduler
 
 # Values of the original code's configurations, computed from its formula (common/optims.py:56-112).
 ORIGINAL = [
-    (Original(1e-4, 8e-5, 1e-6, 5000, 20000, 5000), {4999: 9.998e-5, 5000: 9.707e-5, 10000: 9.000e-5, 20000: 8.000e-5}),
     (
-        Original(3e-5, 1e-5, 1e-6, 200, 1000, 200),
+        OriginalSchedule(1e-4, 8e-5, 1e-6, 5000, 20000, 5000),
+        {4999: 9.998e-5, 5000: 9.707e-5, 10000: 9.000e-5, 20000: 8.000e-5},
+    ),
+    (
+        OriginalSchedule(3e-5, 1e-5, 1e-6, 200, 1000, 200),
         {199: 2.986e-5, 200: 2.809e-5, 400: 2.309e-5, 500: 2.000e-5, 1000: 1.000e-5},
     ),
     (
-        Original(1e-5, 1e-6, 1e-6, 1000, 50000, 1000),
+        OriginalSchedule(1e-5, 1e-6, 1e-6, 1000, 50000, 1000),
         {999: 9.991e-6, 1000: 9.991e-6, 25000: 5.500e-6, 35000: 2.855e-6, 50000: 1.000e-6},
     ),
 ]
@@ -24,7 +27,7 @@ def test_original_has_the_published_values(schedule, expected):
 
 
 def test_original_restarts_its_warmup_with_each_epoch():
-    schedule = Original(1.0, 0.0, 0.0, 10, 100, 4)
+    schedule = OriginalSchedule(1.0, 0.0, 0.0, 10, 100, 4)
     assert [schedule(step) for step in range(9)] == pytest.approx([0, 0.1, 0.2, 0.3, 0, 0.1, 0.2, 0.3, 0])
 
 
@@ -39,5 +42,7 @@ def test_cosine_reaches_its_peak_and_ends_at_its_minimum_without_a_jump():
 
 
 def test_settings_choose_the_schedule(settings):
-    assert make_schedule(settings()) == WarmupCosine(1e-2, 0.0, 0.0, 2, 12)
-    assert make_schedule(settings(schedule="original", steps_per_epoch=6)) == Original(1e-2, 0.0, 0.0, 2, 12, 6)
+    assert make_lr_scheduler(settings()) == WarmupCosine(1e-2, 0.0, 0.0, 2, 12)
+    assert make_lr_scheduler(settings(schedule="original", steps_per_epoch=6)) == OriginalSchedule(
+        1e-2, 0.0, 0.0, 2, 12, 6
+    )

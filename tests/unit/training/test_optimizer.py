@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgpt.training.optimizer import load_optimiser, make_optimiser, optimiser_tensors, parameter_groups
+from mgpt.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state, parameter_groups
 
 
 def named(**shapes):
@@ -39,21 +39,21 @@ def test_nothing_to_train_is_refused():
 def test_state_goes_by_name(settings):
     def stepped(order):
         parameters = {name: nn.Parameter(torch.full((2, 2), number + 1.0)) for number, name in enumerate(order)}
-        optimiser = make_optimiser(parameters, settings())
-        return parameters, optimiser
+        optimizer = make_optimizer(parameters, settings())
+        return parameters, optimizer
 
-    first, optimiser = stepped(["a", "b"])
+    first, optimizer = stepped(["a", "b"])
     for name, parameter in first.items():
         parameter.grad = torch.full((2, 2), 1.0 if name == "a" else 2.0)
-    optimiser.step()
+    optimizer.step()
     second, other = stepped(["b", "a"])
-    load_optimiser(other, second, optimiser_tensors(optimiser, first))
-    assert torch.equal(other.state[second["b"]]["exp_avg"], optimiser.state[first["b"]]["exp_avg"])
+    load_optimizer_state(other, second, optimizer_state(optimizer, first))
+    assert torch.equal(other.state[second["b"]]["exp_avg"], optimizer.state[first["b"]]["exp_avg"])
     assert not torch.equal(other.state[second["b"]]["exp_avg"], other.state[second["a"]]["exp_avg"])
     assert other.state[second["a"]]["step"] == 1
 
 
 def test_state_of_another_model_is_refused(settings):
     parameters = named(a=(2, 2))
-    with pytest.raises(ValueError, match="optimiser state of a is missing"):
-        load_optimiser(make_optimiser(parameters, settings()), parameters, {})
+    with pytest.raises(ValueError, match="optimizer state of a is missing"):
+        load_optimizer_state(make_optimizer(parameters, settings()), parameters, {})

@@ -1,15 +1,17 @@
 import pytest
 import torch
 
-from mgpt.training.async_checkpointer import Keeper
-from mgpt.training.callbacks import Checkpoint, EarlyStop, NonFinite, NonFiniteError
-from mgpt.training.callbacks.metrics_logger import Curve
+from mgpt.training.async_checkpointer import AsyncCheckpointer
+from mgpt.training.callbacks.checkpoint import CheckpointCallback
+from mgpt.training.callbacks.early_stopping import EarlyStopping
+from mgpt.training.callbacks.metrics_logger import MetricsLogger
+from mgpt.training.callbacks.non_finite import NonFiniteCheck, NonFiniteError
 from mgpt.training.checkpoint import TrainingState
-from tests.fixtures.toy_training import Halt, Reader, collate, make_loop, step_rows, steps
+from tests.fixtures.toy_training import Halt, Reader, collate, make_trainer, step_rows, steps
 
 
-def weights(loop):
-    return torch.cat([parameter.detach().flatten() for parameter in loop.model.trainable_parameters().values()])
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.trainable_parameters().values()])
 
 
 def losses(curve):
@@ -17,48 +19,48 @@ def losses(curve):
 
 
 def test_steps_equal_those_of_plain_adamw_on_the_mean_over_tokens(settings):
-    loop = make_loop(settings(gradient_clip=None, weight_decay=0.0))
-    loop.run(steps())
+    trainer = make_trainer(settings(gradient_clip=None, weight_decay=0.0))
+    trainer.run(steps())
     model = Reader()
-    optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2, weight_decay=0.0)
     for step in range(12):
-        optimiser.param_groups[0]["lr"] = loop.schedule(step)
+        optimizer.param_groups[0]["lr"] = trainer.lr_scheduler(step)
         loss, count = model.loss_sum(collate(list(step_rows(step))).tensors)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (loss / count).backward()
-        optimiser.step()
+        optimizer.step()
     expected = torch.cat([parameter.detach().flatten() for parameter in model.trainable_parameters().values()])
-    assert torch.allclose(weights(loop), expected, atol=1e-6)
+    assert torch.allclose(weights(trainer), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("micro", [4, 2, 1])
 def test_accumulation_does_not_change_the_curve(settings, micro):
-    whole, cut = Curve(1), Curve(1)
-    make_loop(settings(), [whole]).run(steps())
-    make_loop(settings(), [cut]).run(steps(micro=micro))
+    whole, cut = MetricsLogger(1), MetricsLogger(1)
+    make_trainer(settings(), [whole]).run(steps())
+    make_trainer(settings(), [cut]).run(steps(micro=micro))
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def test_clipping_limits_the_norm_of_the_step(settings):
-    loop = make_loop(settings(gradient_clip=1e-3))
-    loop.run(steps())
-    assert float(loop.gradient_norm) > 1e-3
-    assert float(loop.parallel.gradients.norm()) == pytest.approx(1e-3, rel=1e-3)
+    trainer = make_trainer(settings(gradient_clip=1e-3))
+    trainer.run(steps())
+    assert float(trainer.gradient_norm) > 1e-3
+    assert float(trainer.parallel.gradients.norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("stop", [4, 5, 11])
 def test_resumed_run_has_the_same_bits(settings, tmp_path, stop):
     """With dropout, and with a stop between two rows of the curve."""
-    whole = Curve(3)
-    reference = make_loop(settings(), [whole], dropout=0.3)
+    whole = MetricsLogger(3)
+    reference = make_trainer(settings(), [whole], dropout=0.3)
     reference.run(steps())
 
-    first = make_loop(settings(), [Curve(3), Halt(stop)], dropout=0.3)
+    first = make_trainer(settings(), [MetricsLogger(3), Halt(stop)], dropout=0.3)
     first.run(steps())
     first.state().save(tmp_path)
 
-    rest = Curve(3)
-    second = make_loop(settings(), [rest], dropout=0.3)
+    rest = MetricsLogger(3)
+    second = make_trainer(settings(), [rest], dropout=0.3)
     second.load(TrainingState.load(tmp_path))
     second.run(steps(start=stop))
     assert torch.equal(weights(second), weights(reference))
@@ -68,33 +70,35 @@ def test_resumed_run_has_the_same_bits(settings, tmp_path, stop):
 
 def test_stream_at_another_step_is_refused(settings):
     with pytest.raises(ValueError, match="got step 3 where 0 is due"):
-        make_loop(settings()).run(steps(start=3))
+        make_trainer(settings()).run(steps(start=3))
 
 
 def test_stream_that_ends_early_is_refused(settings):
     with pytest.raises(ValueError, match="got step None where 1 is due"):
-        make_loop(settings()).run([next(steps())])
+        make_trainer(settings()).run([next(steps())])
 
 
 @pytest.mark.parametrize(("change", "what"), [({"learning_rate": 2e-2}, "schedule"), ({"seed": 7}, "seed")])
 def test_checkpoint_of_another_run_is_refused(settings, change, what):
-    loop = make_loop(settings())
-    loop.run(steps())
+    trainer = make_trainer(settings())
+    trainer.run(steps())
     with pytest.raises(ValueError, match=f"checkpoint: {what}"):
-        make_loop(settings(**change)).load(loop.state())
+        make_trainer(settings(**change)).load(trainer.state())
 
 
 def test_checkpoints_come_at_their_steps_and_at_the_end(settings):
     saved = []
-    make_loop(settings(steps=10), [Checkpoint(4, Keeper(lambda state: saved.append(state.position)))]).run(steps())
+    make_trainer(
+        settings(steps=10), [CheckpointCallback(4, AsyncCheckpointer(lambda state: saved.append(state.position)))]
+    ).run(steps())
     assert saved == [4, 8, 10]
 
 
 def test_non_finite_step_names_its_samples_before_a_checkpoint(settings):
     saved = []
     callbacks = [
-        NonFinite(lambda step: step % 4 == 0),
-        Checkpoint(4, Keeper(lambda state: saved.append(state.position))),
+        NonFiniteCheck(lambda step: step % 4 == 0),
+        CheckpointCallback(4, AsyncCheckpointer(lambda state: saved.append(state.position))),
     ]
 
     def poisoned():
@@ -104,41 +108,45 @@ def test_non_finite_step_names_its_samples_before_a_checkpoint(settings):
             yield step, batches
 
     with pytest.raises(NonFiniteError, match="step 5: the loss is not finite") as caught:
-        make_loop(settings(), callbacks).run(poisoned())
+        make_trainer(settings(), callbacks).run(poisoned())
     assert caught.value.ids == ("5-2", "5-3")
     assert saved == [4]
 
 
 def test_infinite_gradient_with_a_finite_loss_stops_too(settings):
-    loop = make_loop(settings(), [NonFinite(lambda step: True)])
-    loop.model.mix.weight.register_hook(lambda gradient: gradient * float("inf"))
+    trainer = make_trainer(settings(), [NonFiniteCheck(lambda step: True)])
+    trainer.model.mix.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteError, match="step 0: the gradient norm is") as caught:
-        loop.run(steps())
+        trainer.run(steps())
     assert len(caught.value.ids) == 8
 
 
 def test_early_stop_waits_its_patience(settings):
-    curve = Curve(1)
-    loop = make_loop(settings(steps=40, learning_rate=1e-30), [curve, EarlyStop(curve, patience=5, least=1.0)])
-    loop.run(steps())
+    curve = MetricsLogger(1)
+    trainer = make_trainer(
+        settings(steps=40, learning_rate=1e-30), [curve, EarlyStopping(curve, patience=5, min_delta=1.0)]
+    )
+    trainer.run(steps())
     assert len(curve.rows) == 6
 
 
 def test_bf16_follows_fp32(settings):
-    exact, rounded = Curve(1), Curve(1)
-    make_loop(settings(), [exact]).run(steps())
-    make_loop(settings(precision="bf16"), [rounded]).run(steps())
+    exact, rounded = MetricsLogger(1), MetricsLogger(1)
+    make_trainer(settings(), [exact]).run(steps())
+    make_trainer(settings(precision="bf16"), [rounded]).run(steps())
     assert losses(rounded) == pytest.approx(losses(exact), rel=2e-2)
     assert losses(rounded) != losses(exact)
 
 
 def test_early_stop_holds_after_a_resume(settings):
     def made():
-        curve = Curve(1)
-        return make_loop(settings(steps=40, learning_rate=1e-30), [curve, EarlyStop(curve, patience=5, least=1.0)])
+        curve = MetricsLogger(1)
+        return make_trainer(
+            settings(steps=40, learning_rate=1e-30), [curve, EarlyStopping(curve, patience=5, min_delta=1.0)]
+        )
 
-    loop, resumed = made(), made()
-    loop.run(steps())
-    resumed.load(loop.state())
+    trainer, resumed = made(), made()
+    trainer.run(steps())
+    resumed.load(trainer.state())
     resumed.run(iter(()))
-    assert resumed.step == loop.step == 6
+    assert resumed.step == trainer.step == 6

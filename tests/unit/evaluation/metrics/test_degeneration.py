@@ -1,6 +1,6 @@
 import pytest
 
-from mgpt.inference.degeneration import failures, has_repetition
+from mgpt.inference.degeneration import degeneration_kinds, has_repetition
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from mgpt.inference.degeneration import failures, has_repetition
     ],
 )
 def test_kinds(text, finished, kinds):
-    assert failures(text, finished) == kinds
+    assert degeneration_kinds(text, finished) == kinds
 
 
 def test_alike_sentences_are_no_repetition():

@@ -1,6 +1,6 @@
-from mgpt.training.callbacks.sample_log import Ledger, audit
+from mgpt.training.callbacks.sample_log import SampleLog, audit
 from mgpt.training.checkpoint import TrainingState
-from tests.fixtures.toy_training import Halt, make_loop, steps
+from tests.fixtures.toy_training import Halt, make_trainer, steps
 
 
 def planned(step):
@@ -9,14 +9,14 @@ def planned(step):
 
 def test_a_resumed_run_has_each_sample_in_its_place_once(settings, tmp_path):
     """Stopped two steps after its checkpoint."""
-    first = make_loop(settings(), [Ledger(), Halt(5)])
+    first = make_trainer(settings(), [SampleLog(), Halt(5)])
     first.run(steps())
     first.state().save(tmp_path)
     first.stop, first.callbacks = False, [first.callbacks[0], Halt(7)]
     first.run(steps(start=5))
     assert len(first.callbacks[0].entries) == 7
 
-    second = make_loop(settings(), [Ledger()])
+    second = make_trainer(settings(), [SampleLog()])
     second.load(TrainingState.load(tmp_path))
     second.run(steps(start=5))
     entries = second.callbacks[0].entries

@@ -102,7 +102,7 @@ def train_rate(feed: Feed, settings: TrainingSettings) -> dict[str, float]:
     loop = Trainer(
         model, make_optimizer(parameters, settings), make_lr_scheduler(settings), parallel, settings, device, [curve]
     )
-    loop.run(ahead(lambda: stream(worker_dataset(feed, 0, 0, 1, 1).iterator()), 2))
+    loop.run(prefetch(lambda: stream(worker_dataset(feed, 0, 0, 1, 1).iterator()), 2))
     rows = curve.rows[2:]
     return {
         name: sum(row[name] for row in rows) / len(rows)

@@ -10,12 +10,12 @@ from mgpt.training.types import Callback
 from tests.fixtures.toy_training import make_trainer, steps
 
 
-def slowly(seconds, kept):
-    def keep(state):
+def slow_writer(seconds, written):
+    def write(state):
         time.sleep(seconds)
-        kept.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
+        written.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
 
-    return keep
+    return write
 
 
 class After(Callback):
@@ -29,65 +29,67 @@ class After(Callback):
             self.event.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_of_its_step(settings):
-    """The writing ends after steps that come later, so a state that they touched would be seen."""
-    later, kept, waited, stopped = threading.Event(), [], [], make_trainer(settings(steps=8))
+def test_write_overlaps_later_steps(settings):
+    """The write ends after later steps, and must hold the state of its own step."""
+    later, written, waited, stopped = threading.Event(), [], [], make_trainer(settings(steps=8))
     stopped.run(steps())
 
-    def keep(state):
+    def write(state):
         waited.append(later.wait(60))
-        kept.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
+        written.append((state.position, {name: tensor.clone() for name, tensor in state.parameters.items()}))
 
-    trainer = make_trainer(settings(steps=8), [CheckpointCallback(8, AsyncCheckpointer(keep)), After(11, later)])
+    trainer = make_trainer(settings(steps=8), [CheckpointCallback(8, AsyncCheckpointer(write)), After(11, later)])
     trainer.settings = settings(steps=12)  # the same first eight steps
     trainer.run(steps())
     assert waited == [True, True]
-    assert [position for position, _ in kept] == [8, 12]
-    assert all(torch.equal(kept[0][1][name], weight) for name, weight in stopped.model.trainable_parameters().items())
+    assert [position for position, _ in written] == [8, 12]
+    assert all(
+        torch.equal(written[0][1][name], weight) for name, weight in stopped.model.trainable_parameters().items()
+    )
 
 
-def test_a_checkpoint_waits_for_the_one_before_and_the_end_for_the_last(settings):
-    kept = []
-    checkpoint = CheckpointCallback(1, AsyncCheckpointer(slowly(0.2, kept)))
+def test_checkpoint_waits_for_previous_one(settings):
+    written = []
+    checkpoint = CheckpointCallback(1, AsyncCheckpointer(slow_writer(0.2, written)))
     trainer = make_trainer(settings(steps=3, warmup_steps=0, log_every=1), [checkpoint])
     trainer.run(steps())
-    assert [position for position, _ in kept] == [1, 2, 3]
+    assert [position for position, _ in written] == [1, 2, 3]
     assert all(stall > 0.1 for stall in checkpoint.stalls[1:])
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_training(settings):
-    def keep(state):
+def test_write_error_stops_training(settings):
+    def write(state):
         raise OSError("storage is gone")
 
     with pytest.raises(OSError, match="storage is gone"):
-        make_trainer(settings(), [CheckpointCallback(4, AsyncCheckpointer(keep))]).run(steps())
+        make_trainer(settings(), [CheckpointCallback(4, AsyncCheckpointer(write))]).run(steps())
 
 
-def test_a_notice_brings_one_checkpoint_at_once_and_the_word_that_it_is_kept(settings):
-    kept, said, told = [], [], threading.Event()
-    notice = CheckpointCallback(
+def test_preemption_writes_one_checkpoint_at_once(settings):
+    written, notified, preempted = [], [], threading.Event()
+    checkpoint = CheckpointCallback(
         100,
-        AsyncCheckpointer(slowly(0.1, kept)),
+        AsyncCheckpointer(slow_writer(0.1, written)),
         can_read=lambda step: True,
-        after_preemption=lambda: said.append(len(kept)),
+        after_preemption=lambda: notified.append(len(written)),
     )
 
     def stream():
         for step, batches in steps():
             if step == 5:
-                told.set()
+                preempted.set()
             yield step, batches
 
-    trainer = make_trainer(settings(), [notice])
-    trainer.is_preempted = told.is_set
+    trainer = make_trainer(settings(), [checkpoint])
+    trainer.is_preempted = preempted.is_set
     trainer.run(stream())
-    assert [position for position, _ in kept] == [6, 12]
-    assert said == [1]
+    assert [position for position, _ in written] == [6, 12]
+    assert notified == [1]
 
 
-def test_without_a_notice_there_is_none(settings):
-    kept = []
+def test_no_checkpoint_without_preemption(settings):
+    written = []
     make_trainer(
-        settings(), [CheckpointCallback(100, AsyncCheckpointer(slowly(0, kept)), can_read=lambda step: True)]
+        settings(), [CheckpointCallback(100, AsyncCheckpointer(slow_writer(0, written)), can_read=lambda step: True)]
     ).run(steps())
-    assert [position for position, _ in kept] == [12]
+    assert [position for position, _ in written] == [12]

@@ -4,7 +4,7 @@ from mgpt.training.batch import Batch, cut_by_length, cut_packed
 from tests.fixtures.toy_training import collate, step_rows
 
 
-def test_bytes_give_the_same_batch():
+def test_bytes_round_trip():
     batch = collate(list(step_rows(1)))
     again = Batch.from_bytes(batch.to_bytes())
     assert again.ids == batch.ids
@@ -12,7 +12,7 @@ def test_bytes_give_the_same_batch():
     assert all(torch.equal(again.tensors[name], batch.tensors[name]) for name in batch.tensors)
 
 
-def test_cut_keeps_every_row_with_its_images_and_little_padding():
+def test_cut_by_length_keeps_rows_with_their_images():
     lengths, images = [3, 9, 4, 8, 2], [1, 0, 2, 1, 0]
     ids = torch.zeros(5, 9, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -38,7 +38,7 @@ def test_cut_keeps_every_row_with_its_images_and_little_padding():
         assert batch.tensors["attention_mask"].sum(1).tolist() == [lengths[row] for row in rows]
 
 
-def test_rows_for_varlen_are_alone_in_their_batch_whatever_the_samples_lengths():
+def test_single_gives_one_packed_row_per_batch():
     whole = collate(list(step_rows(1)))
     cut = (whole.tensors, whole.ids, [1] * len(whole.ids), 100, 16)  # room for many rows in a batch
     assert max(len(batch.tensors["input_ids"]) for batch in cut_packed(*cut)) > 1
@@ -48,7 +48,7 @@ def test_rows_for_varlen_are_alone_in_their_batch_whatever_the_samples_lengths()
     assert all(batch.inputs("varlen")["max_length_q"] <= 16 for batch in single)
 
 
-def test_packed_batches_hold_every_sample_once_and_survive_the_way():
+def test_packed_batches_hold_every_sample_once():
     whole = collate(list(step_rows(1)))
     images = [1] * len(whole.ids)
     batches = cut_packed(whole.tensors, whole.ids, images, 4, 16)

@@ -18,7 +18,7 @@ def saved(tmp_path):
     return state, tmp_path
 
 
-def test_what_is_read_is_what_was_written(saved):
+def test_round_trip(saved):
     state, folder = saved
     read = TrainingState.load(folder)
     assert torch.equal(read.parameters["w"], state.parameters["w"])
@@ -32,23 +32,23 @@ def test_what_is_read_is_what_was_written(saved):
 
 
 @pytest.mark.parametrize(("name", "at"), [("parameters.safetensors", -1), ("optimizer.safetensors", 30)])
-def test_one_altered_byte_is_found(saved, name, at):
+def test_altered_byte_is_detected(saved, name, at):
     path = saved[1] / name
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"altered since it was written \({name}"):
+    with pytest.raises(ValueError, match=rf"altered since it was written .*{name}"):
         TrainingState.load(saved[1])
 
 
-def test_an_altered_position_is_found(saved):
+def test_altered_position_is_detected(saved):
     path = saved[1] / "state.json"
     path.write_text(path.read_text().replace('"position": 7', '"position": 6'))
-    with pytest.raises(ValueError, match=r"altered since it was written \(state\.json"):
+    with pytest.raises(ValueError, match=r"altered since it was written .*state\.json"):
         TrainingState.load(saved[1])
 
 
-def test_a_copy_in_host_memory_stays_as_it_was(saved):
+def test_host_copy_is_independent(saved):
     state, _ = saved
     copy, was = state.on_host(), state.parameters["w"].clone()
     state.parameters["w"].add_(1)
@@ -57,7 +57,7 @@ def test_a_copy_in_host_memory_stays_as_it_was(saved):
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
-def test_missing_file_is_found(saved, name):
+def test_missing_file_is_detected(saved, name):
     (saved[1] / name).unlink()
     with pytest.raises(ValueError, match="incomplete"):
         TrainingState.load(saved[1])

@@ -20,7 +20,7 @@ def run(settings, rank=0, world_size=1):
 
 
 def poisoned(settings, rank, world_size):
-    """Worker 1 meets a sample whose loss is not a number; what each worker then says."""
+    """Trains with a NaN in a sample of worker 1, and returns this worker's error."""
 
     def stream():
         for step, batches in steps(rank=rank, world_size=world_size, micro=2):
@@ -47,7 +47,7 @@ def work(rank, world_size, folder, settings):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two workers did, and the settings. In every third step worker 1 has no image at all, and no gradient of the projection."""
+    """Results of two workers, and the settings. In every third step worker 1 has no image, so no projection gradient."""
     folder = tmp_path_factory.mktemp("pair")
     settings = TrainingSettings(
         format="minigpt-v2",
@@ -62,7 +62,7 @@ def pair(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], settings
 
 
-def test_two_workers_have_the_curve_and_weights_of_one(pair):
+def test_two_workers_match_one(pair):
     workers, settings = pair
     losses, weights = run(settings)
     for worker in workers:
@@ -76,7 +76,7 @@ def test_workers_stay_identical(pair):
     assert torch.equal(first[1], second[1])
 
 
-def test_every_worker_names_the_sample_that_only_one_had(pair):
-    said = [worker["poisoned"] for worker in pair[0]]
-    assert said[0] == said[1]
-    assert said[0].startswith("step 1: the loss is not finite; samples: 1-6, 1-7.")
+def test_non_finite_sample_is_named_on_every_worker(pair):
+    errors = [worker["poisoned"] for worker in pair[0]]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("step 1: the loss is not finite; samples: 1-6, 1-7.")

@@ -1,4 +1,4 @@
-"""The FLOPs that are counted against those that torch sees executed."""
+"""Counted FLOPs against those that torch executes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mgpt.training.batch import Batch, cut_packed
 from mgpt.training.flops import StepFlops, peak_flops, sample_lengths
 from tests.fixtures.training_data import make_backbones
 
-ASKED = "<Img><ImageHere></Img> what is left of the circle"
+QUESTION = "<Img><ImageHere></Img> what is left of the circle"
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +20,18 @@ def made(tmp_path_factory):
 
 
 def batch(processor, answers, images=True):
-    question = ASKED if images else "what is"
-    talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for answer in answers]
-    tensors = dict(processor(None, talks, format="minigpt-v2"))
+    question = QUESTION if images else "what is"
+    conversations = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for answer in answers
+    ]
+    tensors = dict(processor(None, conversations, format="minigpt-v2"))
     if images:
         tensors["pixel_values"] = torch.randn(len(answers), 3, 64, 64)
     return Batch(tensors, tuple(map(str, range(len(answers)))))
 
 
 def executed(model, tensors):
-    """FLOPs of matrix products in a forward and backward pass: of everything but attention and the tower's patches."""
+    """Returns FLOPs of matrix products, forward and backward: all but attention and the tower's patch embedding."""
     model.zero_grad()
     with FlopCounterMode(display=False) as counter:
         model.loss_sum(tensors)[0].backward()
@@ -46,13 +48,13 @@ def without_attention(model, one):
     return count([one]) - pairs - images * 4 * tokens**2 * tower.hidden_size * tower.num_hidden_layers
 
 
-def test_count_is_what_torch_executes(made):
+def test_count_matches_execution(made):
     model, processor = made
     one = batch(processor, ["a red square", "a red square"])
     assert without_attention(model, one) == executed(model, one.tensors)
 
 
-def test_cached_images_cost_their_projection_alone(made):
+def test_cached_images_cost_only_their_projection(made):
     model, processor = made
     one = batch(processor, ["a red square"])
     with torch.no_grad():
@@ -63,7 +65,7 @@ def test_cached_images_cost_their_projection_alone(made):
     assert StepFlops.of(model)([cached]) < StepFlops.of(model)([one])
 
 
-def test_padding_and_packing_change_no_count(made):
+def test_padding_and_packing_do_not_count(made):
     model, processor = made
     count, answers = StepFlops.of(model), ["a", "a green triangle is left of the red square", "a blue circle"]
     padded = batch(processor, answers)
@@ -73,7 +75,7 @@ def test_padding_and_packing_change_no_count(made):
     assert count([padded]) == pytest.approx(count(alone)) == pytest.approx(count(packed))
 
 
-def test_text_costs_no_image(made):
+def test_text_only_batch(made):
     model, processor = made
     count, text = StepFlops.of(model), batch(processor, ["a red square"], images=False)
     length, *_ = sample_lengths(text)
@@ -81,5 +83,5 @@ def test_text_costs_no_image(made):
     assert count([text]) == count.token * length + count.pair * length**2 + count.supervised * supervised
 
 
-def test_peak_of_a_cpu_is_not_known():
+def test_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu")) is None

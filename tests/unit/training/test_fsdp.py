@@ -1,4 +1,4 @@
-"""Frozen weights split over two real processes with gloo, against both of them holding all: the real model, batches that differ."""
+"""FSDP on two real processes with gloo, against DataParallel: the real model, with batches that differ between workers."""
 
 from datetime import timedelta
 
@@ -24,7 +24,7 @@ from tests.fixtures.training_data import make_backbones
 
 STEPS = 8
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
-# What each worker's batches hold in a step, in turn: one image, two, or text alone; nobody, or the other, has as many.
+# Contents of each worker's batches in a step, in turn: one image, two, or text; the workers differ in number and kind.
 KINDS = (
     (("image",), ("text",)),
     (("text",), ("image",)),
@@ -40,7 +40,7 @@ def settings(**changes):
 
 
 def make_batch(config, kind, seed):
-    """Two rows of random tokens, the first with its images' placeholders in front."""
+    """Returns two rows of random tokens; the first starts with the images' placeholders."""
     made = torch.Generator().manual_seed(seed)
     images = {"text": 0, "image": 1, "images": 2}[kind]
     ids = torch.randint(5, 300, (2, 14), generator=made)
@@ -60,23 +60,29 @@ def stream(config, rank, start=0):
 
 
 def make_trainer(backbones, form, lora=LORA, **changes):
-    asked, device = settings(**changes), torch.device("cpu")
+    chosen, device = settings(**changes), torch.device("cpu")
     model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora=lora)
     model.train()
     fuse_llama_layers(model.language_model)
     parameters = model.trainable_parameters()
     if form == "fsdp":
         parallel = FSDP(
-            model, parameters, len(TOTALS), [model.vision_tower], device, asked.precision == "bf16", max_batches=8
+            model, parameters, len(TOTALS), [model.vision_tower], device, chosen.precision == "bf16", max_batches=8
         )
     else:
         parallel = DataParallel(parameters, len(TOTALS))
     return Trainer(
-        model, make_optimizer(parameters, asked), make_lr_scheduler(asked), parallel, asked, device, [MetricsLogger(1)]
+        model,
+        make_optimizer(parameters, chosen),
+        make_lr_scheduler(chosen),
+        parallel,
+        chosen,
+        device,
+        [MetricsLogger(1)],
     )
 
 
-def outcome(trainer):
+def result_of(trainer):
     weights = {name: parameter.detach().clone() for name, parameter in trainer.model.trainable_parameters().items()}
     return {"losses": [row["loss"] for row in trainer.callbacks[0].rows], "weights": weights}
 
@@ -84,11 +90,11 @@ def outcome(trainer):
 def run(backbones, rank, form, **options):
     trainer = make_trainer(backbones, form, **options)
     trainer.run(stream(trainer.model.config, rank))
-    return outcome(trainer)
+    return result_of(trainer)
 
 
 def resumed(backbones, rank, folder, before, after):
-    """Three steps in one form, the rest in the other, over a checkpoint that worker 0 wrote."""
+    """Trains three steps in one form and the rest in the other, over a checkpoint of worker 0."""
     first = make_trainer(backbones, before)
     first.callbacks = [*first.callbacks, Halt(3)]
     first.run(stream(first.model.config, rank))
@@ -99,11 +105,11 @@ def resumed(backbones, rank, folder, before, after):
     second = make_trainer(backbones, after)
     second.load(TrainingState.load(folder))
     second.run(stream(second.model.config, rank, start=3))
-    return outcome(second)
+    return result_of(second)
 
 
-def held(backbones):
-    """The share of the frozen weights' elements that this worker holds."""
+def held_share(backbones):
+    """Returns the share of the frozen weights' elements on this worker."""
     model = make_trainer(backbones, "fsdp").model
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return sum(parameter.to_local().numel() for parameter in frozen) / sum(parameter.numel() for parameter in frozen)
@@ -111,9 +117,9 @@ def held(backbones):
 
 def work(rank, folder, backbones):
     torch.set_num_threads(1)
-    # A worker that waits for another in vain ends here, and so does the test.
+    # A worker that waits in vain for the other fails after the timeout, and so does the test.
     dist.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=200), world_size=2, rank=rank)
-    forms = ("replicated", "fsdp")
+    forms = ("data_parallel", "fsdp")
     done = {
         "with lora": {form: run(backbones, rank, form) for form in forms},
         "without lora": {form: run(backbones, rank, form, lora=None) for form in forms},
@@ -121,7 +127,7 @@ def work(rank, folder, backbones):
         "resumed": {
             forms[one]: resumed(backbones, rank, folder / forms[one], forms[one], forms[not one]) for one in (0, 1)
         },
-        "held": held(backbones),
+        "held": held_share(backbones),
     }
     torch.save(done, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -129,17 +135,17 @@ def work(rank, folder, backbones):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two workers did in both forms."""
+    """Results of two workers in both forms."""
     folder = tmp_path_factory.mktemp("sharded")
     processes.spawn(work, (folder, make_backbones(folder / "backbones")), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", ["with lora", "without lora"])
-def test_mixed_batches_give_the_losses_of_whole_weights_and_never_hang(pair, case):
-    """Images on one worker and text on the other, more batches on one than on the other, none at all on one."""
+def test_mixed_batches_match_data_parallel(pair, case):
+    """Workers differ in images, in the number of batches, and one has none at all."""
     for worker in pair:
-        whole, split = worker[case]["replicated"], worker[case]["fsdp"]
+        whole, split = worker[case]["data_parallel"], worker[case]["fsdp"]
         assert len(whole["losses"]) == STEPS
         assert whole["losses"][-1] != whole["losses"][0]
         assert split["losses"] == pytest.approx(whole["losses"], rel=1e-5)
@@ -147,21 +153,21 @@ def test_mixed_batches_give_the_losses_of_whole_weights_and_never_hang(pair, cas
             assert torch.allclose(split["weights"][name], weight, atol=1e-5)
 
 
-def test_bf16_follows_whole_weights(pair):
-    assert pair[0]["bf16"]["fsdp"]["losses"] == pytest.approx(pair[0]["bf16"]["replicated"]["losses"], rel=2e-2)
+def test_bf16_is_close_to_data_parallel(pair):
+    assert pair[0]["bf16"]["fsdp"]["losses"] == pytest.approx(pair[0]["bf16"]["data_parallel"]["losses"], rel=2e-2)
     assert pair[0]["bf16"]["fsdp"]["losses"] != pair[0]["with lora"]["fsdp"]["losses"]
 
 
-def test_checkpoint_of_either_form_goes_on_in_the_other(pair):
+def test_checkpoints_are_interchangeable(pair):
     for worker in pair:
-        whole = worker["with lora"]["replicated"]
-        for written_by in ("replicated", "fsdp"):
+        whole = worker["with lora"]["data_parallel"]
+        for written_by in ("data_parallel", "fsdp"):
             assert worker["resumed"][written_by]["losses"] == pytest.approx(whole["losses"], rel=1e-5)
             for name, weight in whole["weights"].items():
                 assert torch.allclose(worker["resumed"][written_by]["weights"][name], weight, atol=1e-5)
 
 
-def test_workers_hold_the_same_trainables_and_half_of_the_frozen_weights(pair):
+def test_workers_hold_half_of_the_frozen_weights(pair):
     for name, weight in pair[0]["with lora"]["fsdp"]["weights"].items():
         assert torch.equal(weight, pair[1]["with lora"]["fsdp"]["weights"][name])
     assert all(0.48 < worker["held"] < 0.52 for worker in pair)

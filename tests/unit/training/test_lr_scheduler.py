@@ -22,16 +22,16 @@ ORIGINAL = [
 
 
 @pytest.mark.parametrize(("schedule", "expected"), ORIGINAL)
-def test_original_has_the_published_values(schedule, expected):
+def test_original_matches_published_values(schedule, expected):
     assert {step: schedule(step) for step in expected} == pytest.approx(expected, rel=2e-4)
 
 
-def test_original_restarts_its_warmup_with_each_epoch():
+def test_original_restarts_warmup_each_epoch():
     schedule = OriginalSchedule(1.0, 0.0, 0.0, 10, 100, 4)
     assert [schedule(step) for step in range(9)] == pytest.approx([0, 0.1, 0.2, 0.3, 0, 0.1, 0.2, 0.3, 0])
 
 
-def test_cosine_reaches_its_peak_and_ends_at_its_minimum_without_a_jump():
+def test_cosine_is_continuous_from_peak_to_minimum():
     schedule = WarmupCosine(1.0, 0.1, 0.0, 10, 110)
     values = [schedule(step) for step in range(111)]
     assert values[10] == max(values) == 1.0
@@ -41,7 +41,7 @@ def test_cosine_reaches_its_peak_and_ends_at_its_minimum_without_a_jump():
     assert all(a > b for a, b in pairwise(values[10:]))
 
 
-def test_settings_choose_the_schedule(settings):
+def test_schedule_follows_settings(settings):
     assert make_lr_scheduler(settings()) == WarmupCosine(1e-2, 0.0, 0.0, 2, 12)
     assert make_lr_scheduler(settings(schedule="original", steps_per_epoch=6)) == OriginalSchedule(
         1e-2, 0.0, 0.0, 2, 12, 6

@@ -9,7 +9,7 @@ def named(**shapes):
     return {name.replace("__", "."): nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
 
 
-def test_groups_are_the_methods():
+def test_decay_rule_of_the_original():
     """Decay for two dimensions and more, unless the name holds bias, ln or bn (runner_base.py:99-129)."""
     parameters = named(
         projection__weight=(3, 2),
@@ -31,12 +31,12 @@ def test_groups_are_the_methods():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
 
 
-def test_nothing_to_train_is_refused():
+def test_no_parameters_is_error():
     with pytest.raises(ValueError, match="no trainable parameters"):
         parameter_groups({}, 0.05)
 
 
-def test_state_goes_by_name(settings):
+def test_state_is_keyed_by_name(settings):
     def stepped(order):
         parameters = {name: nn.Parameter(torch.full((2, 2), number + 1.0)) for number, name in enumerate(order)}
         optimizer = make_optimizer(parameters, settings())
@@ -53,7 +53,7 @@ def test_state_goes_by_name(settings):
     assert other.state[second["a"]]["step"] == 1
 
 
-def test_state_of_another_model_is_refused(settings):
+def test_state_of_another_model_is_error(settings):
     parameters = named(a=(2, 2))
     with pytest.raises(ValueError, match="optimizer state of a is missing"):
         load_optimizer_state(make_optimizer(parameters, settings()), parameters, {})

@@ -1,5 +1,3 @@
-"""Items that are made ahead of their reader."""
-
 import threading
 
 import pytest
@@ -7,7 +5,7 @@ import pytest
 from mgpt.training.prefetch import prefetch, wait_for_first
 
 
-def test_items_come_in_order_and_no_more_than_depth_ahead():
+def test_items_in_order_and_bounded():
     made = []
 
     def make():
@@ -17,11 +15,11 @@ def test_items_come_in_order_and_no_more_than_depth_ahead():
 
     items = prefetch(make, 2)
     assert next(items) == 0
-    assert len(made) <= 5  # read, two that wait, one at the door, one in the making
+    assert len(made) <= 5  # one read, two queued, one waiting for the queue, one being made
     assert list(items) == list(range(1, 20))
 
 
-def test_primed_returns_when_the_first_item_is_there():
+def test_wait_for_first_returns_with_first_item():
     first = threading.Event()
 
     def make():
@@ -37,7 +35,7 @@ def test_primed_returns_when_the_first_item_is_there():
     assert list(wait_for_first(iter(()))) == []
 
 
-def test_what_the_thread_raises_comes_where_its_item_would():
+def test_thread_error_is_raised_in_place_of_item():
     def make():
         yield 1
         raise ValueError("no second")

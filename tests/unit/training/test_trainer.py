@@ -7,7 +7,7 @@ from mgpt.training.callbacks.early_stopping import EarlyStopping
 from mgpt.training.callbacks.metrics_logger import MetricsLogger
 from mgpt.training.callbacks.non_finite import NonFiniteCheck, NonFiniteError
 from mgpt.training.checkpoint import TrainingState
-from tests.fixtures.toy_training import Halt, Reader, collate, make_trainer, step_rows, steps
+from tests.fixtures.toy_training import Halt, ToyModel, collate, make_trainer, step_rows, steps
 
 
 def weights(trainer):
@@ -18,10 +18,10 @@ def losses(curve):
     return [row["loss"] for row in curve.rows]
 
 
-def test_steps_equal_those_of_plain_adamw_on_the_mean_over_tokens(settings):
+def test_matches_plain_adamw_on_token_mean(settings):
     trainer = make_trainer(settings(gradient_clip=None, weight_decay=0.0))
     trainer.run(steps())
-    model = Reader()
+    model = ToyModel()
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2, weight_decay=0.0)
     for step in range(12):
         optimizer.param_groups[0]["lr"] = trainer.lr_scheduler(step)
@@ -34,14 +34,14 @@ def test_steps_equal_those_of_plain_adamw_on_the_mean_over_tokens(settings):
 
 
 @pytest.mark.parametrize("micro", [4, 2, 1])
-def test_accumulation_does_not_change_the_curve(settings, micro):
+def test_accumulation_does_not_change_losses(settings, micro):
     whole, cut = MetricsLogger(1), MetricsLogger(1)
     make_trainer(settings(), [whole]).run(steps())
     make_trainer(settings(), [cut]).run(steps(micro=micro))
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
 
 
-def test_clipping_limits_the_norm_of_the_step(settings):
+def test_clipping_limits_gradient_norm(settings):
     trainer = make_trainer(settings(gradient_clip=1e-3))
     trainer.run(steps())
     assert float(trainer.gradient_norm) > 1e-3
@@ -49,8 +49,8 @@ def test_clipping_limits_the_norm_of_the_step(settings):
 
 
 @pytest.mark.parametrize("stop", [4, 5, 11])
-def test_resumed_run_has_the_same_bits(settings, tmp_path, stop):
-    """With dropout, and with a stop between two rows of the curve."""
+def test_resume_is_bit_identical(settings, tmp_path, stop):
+    """With dropout, and stops between two logged rows."""
     whole = MetricsLogger(3)
     reference = make_trainer(settings(), [whole], dropout=0.3)
     reference.run(steps())
@@ -68,25 +68,25 @@ def test_resumed_run_has_the_same_bits(settings, tmp_path, stop):
     assert losses(rest) == losses(whole)
 
 
-def test_stream_at_another_step_is_refused(settings):
-    with pytest.raises(ValueError, match="got step 3 where 0 is due"):
+def test_stream_at_wrong_step_is_error(settings):
+    with pytest.raises(ValueError, match="got step 3, expected 0"):
         make_trainer(settings()).run(steps(start=3))
 
 
-def test_stream_that_ends_early_is_refused(settings):
-    with pytest.raises(ValueError, match="got step None where 1 is due"):
+def test_short_stream_is_error(settings):
+    with pytest.raises(ValueError, match="got step None, expected 1"):
         make_trainer(settings()).run([next(steps())])
 
 
-@pytest.mark.parametrize(("change", "what"), [({"learning_rate": 2e-2}, "schedule"), ({"seed": 7}, "seed")])
-def test_checkpoint_of_another_run_is_refused(settings, change, what):
+@pytest.mark.parametrize(("change", "what"), [({"learning_rate": 2e-2}, "lr_scheduler"), ({"seed": 7}, "seed")])
+def test_checkpoint_of_another_run_is_error(settings, change, what):
     trainer = make_trainer(settings())
     trainer.run(steps())
     with pytest.raises(ValueError, match=f"checkpoint: {what}"):
         make_trainer(settings(**change)).load(trainer.state())
 
 
-def test_checkpoints_come_at_their_steps_and_at_the_end(settings):
+def test_checkpoint_steps(settings):
     saved = []
     make_trainer(
         settings(steps=10), [CheckpointCallback(4, AsyncCheckpointer(lambda state: saved.append(state.position)))]
@@ -94,7 +94,7 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(settings):
     assert saved == [4, 8, 10]
 
 
-def test_non_finite_step_names_its_samples_before_a_checkpoint(settings):
+def test_non_finite_loss_stops_before_checkpoint(settings):
     saved = []
     callbacks = [
         NonFiniteCheck(lambda step: step % 4 == 0),
@@ -113,7 +113,7 @@ def test_non_finite_step_names_its_samples_before_a_checkpoint(settings):
     assert saved == [4]
 
 
-def test_infinite_gradient_with_a_finite_loss_stops_too(settings):
+def test_infinite_gradient_stops(settings):
     trainer = make_trainer(settings(), [NonFiniteCheck(lambda step: True)])
     trainer.model.mix.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteError, match="step 0: the gradient norm is") as caught:
@@ -121,7 +121,7 @@ def test_infinite_gradient_with_a_finite_loss_stops_too(settings):
     assert len(caught.value.ids) == 8
 
 
-def test_early_stop_waits_its_patience(settings):
+def test_early_stopping_patience(settings):
     curve = MetricsLogger(1)
     trainer = make_trainer(
         settings(steps=40, learning_rate=1e-30), [curve, EarlyStopping(curve, patience=5, min_delta=1.0)]
@@ -130,7 +130,7 @@ def test_early_stop_waits_its_patience(settings):
     assert len(curve.rows) == 6
 
 
-def test_bf16_follows_fp32(settings):
+def test_bf16_is_close_to_fp32(settings):
     exact, rounded = MetricsLogger(1), MetricsLogger(1)
     make_trainer(settings(), [exact]).run(steps())
     make_trainer(settings(precision="bf16"), [rounded]).run(steps())
@@ -138,7 +138,7 @@ def test_bf16_follows_fp32(settings):
     assert losses(rounded) != losses(exact)
 
 
-def test_early_stop_holds_after_a_resume(settings):
+def test_early_stopping_holds_after_resume(settings):
     def made():
         curve = MetricsLogger(1)
         return make_trainer(

@@ -7,8 +7,8 @@ def planned(step):
     return [f"{step}-{row}" for row in range(8)]
 
 
-def test_a_resumed_run_has_each_sample_in_its_place_once(settings, tmp_path):
-    """Stopped two steps after its checkpoint."""
+def test_resume_logs_each_sample_once(settings, tmp_path):
+    """The run stops two steps after its checkpoint."""
     first = make_trainer(settings(), [SampleLog(), Halt(5)])
     first.run(steps())
     first.state().save(tmp_path)
@@ -24,7 +24,7 @@ def test_a_resumed_run_has_each_sample_in_its_place_once(settings, tmp_path):
     assert [entry["workers"] for entry in entries] == [1] * 12
 
 
-def test_what_is_lost_or_repeated_is_counted():
+def test_audit_counts_lost_and_repeated():
     entries = [{"step": step, "workers": 1, "ids": planned(step)} for step in range(3)]
     assert audit(entries, planned, 3) == (0, 0)
     assert audit(entries[:2], planned, 3) == (8, 0)

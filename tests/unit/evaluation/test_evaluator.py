@@ -30,11 +30,11 @@ def test_an_oracle_scores_exactly_one_hundred(samples):
     ).scores["instruct"]
     for name, score in scores.items():
         perfect = 1.0 if score.higher_is_better else 0.0
-        if not score.descriptive and name not in ("refer_mean_overlap", "identify_word_overlap"):
+        if not score.descriptive and name not in ("rec_mean_iou", "reg_word_overlap"):
             assert score.value == score.low == score.high == perfect, name
         assert (score.missing, score.unparsed) == (0, 0)
-    assert scores["refer_mean_overlap"].value > 0.85  # what rounding to the grid of 100 leaves
-    assert scores["refer_accuracy"].chance < 0.4
+    assert scores["rec_mean_iou"].value > 0.85  # what rounding to the grid of 100 leaves
+    assert scores["rec_accuracy"].chance < 0.4
 
 
 def test_truths_dealt_to_other_items_are_at_chance(samples):
@@ -43,7 +43,7 @@ def test_truths_dealt_to_other_items_are_at_chance(samples):
     items = choose_items(chosen, samples)
     shifted = {one.id: items["refer"][i - 1].references[0] for i, one in enumerate(items["refer"])}
     answers = answers_of(chosen, items, lambda item: Answer(shifted.get(item.id, "x"), True))
-    score = score_answers("shifted", chosen, items, answers).scores["instruct"]["refer_accuracy"]
+    score = score_answers("shifted", chosen, items, answers).scores["instruct"]["rec_accuracy"]
     assert score.value < 0.3
     assert score.low <= score.chance
 
@@ -55,11 +55,11 @@ def test_an_answer_that_did_not_come_is_missing_and_wrong(samples):
     del answers[items["refer"][0].id]["instruct"]
     found = score_answers("one gone", chosen, items, answers)
     assert found.missing == 1
-    assert (found.scores["instruct"]["refer_accuracy"].value, found.scores["instruct"]["refer_accuracy"].missing) == (
+    assert (found.scores["instruct"]["rec_accuracy"].value, found.scores["instruct"]["rec_accuracy"].missing) == (
         0.9,
         1,
     )
-    assert found.scores["untrained"]["refer_accuracy"].value == 1.0
+    assert found.scores["untrained"]["rec_accuracy"].value == 1.0
 
 
 def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, backbones, checkpoints):

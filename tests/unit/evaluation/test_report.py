@@ -30,12 +30,12 @@ def test_files(evaluation, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["missing"] == len(TASKS)
-    score = metrics["scores"]["instruct"]["refer_accuracy"]
+    score = metrics["scores"]["instruct"]["rec_accuracy"]
     assert score.keys() == {"value", "low", "high", "chance", "n", "missing", "unparsed", "higher_is_better"}
     assert (score["value"], score["n"]) == (1.0, 20)
-    assert "caption_words" in metrics["descriptive"]["instruct"]
-    assert "caption_words" not in metrics["scores"]["instruct"]
-    assert set(json.loads((tmp_path / "slices.json").read_text())["instruct"]["refer_accuracy"]["size"]) <= {
+    assert "captioning_words" in metrics["descriptive"]["instruct"]
+    assert "captioning_words" not in metrics["scores"]["instruct"]
+    assert set(json.loads((tmp_path / "slices.json").read_text())["instruct"]["rec_accuracy"]["size"]) <= {
         "small",
         "large",
     }
@@ -48,7 +48,7 @@ def test_predictions_tell_question_answer_and_worth(evaluation, tmp_path):
     assert sum(row["answer"] is None for row in rows) == len(TASKS)
     row = next(row for row in rows if row["task"] == "refer" and row["checkpoint"] == "instruct")
     assert row["answer"] in row["references"]
-    assert json.loads(row["parts"])["refer_accuracy"] == [1.0, 1.0]
+    assert json.loads(row["parts"])["rec_accuracy"] == [1.0, 1.0]
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation, tmp_path):
@@ -58,9 +58,9 @@ def test_the_same_evaluation_gives_the_same_bytes(evaluation, tmp_path):
 
 
 def test_tables_show_checkpoints_side_by_side(evaluation):
-    line = next(line for line in text_table(evaluation).splitlines() if line.startswith("refer_accuracy"))
+    line = next(line for line in text_table(evaluation).splitlines() if line.startswith("rec_accuracy"))
     assert line.split() == [
-        "refer_accuracy",
+        "rec_accuracy",
         "0.00",
         "[0.00,",
         "0.00]",

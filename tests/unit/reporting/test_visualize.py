@@ -41,14 +41,14 @@ def test_the_page_is_a_image_of_readable_size(evaluation, tmp_path):
 def test_every_task_and_both_outcomes_are_shown(evaluation):
     chosen = choose(evaluation, 8)
     assert [prediction.item.task for prediction in chosen] == ["refer"] * 4 + ["vqa"] * 4
-    assert {prediction.judgement.parts["refer_accuracy"].numerator for prediction in chosen[:4]} == {0.0, 1.0}
+    assert {prediction.judgement.parts["rec_accuracy"].numerator for prediction in chosen[:4]} == {0.0, 1.0}
 
 
 def test_a_panel_marks_the_true_box_where_it_is(evaluation):
     prediction = next(
         p
         for p in evaluation.predictions
-        if p.item.task == "refer" and p.judgement.parts["refer_accuracy"].numerator == 0
+        if p.item.task == "refer" and p.judgement.parts["rec_accuracy"].numerator == 0
     )
     drawn = np.asarray(panel(prediction))[:SIDE]
     rows, columns = np.nonzero((drawn == TRUE_COLOUR).all(axis=-1))

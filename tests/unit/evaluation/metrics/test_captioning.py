@@ -20,16 +20,16 @@ def scores(family, items, texts):
 def test_recall_and_both_hallucination_rates():
     items = [item("red circle", "blue square"), item("green cross")]
     found = scores(caption_family(SHAPES), items, ["a red circle, a red circle and a yellow cross", "a green cross"])
-    assert found["caption_object_recall"] == pytest.approx(2 / 3)
-    assert found["caption_hallucinated_objects"] == pytest.approx(1 / 4)
-    assert found["caption_with_hallucination"] == pytest.approx(1 / 2)
-    assert found["caption_words"] == pytest.approx((10 + 3) / 2)
+    assert found["captioning_object_recall"] == pytest.approx(2 / 3)
+    assert found["captioning_hallucinated_objects"] == pytest.approx(1 / 4)
+    assert found["captioning_with_hallucination"] == pytest.approx(1 / 2)
+    assert found["captioning_words"] == pytest.approx((10 + 3) / 2)
 
 
 def test_silence_is_no_good_score():
     found = scores(caption_family(SHAPES), [item("red circle")], [""])
-    assert found["caption_hallucinated_objects"] == 1.0
-    assert found["caption_object_recall"] == 0.0
+    assert found["captioning_hallucinated_objects"] == 1.0
+    assert found["captioning_object_recall"] == 0.0
 
 
 def test_descriptions_have_failures_too():
@@ -37,6 +37,6 @@ def test_descriptions_have_failures_too():
     found = scores(
         description_family(SHAPES), items, ["There is a red circle.", "There is a red circle. There is a red circle."]
     )
-    assert found["describe_failure_rate"] == 0.5
-    assert found["describe_repetition"] == 0.5
-    assert found["describe_unfinished"] == 0.0
+    assert found["description_degeneration_rate"] == 0.5
+    assert found["description_repetition"] == 0.5
+    assert found["description_unfinished"] == 0.0

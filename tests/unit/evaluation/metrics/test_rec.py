@@ -26,9 +26,9 @@ def item(box, width=640, height=480, name="a"):
 
 def test_half_overlap_is_wrong_because_the_rule_is_strict():
     wide = judge(item((0, 0, 64, 48), 100, 100), "{<0><0><64><24>}", True).parts
-    assert wide["refer_mean_overlap"].numerator == pytest.approx(0.5)
-    assert wide["refer_accuracy"].numerator == 0.0
-    assert judge(item((0, 0, 64, 48), 100, 100), "{<0><0><64><25>}", True).parts["refer_accuracy"].numerator == 1.0
+    assert wide["rec_mean_iou"].numerator == pytest.approx(0.5)
+    assert wide["rec_accuracy"].numerator == 0.0
+    assert judge(item((0, 0, 64, 48), 100, 100), "{<0><0><64><25>}", True).parts["rec_accuracy"].numerator == 1.0
 
 
 def test_the_original_counts_both_end_pixels():
@@ -37,7 +37,7 @@ def test_the_original_counts_both_end_pixels():
     assert inclusive_iou(Box(0, 0, 4, 4), Box(4, 0, 8, 4)) == pytest.approx(5 / 45)
     # 3 x 10 pixels of 6 x 10: exactly half without the extra pixel, 4/7 with it
     parts = judge(item((0, 0, 6, 10), 100, 100), "{<0><0><3><10>}", True).parts
-    assert (parts["refer_accuracy"].numerator, parts["refer_accuracy_original"].numerator) == (0.0, 1.0)
+    assert (parts["rec_accuracy"].numerator, parts["rec_accuracy_original"].numerator) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_original_counts_both_end_pixels():
 )
 def test_which_answers_have_a_box(text, ours, theirs):
     parts = judge(item((10, 10, 50, 50), 100, 100), text, True)
-    assert (parts.parsed, parts.parts["refer_accuracy_original"].numerator == 1.0) == (ours, theirs)
+    assert (parts.parsed, parts.parts["rec_accuracy_original"].numerator == 1.0) == (ours, theirs)
 
 
 def test_the_original_accepts_coordinates_beyond_the_image():
@@ -74,17 +74,17 @@ def test_an_oracle_is_always_right(truth):
     box, width, height = truth
     one = item(box, width, height)
     parts = judge(one, one.references[0], True).parts
-    assert parts["refer_accuracy"].numerator == parts["refer_accuracy_original"].numerator == 1.0
+    assert parts["rec_accuracy"].numerator == parts["rec_accuracy_original"].numerator == 1.0
 
 
 def test_several_expressions_of_one_image_are_scored_apart():
     left, right = item((0, 0, 100, 100), name="ref 1"), item((400, 300, 600, 460), name="ref 2")
     replies = [Reply(left.references[0], True), Reply(right.references[0], True)]
     scores, _ = score_family(FAMILY, [left, right], replies, chance={}, resamples=200, seed=0)
-    assert scores["refer_accuracy"].value == 1.0
+    assert scores["rec_accuracy"].value == 1.0
 
 
 def test_chance_finds_the_best_constant_box():
     items = [item((0, 0, 100, 100), name=str(i)) for i in range(3)] + [item((400, 300, 600, 460), name="other")]
     levels = chance_levels(FAMILY, items, [None] * 4, seed=0)
-    assert levels["refer_accuracy"] == 0.75
+    assert levels["rec_accuracy"] == 0.75

@@ -8,14 +8,14 @@ def item(*references):
 
 def test_any_reference_counts_after_normalisation():
     asked = item("the red circle", "circle on left")
-    assert judge(asked, "Red circle.", True).parts["identify_exact"].numerator == 1.0
-    assert judge(asked, "circle on the left", True).parts["identify_exact"].numerator == 1.0
-    assert judge(asked, "circle", True).parts["identify_exact"].numerator == 0.0
+    assert judge(asked, "Red circle.", True).parts["reg_exact"].numerator == 1.0
+    assert judge(asked, "circle on the left", True).parts["reg_exact"].numerator == 1.0
+    assert judge(asked, "circle", True).parts["reg_exact"].numerator == 0.0
 
 
 def test_word_overlap():
     assert word_f1(["red", "circle"], ["red", "square"]) == 0.5
-    assert judge(item("red circle"), "red square", True).parts["identify_word_overlap"].numerator == 0.5
+    assert judge(item("red circle"), "red square", True).parts["reg_word_overlap"].numerator == 0.5
     assert word_f1([], ["red"]) == 0.0
 
 

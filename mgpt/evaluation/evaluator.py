@@ -77,8 +77,8 @@ def select_examples(
     if empty:
         curated = ", ".join(sorted({sample.task for sample in samples})) or "none"
         raise ValueError(
-            f"evaluate.tasks: no held-out examples of {', '.join(empty)} in splits {', '.join(settings.splits)}; remove the tasks, "
-            f"or add datasets that have them (curated tasks: {curated})"
+            f"evaluate.tasks: no held-out examples of {', '.join(empty)} in splits {', '.join(settings.splits)}; "
+            f"remove the tasks, or add datasets that have them (curated tasks: {curated})"
         )
     return examples
 

@@ -26,11 +26,17 @@ DATA_TASKS = {
     "grounded_captioning": ("grounding",),
     "description": ("describe",),
 }
-# Without samples of those tasks, the images of these are used, the first task that has any, prompted by the first task above.
+# Without samples of those tasks, the images of these are used, the first task that has any, prompted by the first task
+# above.
 FALLBACKS = {"description": ("caption", "caption-bare"), "captioning": ("caption-bare", "describe")}
 ONE_EXAMPLE_PER_IMAGE = ("captioning", "grounded_captioning", "description")
 ABOUT_ONE_BOX = ("rec", "reg")
-DESCRIBING = ("caption", "caption-bare", "describe", "grounding")  # data tasks whose references name objects of the image
+DESCRIBING = (
+    "caption",
+    "caption-bare",
+    "describe",
+    "grounding",
+)  # data tasks whose references name objects of the image
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class ExampleOptions:
     """How samples become examples.
 
     Attributes:
-        limit: examples a task, the first of a seeded order, so that a smaller limit gives a prefix of the same examples.
+        limit: examples a task, the first of a seeded order, so that a smaller limit gives a prefix of the same
+            examples.
         size_limits: name of a size -> largest share of the image that a box of this size covers, ascending.
         tasks: data tasks by name; None for the shipped ones.
     """

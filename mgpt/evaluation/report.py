@@ -21,8 +21,8 @@ FILES = ("metrics.json", "slices.json", "predictions.parquet", "scores.txt", "sc
 def write_report(evaluation: Evaluation, out: Path) -> None:
     """Writes `FILES` into `out`.
 
-    - `metrics.json`: `{"scores": {checkpoint: {metric: {value, low, high, chance, n, missing, unparsed, higher_is_better}}},
-      "descriptive": the same of metrics without a better direction, "missing": count}`;
+    - `metrics.json`: `{"scores": {checkpoint: {metric: {value, low, high, chance, n, missing, unparsed,
+      higher_is_better}}}, "descriptive": the same of metrics without a better direction, "missing": count}`;
     - `slices.json`: `{checkpoint: {metric: {slice: {value of the slice: {value, low, high, n}}}}}`;
     - `predictions.parquet`: one row an answer;
     - `scores.txt`, `scores.md`: the headline metrics as a table;

@@ -1,7 +1,9 @@
-"""Scores of one task's answers: values, bootstrap intervals, chance levels, slices, and counts of missing and unparsed answers.
+"""Scores of one task's answers: values, bootstrap intervals, chance levels, slices, and counts of missing and unparsed
+answers.
 
-A metric is a ratio of sums over examples: `sum(numerator) / sum(denominator)`. Accuracy has denominator 1 an example; object recall has
-the number of true objects. Intervals resample examples, so examples with many objects weigh as they do in the value.
+A metric is a ratio of sums over examples: `sum(numerator) / sum(denominator)`. Accuracy has denominator 1 an example;
+object recall has the number of true objects. Intervals resample examples, so examples with many objects weigh as they
+do in the value.
 """
 
 from __future__ import annotations
@@ -109,10 +111,10 @@ def chance_levels(
 ) -> dict[str, float]:
     """Computes the value of each metric that needs no image: the better of two sets of blind answers.
 
-    - *shuffled*: the model's own answers, each given to another example (mean over `PERMUTATIONS` shifts of a seeded shuffle), which
-      keeps the model's habits and frequencies;
-    - *constant*: the best single answer for all examples, chosen on the test examples themselves, so that it is never too low. It is
-      not used for metrics where lower is better: an empty answer never hallucinates.
+    - *shuffled*: the model's own answers, each given to another example (mean over `PERMUTATIONS` shifts of a seeded
+      shuffle), which keeps the model's habits and frequencies;
+    - *constant*: the best single answer for all examples, chosen on the test examples themselves, so that it is never
+      too low. It is not used for metrics where lower is better: an empty answer never hallucinates.
 
     Metrics without blind answers (kinds of degeneration) have no chance level.
     """

@@ -48,7 +48,8 @@ def evaluate(request: EvaluateRequest, answer_all: AnswerAll) -> Evaluation:
         answer_all: generation backend, this process or actors on a cluster (`mgpt.execution.batch_inference`).
 
     Raises:
-        ValueError: a task has no held-out examples, a checkpoint has no weights, or an answer did not come back (the report is written
+        ValueError: a task has no held-out examples, a checkpoint has no weights, or an answer did not come back (the
+        report is written
             first).
     """
     settings = request.settings

@@ -5,8 +5,8 @@
 - `*_with_hallucination` (CHAIR_s): texts with at least one such object / texts;
 - `*_words`: mean length in words.
 
-Truth is the annotated objects of the image together with those that its reference captions name, as in CHAIR. Rates are 0..1, not
-per cent.
+Truth is the annotated objects of the image together with those that its reference captions name, as in CHAIR. Rates are
+0..1, not per cent.
 """
 
 from __future__ import annotations

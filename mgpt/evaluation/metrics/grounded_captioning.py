@@ -1,8 +1,8 @@
 """Grounded captions: precision and recall of (phrase, box) pairs.
 
-A predicted pair is right when a true pair that is still free has the same phrase (case, punctuation and articles ignored, or the same
-objects of the vocabulary) and an IoU above 0.5. Pairs are matched greedily in the order of the answer, each with the free true pair of
-highest IoU. `grounded_captioning_box_recall` ignores the phrases.
+A predicted pair is right when a true pair that is still free has the same phrase (case, punctuation and articles
+ignored, or the same objects of the vocabulary) and an IoU above 0.5. Pairs are matched greedily in the order of the
+answer, each with the free true pair of highest IoU. `grounded_captioning_box_recall` ignores the phrases.
 """
 
 from __future__ import annotations

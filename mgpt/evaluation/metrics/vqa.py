@@ -1,10 +1,10 @@
 """Visual question answering: `vqa_accuracy` by the dataset's own rule, and `vqa_exact`, equality with any reference.
 
-- `official`: VQA v2's accuracy over ten people's answers with the quirks of its published evaluator (vqaEvaluation/vqaEval.py), for
-  four or more reference answers (VQAv2, OK-VQA, A-OKVQA);
+- `official`: VQA v2's accuracy over ten people's answers with the quirks of its published evaluator
+  (vqaEvaluation/vqaEval.py), for four or more reference answers (VQAv2, OK-VQA, A-OKVQA);
 - `vizwiz`: min(matches / 3, 1) without leave-one-out or normalisation, as the original eval_vqa.py computes VizWiz;
-- `exact`: equality with any reference, lower-case and trimmed (GQA; VSR's true/false; Hateful Memes' yes/no), used where there are
-  fewer than four references;
+- `exact`: equality with any reference, lower-case and trimmed (GQA; VSR's true/false; Hateful Memes' yes/no), used
+  where there are fewer than four references;
 - `ranked`: the choice with the lowest loss (IconVQA), see `mgpt.inference.generation.choice_losses`.
 """
 
@@ -25,8 +25,8 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 NUMBERS = {word: str(n) for n, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
 ARTICLES = ("a", "an", "the")
 DIGIT_COMMA = re.compile(r"(\d)(\,)(\d)")
-# Contract: the published evaluator's pattern has `(?!<=` where a look-behind was meant, and passes re.UNICODE (32) as the count; both
-# are kept, because scores depend on them.
+# Contract: the published evaluator's pattern has `(?!<=` where a look-behind was meant, and passes re.UNICODE (32) as
+# the count; both are kept, because scores depend on them.
 PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 PERIOD_COUNT = 32
 CONTRACTED = Path(__file__).with_name("contractions.txt").read_text(encoding="utf-8").split()
@@ -47,7 +47,8 @@ CONTRACTIONS = _contractions()
 def official(prediction: str, references: Sequence[str]) -> float:
     """Computes VQA accuracy of one answer, 0..1: the mean over people of min(1, matches among the others / 3).
 
-    As in the published evaluator, punctuation, digits, articles and contractions are normalised only where the references differ.
+    As in the published evaluator, punctuation, digits, articles and contractions are normalised only where the
+    references differ.
     """
     answer = prediction.lower().replace("<unk>", "").replace("\n", " ").replace("\t", " ").strip()
     people = [reference.replace("\n", " ").replace("\t", " ").strip() for reference in references]

@@ -26,17 +26,12 @@ DATA_TASKS = {
     "grounded_captioning": ("grounding",),
     "description": ("describe",),
 }
-# Without samples of those tasks, the images of these are used, the first task that has any, prompted by the first task
-# above.
+# Without samples of those tasks, those of the first task here that has any, prompted by the first task above.
 FALLBACKS = {"description": ("caption", "caption-bare"), "captioning": ("caption-bare", "describe")}
 ONE_EXAMPLE_PER_IMAGE = ("captioning", "grounded_captioning", "description")
 ABOUT_ONE_BOX = ("rec", "reg")
-DESCRIBING = (
-    "caption",
-    "caption-bare",
-    "describe",
-    "grounding",
-)  # data tasks whose references name objects of the image
+# Data tasks whose references name objects of the image.
+DESCRIBING = ("caption", "caption-bare", "describe", "grounding")
 
 
 @dataclass(frozen=True)

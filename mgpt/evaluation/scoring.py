@@ -1,5 +1,4 @@
-"""Scores of one task's answers: values, bootstrap intervals, chance levels, slices, and counts of missing and unparsed
-answers.
+"""Scores of one task's answers: values, bootstrap intervals, chance levels, slices, missing and unparsed answers.
 
 A metric is a ratio of sums over examples: `sum(numerator) / sum(denominator)`. Accuracy has denominator 1 an example;
 object recall has the number of true objects. Intervals resample examples, so examples with many objects weigh as they
@@ -44,13 +43,13 @@ def score_examples(
     """
     if not examples:
         raise ValueError(
-            f"evaluate: task '{family.task}' has no held-out examples; curate a test split with this task, or remove the task "
-            f"from evaluate.tasks"
+            f"evaluate: task '{family.task}' has no held-out examples; curate a test split with this task, or "
+            f"remove it from evaluate.tasks"
         )
     if len(examples) != len(answers):
         raise ValueError(
-            f"evaluate: {len(answers)} answers for {len(examples)} examples of task '{family.task}'; give one answer for each "
-            f"example, None for a missing one"
+            f"evaluate: {len(answers)} answers for {len(examples)} examples of task '{family.task}'; give one answer "
+            f"for each example, None for a missing one"
         )
     example_scores = [score_answer(family, *pair) for pair in zip(examples, answers, strict=True)]
     given = [one for one, answer in zip(example_scores, answers, strict=True) if answer is not None]

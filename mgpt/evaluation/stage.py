@@ -65,8 +65,8 @@ def evaluate(request: EvaluateRequest, answer_all: AnswerAll) -> Evaluation:
     write_report(evaluation, request.out)
     if evaluation.missing:
         raise ValueError(
-            f"evaluate.{request.model_name}: {evaluation.missing} answers are missing; see the rows with answer = null in "
-            f"{request.out / 'predictions.parquet'}, and run the stage again"
+            f"evaluate.{request.model_name}: {evaluation.missing} answers are missing; see the rows with answer = null "
+            f"in {request.out / 'predictions.parquet'}, and run the stage again"
         )
     return evaluation
 

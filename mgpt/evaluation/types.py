@@ -88,9 +88,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class ExampleScore:
-    """Contributions of one answer by metric name. `parsed` is False when the answer lacks the form that its task
-    requires.
-    """
+    """Contributions of one answer by metric name; `parsed` is False when it lacks the form that its task requires."""
 
     contributions: dict[str, Contribution]
     parsed: bool = True

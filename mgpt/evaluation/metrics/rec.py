@@ -1,16 +1,15 @@
-"""Referring expression comprehension: the share of expressions whose predicted box has an IoU above 0.5 with the true
-one.
+"""Referring expression comprehension: IoU of the predicted and the true box.
 
-- `rec_accuracy`, the reported one: intersection over union on continuous pixels, strictly above 0.5, of the first
-  complete box anywhere in the answer;
+- `rec_accuracy`, the reported one: share of expressions where the IoU on continuous pixels of the first complete box
+  anywhere in the answer is strictly above 0.5;
 - `rec_accuracy_original`: the rule of the original code (eval_scripts/eval_ref.py, common/eval_utils.py). The answer,
   without spaces and `<unk>`, must begin with the box and hold exactly four numbers, and both end pixels count (+1);
 - `rec_mean_iou`: mean IoU of the first complete box, 0 where there is none.
 
 The reported rule is stricter on small images; on photographs the two differ by a few tenths of a percentage point.
 
-Examples are keyed by the expression's own sample, never by the image: with the image as key a perfect model scores 40.5
-% on RefCOCO val, since expressions overwrite each other.
+Examples are keyed by the expression's own sample, never by the image: with the image as key, expressions overwrite each
+other, and a perfect model scores 40.5 % on RefCOCO val.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_busy_endpoint_is_retried_after_the_time_it_names(endpoint):
 
 def test_attempts_are_limited(endpoint):
     endpoint.failures = 2
-    with pytest.raises(ValueError, match="HTTP 503.*busy"):
+    with pytest.raises(ValueError, match=r"HTTP 503.*busy"):
         EndpointRepairer(endpoint.settings).complete("a")
     assert len(endpoint.seen) == 2
 

@@ -19,6 +19,7 @@ def body(context: StageContext) -> dict[str, object]:
     with context.ray():
         from mgpt.evaluation import EvaluateRequest, evaluate
         from mgpt.execution.batch_inference import answer_on_ray
+        from mgpt.reporting.visualize import GALLERY, write_gallery
 
         request = EvaluateRequest(
             model_name=context.model_name,
@@ -31,6 +32,8 @@ def body(context: StageContext) -> dict[str, object]:
         )
         with context.work("evaluate"):
             evaluation = evaluate(request, answer_on_ray(request.settings.generation, report))
+            if request.settings.images:
+                write_gallery(evaluation, request.settings.images, context.out / GALLERY)
     last = evaluation.scores[context.section.checkpoints[-1]]
     context.tracker.log_metrics({name: score.value for name, score in last.items()})
     context.tracker.log_artifact(context.out)

@@ -1,4 +1,4 @@
-"""Which mended descriptions survive, and why the others do not."""
+"""Filters of repaired descriptions, each with a reject reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mgpt.data.text_utils import sentences, words
 from mgpt.data.vocabulary import load_vocabulary
 from mgpt.inference.degeneration import degeneration_kinds
 
-# Kinds of leftovers that the paper names: the repairing model's own apologies.
+# Apologies of the repairing model, which the paper names among its leftovers.
 APOLOGIES = (
     "i'm sorry",
     "i am sorry",
@@ -24,15 +24,19 @@ APOLOGIES = (
 
 
 class Filters:
-    """Stateful over one run: it counts equal descriptions."""
+    """The filters of one run. Stateful: counts equal descriptions."""
 
     def __init__(self, settings: FilterSettings) -> None:
         self.settings = settings
         self.seen: Counter[str] = Counter()
 
-    def reason(self, text: str, change: float, caption: str = "") -> str:
-        """Why a description goes, whose image came with `caption`; an empty string for one that stays. The first rule that it breaks is
-        named."""
+    def reject_reason(self, text: str, change: float, caption: str = "") -> str:
+        """Returns the name of the first rule that a description breaks, or an empty string.
+
+        Args:
+            change: share of its words that repair removed or replaced, 0..1.
+            caption: the first caption of its image.
+        """
         settings = self.settings
         lowered = text.lower().replace("’", "'")
         broken = degeneration_kinds(text, True)
@@ -40,28 +44,31 @@ class Filters:
             ("apology", any(apology in lowered for apology in APOLOGIES)),
             ("too_short", len(text) < settings.minimum_characters or len(sentences(text)) < settings.minimum_sentences),
             ("too_long", len(text) > settings.maximum_characters),
-            ("not_english", foreign_share(text) > settings.maximum_foreign),
+            ("non_latin_script", non_latin_share(text) > settings.maximum_foreign),
             (f"still_{broken[0]}" if broken else "", bool(broken)),
             ("changed_too_much", change > settings.maximum_change),
-            ("misses_objects", bool(settings.minimum_named) and self._named(text, caption) < settings.minimum_named),
+            (
+                "misses_objects",
+                bool(settings.minimum_named) and self._named_share(text, caption) < settings.minimum_named,
+            ),
             ("same_as_others", self._is_too_common(text)),
         )
         return next((name for name, breaks in rules if breaks), "")
 
-    def _named(self, text: str, caption: str) -> float:
-        """Share of the caption's objects that the text names, 0..1; 1 for a caption without any."""
+    def _named_share(self, text: str, caption: str) -> float:
+        """Computes the share of the caption's objects that the text names, 0..1; 1 for a caption without objects."""
         vocabulary = load_vocabulary(self.settings.vocabulary)
-        wanted, said = Counter(vocabulary.mentions(caption)), Counter(vocabulary.mentions(text))
-        return (wanted & said).total() / wanted.total() if wanted else 1.0
+        expected, named = Counter(vocabulary.mentions(caption)), Counter(vocabulary.mentions(text))
+        return (expected & named).total() / expected.total() if expected else 1.0
 
     def _is_too_common(self, text: str) -> bool:
-        said = " ".join(words(text))
-        self.seen[said] += 1
-        return self.seen[said] > self.settings.maximum_same
+        key = " ".join(words(text))
+        self.seen[key] += 1
+        return self.seen[key] > self.settings.maximum_same
 
 
-def foreign_share(text: str) -> float:
-    """Share of the letters that are not Latin ones, 0..1."""
+def non_latin_share(text: str) -> float:
+    """Computes the share of letters outside the Latin script, 0..1; 0 for a text without letters."""
     letters = [letter for letter in text if letter.isalpha()]
-    foreign = [letter for letter in letters if not unicodedata.name(letter, "").startswith("LATIN")]
-    return len(foreign) / len(letters) if letters else 0.0
+    others = [letter for letter in letters if not unicodedata.name(letter, "").startswith("LATIN")]
+    return len(others) / len(letters) if letters else 0.0

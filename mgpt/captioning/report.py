@@ -1,4 +1,4 @@
-"""The report of the `describe` stage: counts by reason, how far texts were changed, failures before and after, and examples."""
+"""The report of the `describe` stage: counts by reject reason, change, degeneration and examples."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 
 import numpy as np
 
+from mgpt.captioning.types import Description
 from mgpt.inference.degeneration import degeneration_kinds
-from mgpt.inference.types import GenerationOutput
 from mgpt.storage import write_atomic
 
-EXAMPLES = 5
-Row = tuple[GenerationOutput, str, float, str]  # generated, mended, change, reason for dropping
+MAX_EXAMPLES = 5  # a reject reason
+MAX_CHARACTERS = 600  # of an example
 
 
-def write_describe_report(counts: Mapping[str, int], rows: Sequence[Row], out: Path) -> None:
-    """Write `metrics.json` and `report.md`."""
+def write_describe_report(counts: Mapping[str, int], descriptions: Sequence[Description], out: Path) -> None:
+    """Writes `metrics.json` and `report.md` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    figures = measure(counts, rows)
-    write_atomic(out / "metrics.json", (json.dumps(figures, indent=1, sort_keys=True) + "\n").encode())
-    write_atomic(out / "report.md", _markdown(figures, rows).encode())
+    metrics = measure(descriptions)
+    content = json.dumps({"counts": dict(counts), **metrics}, indent=1, sort_keys=True)
+    write_atomic(out / "metrics.json", (content + "\n").encode())
+    write_atomic(out / "report.md", _markdown(counts, metrics, descriptions).encode())
 
 
-def measure(counts: Mapping[str, int], rows: Sequence[Row]) -> dict[str, object]:
-    """Counts, failure rates of the generated and of the kept texts, and quantiles of the change of the kept."""
-    kept = [(mended, change) for _, mended, change, reason in rows if not reason]
-    changes = [change for _, change in kept] or [0.0]
-    before = [bool(degeneration_kinds(generated.text, generated.finished)) for generated, *_ in rows]
-    after = [bool(degeneration_kinds(mended, True)) for mended, _ in kept]
+def measure(descriptions: Sequence[Description]) -> dict[str, float]:
+    """Computes failure rates of generated and of kept texts, and mean and quantiles of the change of kept ones."""
+    kept = [one for one in descriptions if one.kept]
+    changes = [one.change for one in kept] or [0.0]
+    before = [bool(degeneration_kinds(one.answer.text, one.answer.finished)) for one in descriptions]
+    after = [bool(degeneration_kinds(one.repaired.text, True)) for one in kept]
     return {
-        "counts": dict(counts),
         "failure_rate_generated": float(np.mean(before)) if before else 0.0,
         "failure_rate_kept": float(np.mean(after)) if after else 0.0,
         "change_mean": float(np.mean(changes)),
@@ -40,36 +40,23 @@ def measure(counts: Mapping[str, int], rows: Sequence[Row]) -> dict[str, object]
     }
 
 
-def _markdown(figures: Mapping[str, object], rows: Sequence[Row]) -> str:
-    counts = figures["counts"]
-    assert isinstance(counts, dict)
-    lines = [
-        "# Descriptions",
-        "",
-        "| what | count |",
-        "| --- | --- |",
-        *(f"| {name} | {number} |" for name, number in counts.items()),
-        "",
-    ]
-    lines += [
-        "| measure | value |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.3f} |" for name, value in figures.items() if isinstance(value, float)),
-        "",
-    ]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row[3], []).append(row)
+def _markdown(counts: Mapping[str, int], metrics: Mapping[str, float], descriptions: Sequence[Description]) -> str:
+    lines = ["# Descriptions", "", "| count | value |", "| --- | --- |"]
+    lines += [f"| {name} | {number} |" for name, number in counts.items()]
+    lines += ["", "| measure | value |", "| --- | --- |"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in metrics.items()]
+    lines += [""]
+    groups: dict[str, list[Description]] = {}
+    for one in descriptions:
+        groups.setdefault(one.reject_reason, []).append(one)
     for reason, members in sorted(groups.items()):
         lines += [f"## {'Dropped: ' + reason if reason else 'Kept, most changed first'}", ""]
-        for generated, mended, change, _ in sorted(members, key=lambda row: -row[2])[:EXAMPLES]:
-            lines += [
-                f"- generated: `{_inline(generated.text)}`",
-                f"  mended ({change:.0%} changed): `{_inline(mended)}`",
-            ]
+        for one in sorted(members, key=lambda one: -one.change)[:MAX_EXAMPLES]:
+            lines.append(f"- generated: `{_inline(one.answer.text)}`")
+            lines.append(f"  repaired ({one.change:.0%} changed): `{_inline(one.repaired.text)}`")
         lines.append("")
     return "\n".join(lines)
 
 
 def _inline(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())[:600]
+    return " ".join(text.replace("`", "'").split())[:MAX_CHARACTERS]

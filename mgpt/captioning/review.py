@@ -1,6 +1,4 @@
-"""The file in which a person decides: one row a description, `decision` empty, `accept` or `reject`, and a text that may be corrected by
-hand.
-"""
+"""The review file: one CSV row a description, where a person writes `accept` or `reject` and may correct the text."""
 
 from __future__ import annotations
 
@@ -17,8 +15,17 @@ DECISIONS = ("", "accept", "reject")
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """`key`: the image's sample. `reason`: why the filters would drop it, empty where they would not. `digest`: of the generated text,
-    so that a decision on another text is not taken for one on this."""
+    """One row of the review file.
+
+    Attributes:
+        key: id of the image's sample.
+        reason: reject reason of the filters, empty where they keep the description.
+        change: share of its words that repair removed or replaced, 0..1.
+        steps: repair steps that changed it, separated by spaces.
+        original: the generated text.
+        image: dataset and source of the image.
+        digest: of `original`, so that a decision on another text is recognised.
+    """
 
     key: str
     decision: str
@@ -32,36 +39,27 @@ class ReviewRow:
 
 
 def digest(original: str) -> str:
-    """Short hash of a generated text."""
+    """Returns a short hash of a generated text."""
     return hashlib.sha256(original.encode()).hexdigest()[:16]
 
 
 def write_review(rows: Iterable[ReviewRow]) -> bytes:
-    """The CSV, rows in the given order."""
+    """Encodes rows as CSV, in the given order."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow(
-            [
-                row.key,
-                row.decision,
-                row.text,
-                row.reason,
-                f"{row.change:.3f}",
-                row.steps,
-                row.original,
-                row.image,
-                row.digest,
-            ]
-        )
+        values = {**vars(row), "change": f"{row.change:.3f}"}
+        writer.writerow([values[column] for column in COLUMNS])
     return buffer.getvalue().encode()
 
 
 def read_review(path: str | Path) -> dict[str, ReviewRow]:
-    """Rows by key.
+    """Reads a review file as key -> row.
 
-    Raises ValueError, with the line, for a file that is no review: columns missing, a decision that is not known, a key twice, or no UTF-8.
+    Raises:
+        ValueError: columns are missing, a decision is unknown, a key occurs twice, or the file is not UTF-8; names the
+        line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -71,15 +69,15 @@ def read_review(path: str | Path) -> dict[str, ReviewRow]:
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
     if missing:
         raise ValueError(
-            f"describe.review: {path} lacks the columns {', '.join(missing)}; start from a copy of results/describe/review.csv"
+            f"describe.review: {path} has no column {', '.join(missing)}; start from a copy of "
+            f"results/describe/review.csv"
         )
     rows: dict[str, ReviewRow] = {}
     for record in reader:
-        row = _row(record, f"describe.review: {path} line {reader.line_num}")
+        where = f"describe.review: {path} line {reader.line_num}"
+        row = _row(record, where)
         if row.key in rows:
-            raise ValueError(
-                f"describe.review: {path} line {reader.line_num}: the key {row.key} stands twice; keep one row a description"
-            )
+            raise ValueError(f"{where}: key {row.key} occurs twice; keep one row a description")
         rows[row.key] = row
     return rows
 
@@ -87,23 +85,23 @@ def read_review(path: str | Path) -> dict[str, ReviewRow]:
 def _row(record: dict[str, str], where: str) -> ReviewRow:
     decision = (record["decision"] or "").strip().lower()
     if decision not in DECISIONS:
-        raise ValueError(f"{where}: the decision '{record['decision']}' is not known; write accept, reject or nothing")
+        raise ValueError(f"{where}: unknown decision '{record['decision']}'; write accept, reject or nothing")
     if decision == "accept" and not (record["text"] or "").strip():
         raise ValueError(f"{where}: an accepted description has no text; write one, or reject the row")
     try:
-        changed = float(record["change"] or 0)
+        change = float(record["change"] or 0)
     except ValueError as error:
         raise ValueError(
-            f"{where}: the change '{record['change']}' is not a number; leave that column as it was"
+            f"{where}: change '{record['change']}' is not a number; leave that column as it was written"
         ) from error
     return ReviewRow(
-        record["key"],
-        decision,
-        record["text"],
-        record["reason"],
-        changed,
-        record["steps"],
-        record["original"],
-        record["image"],
-        record["digest"],
+        key=record["key"],
+        decision=decision,
+        text=record["text"],
+        reason=record["reason"],
+        change=change,
+        steps=record["steps"],
+        original=record["original"],
+        image=record["image"],
+        digest=record["digest"],
     )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mgpt.config.base import ExistingPath, Section, mistake
 
-TASKS = ("refer", "identify", "vqa", "caption", "grounding", "describe")  # what has a metric family in mgpt.evaluation
+TASKS = ("rec", "reg", "vqa", "captioning", "grounded_captioning", "description")  # of mgpt.evaluation.metrics
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -1,6 +1,6 @@
-"""Judging: what checkpoints answer to held-out questions, and what their answers are worth.
+"""Evaluation: answers of checkpoints to held-out questions, and their scores.
 
-Names are imported on first use: a metric costs no torch import.
+Names are imported on first use, so that importing a metric does not load the readers of curated data.
 """
 
 from __future__ import annotations

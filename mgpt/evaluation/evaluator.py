@@ -1,64 +1,36 @@
-"""Several checkpoints of one model, asked the same held-out questions, scored side by side."""
+"""Evaluation of several checkpoints of one model on the same held-out examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
 from mgpt.data.vocabulary import Vocabulary, load_vocabulary
-from mgpt.evaluation.examples import Item, ItemRules, build_items
-from mgpt.evaluation.metrics.captioning import caption_family, description_family
-from mgpt.evaluation.metrics.grounded_captioning import grounding_family
-from mgpt.evaluation.metrics.rec import FAMILY as REFER
-from mgpt.evaluation.metrics.reg import FAMILY as IDENTIFY
-from mgpt.evaluation.metrics.vqa import FAMILY as VQA
-from mgpt.evaluation.scoring import Family, Judgement, Reply, Score, chance_levels, score_family
+from mgpt.evaluation.examples import ExampleOptions, build_examples
+from mgpt.evaluation.metrics import rec, reg, vqa
+from mgpt.evaluation.metrics.captioning import captioning_family, description_family
+from mgpt.evaluation.metrics.grounded_captioning import grounded_captioning_family
+from mgpt.evaluation.scoring import chance_levels, score_examples
+from mgpt.evaluation.types import Evaluation, Example, MetricFamily, Prediction, Score
 from mgpt.inference.types import CheckpointRequest, GenerationBackend, GenerationOutput, GenerationRequest, ModelSource
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One checkpoint's answer to one item; `answer` None where none came back."""
-
-    checkpoint: str
-    item: Item
-    answer: GenerationOutput | None
-    judgement: Judgement
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`scores`: checkpoint -> metric -> score, checkpoints in the order of training. `predictions`: all of them, in the order of the
-    items.
-    """
-
-    model_name: str
-    scores: dict[str, dict[str, Score]]
-    predictions: list[Prediction]
-
-    @property
-    def missing(self) -> int:
-        """Answers that never came back."""
-        return sum(prediction.answer is None for prediction in self.predictions)
-
-
-def families(vocabulary: Vocabulary) -> dict[str, Family]:
-    """The metric families by task."""
+def metric_families(vocabulary: Vocabulary) -> dict[str, MetricFamily]:
+    """Returns the metric family of each evaluation task."""
     return {
-        "refer": REFER,
-        "identify": IDENTIFY,
-        "vqa": VQA,
-        "caption": caption_family(vocabulary),
-        "grounding": grounding_family(vocabulary),
-        "describe": description_family(vocabulary),
+        "rec": rec.FAMILY,
+        "reg": reg.FAMILY,
+        "vqa": vqa.FAMILY,
+        "captioning": captioning_family(vocabulary),
+        "grounded_captioning": grounded_captioning_family(vocabulary),
+        "description": description_family(vocabulary),
     }
 
 
-def run_suite(
+def evaluate_checkpoints(
     model_name: str,
     settings: ModelEvaluationSettings,
     samples: Sequence[Sample],
@@ -68,69 +40,81 @@ def run_suite(
     answer_all: GenerationBackend,
     tasks: Mapping[str, Task] | None = None,
 ) -> Evaluation:
-    """Ask and score. `checkpoints`: name -> folder of trained weights, in the order of training; `untrained` needs none.
+    """Generates and scores the answers of every checkpoint.
 
-    Raises ValueError when a task has no held-out items or a checkpoint has no weights.
+    Args:
+        samples: held-out samples of every task.
+        backbones: name -> folder or URI.
+        checkpoints: name -> folder of trained weights, in the order of training; `untrained` needs none.
+        answer_all: generation backend.
+        tasks: data tasks by name; None for the shipped ones.
+
+    Raises:
+        ValueError: a task has no held-out examples, or a checkpoint has no weights.
     """
-    items = choose_items(settings, samples, tasks)
+    examples = select_examples(settings, samples, tasks)
     source = ModelSource.of(backbones, checkpoints, settings.format, settings.generation, settings.seed)
-    asked = [
-        (item, _ask(settings, item, position)) for members in items.values() for position, item in enumerate(members)
-    ]
-    answers = answer_all(source, [ask for _, ask in asked])
-    return score_answers(
-        model_name, settings, items, {item.id: found for (item, _), found in zip(asked, answers, strict=True)}
-    )
+    flat = [(example, position) for members in examples.values() for position, example in enumerate(members)]
+    answers = answer_all(source, [_request(settings, example, position) for example, position in flat])
+    by_id = {example.id: found for (example, _), found in zip(flat, answers, strict=True)}
+    return score_answers(model_name, settings, examples, by_id)
 
 
-def choose_items(
+def select_examples(
     settings: ModelEvaluationSettings, samples: Sequence[Sample], tasks: Mapping[str, Task] | None = None
-) -> dict[str, list[Item]]:
-    """Task -> its items. Raises ValueError that names every task without items."""
+) -> dict[str, list[Example]]:
+    """Builds the examples of each task of the settings.
+
+    Raises:
+        ValueError: tasks have no examples; names every one.
+    """
     vocabulary = load_vocabulary(settings.vocabulary)
-    items = {
-        name: build_items(samples, name, vocabulary, ItemRules(ask.items, settings.seed, settings.size_limits, tasks))
-        for name, ask in settings.tasks.items()
-    }
-    empty = [name for name, found in items.items() if not found]
+    examples = {}
+    for name, task in settings.tasks.items():
+        options = ExampleOptions(task.items, settings.seed, settings.size_limits, tasks)
+        examples[name] = build_examples(samples, name, vocabulary, options)
+    empty = [name for name, found in examples.items() if not found]
     if empty:
-        have = ", ".join(sorted({sample.task for sample in samples})) or "none"
+        curated = ", ".join(sorted({sample.task for sample in samples})) or "none"
         raise ValueError(
-            f"evaluate.tasks: no held-out items of {', '.join(empty)} in splits {', '.join(settings.splits)}; the curated tasks there are: "
-            f"{have}"
+            f"evaluate.tasks: no held-out examples of {', '.join(empty)} in splits {', '.join(settings.splits)}; "
+            f"remove the tasks, or add datasets that have them (curated tasks: {curated})"
         )
-    return items
+    return examples
 
 
-def _ask(settings: ModelEvaluationSettings, item: Item, position: int) -> CheckpointRequest:
-    asked = settings.tasks[item.task]
-    early = settings.checkpoints if position < asked.early_items else settings.checkpoints[-1:]
-    choices = item.choices if item.dataset in settings.ranked_datasets else ()
-    return CheckpointRequest(
-        GenerationRequest((item.image,), item.messages), tuple(early), asked.max_new_tokens, choices=choices
-    )
+def _request(settings: ModelEvaluationSettings, example: Example, position: int) -> CheckpointRequest:
+    task = settings.tasks[example.task]
+    checkpoints = settings.checkpoints if position < task.early_items else settings.checkpoints[-1:]
+    choices = example.choices if example.dataset in settings.ranked_datasets else ()
+    request = GenerationRequest((example.image,), example.messages)
+    return CheckpointRequest(request, tuple(checkpoints), task.max_new_tokens, choices=choices)
 
 
 def score_answers(
     model_name: str,
     settings: ModelEvaluationSettings,
-    items: Mapping[str, Sequence[Item]],
+    examples: Mapping[str, Sequence[Example]],
     answers: Mapping[str, Mapping[str, GenerationOutput]],
 ) -> Evaluation:
-    """`answers`: item id -> checkpoint -> answer; a checkpoint that was asked and is not there counts as missing."""
-    known = families(load_vocabulary(settings.vocabulary))
+    """Scores given answers.
+
+    Args:
+        examples: task -> its examples.
+        answers: example id -> checkpoint -> answer; a requested answer that is absent counts as missing.
+    """
+    families = metric_families(load_vocabulary(settings.vocabulary))
     scores: dict[str, dict[str, Score]] = {name: {} for name in settings.checkpoints}
     predictions: list[Prediction] = []
-    for position, checkpoint in enumerate(settings.checkpoints):
-        for task, members in items.items():
-            is_last = position == len(settings.checkpoints) - 1
-            asked = members if is_last else members[: settings.tasks[task].early_items]
-            given = [answers.get(item.id, {}).get(checkpoint) for item in asked]
-            replies = [None if found is None else Reply(found.text, found.finished) for found in given]
-            chance = chance_levels(known[task], asked, replies, settings.seed)
-            found_scores, judgements = score_family(
-                known[task], asked, replies, chance=chance, resamples=settings.resamples, seed=settings.seed
+    for checkpoint in settings.checkpoints:
+        is_last = checkpoint == settings.checkpoints[-1]
+        for task, members in examples.items():
+            chosen = members if is_last else members[: settings.tasks[task].early_items]
+            given = [answers.get(example.id, {}).get(checkpoint) for example in chosen]
+            chance = chance_levels(families[task], chosen, given, settings.seed)
+            task_scores, example_scores = score_examples(
+                families[task], chosen, given, chance=chance, resamples=settings.resamples, seed=settings.seed
             )
-            scores[checkpoint].update(found_scores)
-            predictions += [Prediction(checkpoint, *row) for row in zip(asked, given, judgements, strict=True)]
+            scores[checkpoint].update(task_scores)
+            predictions += [Prediction(checkpoint, *row) for row in zip(chosen, given, example_scores, strict=True)]
     return Evaluation(model_name, scores, predictions)

@@ -1,4 +1,4 @@
-"""The `evaluate` stage's body: held-out samples in, scores and images out."""
+"""The `evaluate` stage: from held-out samples to scores and a report."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import pyarrow.parquet as pq
 from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
-from mgpt.evaluation.evaluator import Evaluation, run_suite
+from mgpt.evaluation.evaluator import evaluate_checkpoints
 from mgpt.evaluation.report import write_report
+from mgpt.evaluation.types import Evaluation
 from mgpt.inference.types import GenerationBackend
-from mgpt.reporting.visualize import write_gallery
 from mgpt.storage import Manifest, Store
-
-IMAGES = "images.png"
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What to evaluate.
+    """Inputs of an evaluation.
 
-    `checkpoints`: name -> folder that `save_trainable` wrote, in the order of training and without `untrained`. `backbones`: name -> folder or
-    URI. `curated`: manifest of the `curate` stage. `out`: where the report goes. `tasks`: the tasks by name where a user added some.
+    Attributes:
+        curated: manifest of the `curate` stage.
+        backbones: name -> folder or URI.
+        checkpoints: name -> folder written by `save_trainable`, in the order of training and without `untrained`.
+        out: folder of the report.
+        tasks: data tasks by name; None for the shipped ones.
     """
 
     model_name: str
@@ -40,31 +42,31 @@ class EvaluateRequest:
 
 
 def evaluate(request: EvaluateRequest, answer_all: GenerationBackend) -> Evaluation:
-    """Ask every checkpoint, score, and write `report.FILES` and `images.png` into `request.out`.
+    """Evaluates every checkpoint and writes `report.FILES` into `request.out`.
 
-    `answer_all` is who answers: this process, or actors on a cluster (`mgpt.execution.batch_inference`).
+    Args:
+        answer_all: generation backend, this process or actors on a cluster (`mgpt.execution.batch_inference`).
 
-    Raises ValueError when a task has no held-out items, a checkpoint has no weights, or an answer did not come back (the report is written
-    first).
+    Raises:
+        ValueError: a task has no held-out examples, a checkpoint has no weights, or an answer did not come back (the
+        report is written
+            first).
     """
     settings = request.settings
-    samples = list(read_samples(request.store, request.curated, settings.splits, settings.datasets))
-    evaluation = run_suite(
+    evaluation = evaluate_checkpoints(
         request.model_name,
         settings,
-        samples,
+        list(read_samples(request.store, request.curated, settings.splits, settings.datasets)),
         request.backbones,
         request.checkpoints,
         answer_all=answer_all,
         tasks=request.tasks,
     )
     write_report(evaluation, request.out)
-    if settings.images:
-        write_gallery(evaluation, settings.images, request.out / IMAGES)
     if evaluation.missing:
         raise ValueError(
-            f"evaluate.{request.model_name}: {evaluation.missing} answers did not come back; see answer = null in "
-            f"{request.out / 'predictions.parquet'}"
+            f"evaluate.{request.model_name}: {evaluation.missing} answers are missing; see the rows with answer = null "
+            f"in {request.out / 'predictions.parquet'}, and run the stage again"
         )
     return evaluation
 
@@ -72,9 +74,10 @@ def evaluate(request: EvaluateRequest, answer_all: GenerationBackend) -> Evaluat
 def read_samples(
     store: Store, curated: Manifest, splits: Sequence[str], datasets: Sequence[str] = ()
 ) -> Iterator[Sample]:
-    """Samples of the named splits (and datasets, unless none is named), shard by shard.
+    """Yields the samples of the named splits and datasets (of all datasets where none is named), shard by shard.
 
-    Raises ValueError when no shard has such samples, naming what there is.
+    Raises:
+        ValueError: no shard has such samples; names the datasets and splits there are.
     """
     entries = [
         entry
@@ -83,8 +86,8 @@ def read_samples(
     ]
     if not entries:
         have = sorted({f"{entry.meta.get('dataset')}/{entry.meta.get('split')}" for entry in curated.entries})
-        wanted = f"splits {', '.join(splits)}" + (f" of {', '.join(datasets)}" if datasets else "")
-        raise ValueError(f"the curated data has no shards for {wanted}; it has {', '.join(have) or 'nothing'}")
+        requested = f"splits {', '.join(splits)}" + (f" of {', '.join(datasets)}" if datasets else "")
+        raise ValueError(f"curated data has no shards of {requested}; it has {', '.join(have) or 'none'}")
     for entry in sorted(entries, key=lambda entry: entry.name):
         for row in pq.read_table(io.BytesIO(store.read(entry.uri))).to_pylist():
             yield Sample.from_row(row)

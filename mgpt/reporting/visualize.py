@@ -1,4 +1,4 @@
-"""A page of images with what was asked, the true and the predicted boxes, and the answers, large enough to read."""
+"""A gallery of predictions: images with true and predicted boxes, question, answer and reference, as one PNG."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mgpt.data.boxes import Box, parse_boxes, strip_markup
 from mgpt.data.tasks import IMAGE_PREFIX
-from mgpt.evaluation.evaluator import Evaluation, Prediction
-from mgpt.evaluation.examples import Item
+from mgpt.evaluation.types import Evaluation, Example, Prediction
 from mgpt.storage import write_atomic
 
-SIDE = 320  # pixels of an image on the page; small ones are enlarged
-MARGIN = 14
-TEXT_LINES = 10
-LINE = 19
-LETTERS = 40  # of a line of text under an image
+GALLERY = "images.png"  # file name in the results of `evaluate`
+SIDE = 320  # pixels, of an image in the gallery; small images are enlarged
+MARGIN = 14  # pixels
+TEXT_LINES = 10  # under an image
+LINE_HEIGHT = 19  # pixels
+LINE_CHARACTERS = 40
 TRUE_COLOUR = (0, 190, 90)
 PREDICTED_COLOUR = (230, 0, 160)
 RIGHT_COLOUR = (0, 120, 60)
@@ -28,89 +28,93 @@ WRONG_COLOUR = (180, 30, 30)
 
 
 def write_gallery(evaluation: Evaluation, count: int, path: Path) -> None:
-    """A PNG with `count` images of the last checkpoint, as many of each task as fit; half of a task's images are ones that it got
-    wrong, where there are such.
+    """Writes a PNG with `count` predictions of the last checkpoint, as many of each task as fit.
 
-    True boxes are green, predicted ones magenta. Raises ValueError when there is nothing to show.
+    Half of a task's predictions are wrong ones, where there are enough. True boxes are green, predicted ones magenta.
+
+    Raises:
+        ValueError: there are no predictions.
     """
     chosen = choose(evaluation, count)
     if not chosen:
-        raise ValueError(f"evaluate: {evaluation.model_name} has no predictions to draw; ask at least one item")
+        raise ValueError(
+            f"evaluate: {evaluation.model_name} has no predictions to draw; evaluate at least one example, or set "
+            f"evaluate.{evaluation.model_name}.images to 0"
+        )
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
-    width, height = SIDE + MARGIN, SIDE + LINE * TEXT_LINES + 2 * MARGIN
-    page = Image.new("RGB", (columns * width + MARGIN, rows * height + 3 * MARGIN + LINE), "white")
-    legend = f"{evaluation.model_name}: true boxes green, predicted boxes magenta; Q asked, A answered, T true"
+    width, height = SIDE + MARGIN, SIDE + LINE_HEIGHT * TEXT_LINES + 2 * MARGIN
+    page = Image.new("RGB", (columns * width + MARGIN, rows * height + 3 * MARGIN + LINE_HEIGHT), "white")
+    legend = f"{evaluation.model_name}: true boxes green, predicted boxes magenta; Q question, A answer, T truth"
     ImageDraw.Draw(page).text((MARGIN, MARGIN), legend, fill="black", font=_font())
     for i, prediction in enumerate(chosen):
-        page.paste(panel(prediction), (MARGIN + i % columns * width, 2 * MARGIN + LINE + i // columns * height))
+        left, top = MARGIN + i % columns * width, 2 * MARGIN + LINE_HEIGHT + i // columns * height
+        page.paste(draw_panel(prediction), (left, top))
     buffer = io.BytesIO()
     page.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 
 def choose(evaluation: Evaluation, count: int) -> list[Prediction]:
-    """The images of the page, task by task, right and wrong ones in turn; deterministic."""
+    """Chooses the predictions of the gallery, task by task, right and wrong ones alternating; deterministic."""
     last = list(evaluation.scores)[-1]
     by_task: dict[str, list[Prediction]] = {}
     for prediction in evaluation.predictions:
         if prediction.checkpoint == last:
-            by_task.setdefault(prediction.item.task, []).append(prediction)
+            by_task.setdefault(prediction.example.task, []).append(prediction)
     share = max(1, count // max(1, len(by_task)))
     chosen: list[Prediction] = []
     for members in by_task.values():
         right = [prediction for prediction in members if _is_right(prediction)]
         wrong = [prediction for prediction in members if not _is_right(prediction)]
-        mixed = [p for pair in zip(right, wrong, strict=False) for p in pair]
-        mixed += [prediction for prediction in members if prediction not in mixed] if len(mixed) < share else []
+        mixed = [prediction for pair in zip(right, wrong, strict=False) for prediction in pair]
+        if len(mixed) < share:
+            mixed += [prediction for prediction in members if prediction not in mixed]
         chosen += mixed[:share]
     return chosen[:count]
 
 
 def _is_right(prediction: Prediction) -> bool:
-    """By the first metric of the task."""
-    part = next(iter(prediction.judgement.parts.values()))
-    return part.denominator > 0 and part.numerator / part.denominator > 0.5
+    """Returns True where the first metric of the task is above 0.5."""
+    first = next(iter(prediction.score.contributions.values()))
+    return first.denominator > 0 and first.numerator / first.denominator > 0.5
 
 
-def panel(prediction: Prediction) -> Image.Image:
-    """One image with its boxes, and the texts under it."""
-    item = prediction.item
+def draw_panel(prediction: Prediction) -> Image.Image:
+    """Draws one image with its boxes, and question, answer and reference under it."""
+    example = prediction.example
     answer = prediction.answer.text if prediction.answer else "(no answer)"
-    tile = Image.new("RGB", (SIDE, SIDE + LINE * TEXT_LINES + MARGIN), "white")
-    tile.paste(
-        Image.open(io.BytesIO(item.image))
-        .convert("RGB")
-        .resize((SIDE, SIDE), Image.Resampling.NEAREST if item.width < SIDE else Image.Resampling.BICUBIC)
-    )
-    pen = ImageDraw.Draw(tile)
-    truth = [box for phrase in item.phrases for box in phrase.boxes] or (
-        parse_boxes(item.question, item.width, item.height) if item.task == "identify" else []
-    )
-    _draw_boxes(pen, truth, item.width, item.height, TRUE_COLOUR, 4)
-    _draw_boxes(pen, parse_boxes(answer, item.width, item.height), item.width, item.height, PREDICTED_COLOUR, 2)
+    panel = Image.new("RGB", (SIDE, SIDE + LINE_HEIGHT * TEXT_LINES + MARGIN), "white")
+    resampling = Image.Resampling.NEAREST if example.width < SIDE else Image.Resampling.BICUBIC
+    panel.paste(Image.open(io.BytesIO(example.image)).convert("RGB").resize((SIDE, SIDE), resampling))
+    pen = ImageDraw.Draw(panel)
+    truth = [box for phrase in example.phrases for box in phrase.boxes]
+    if not truth and example.task == "reg":  # the region is in the question
+        truth = parse_boxes(example.question, example.width, example.height)
+    predicted = parse_boxes(answer, example.width, example.height)
+    _draw_boxes(pen, truth, example.width, example.height, TRUE_COLOUR, 4)
+    _draw_boxes(pen, predicted, example.width, example.height, PREDICTED_COLOUR, 2)
     colour = RIGHT_COLOUR if _is_right(prediction) else WRONG_COLOUR
-    question = strip_markup(item.question.removeprefix(IMAGE_PREFIX)) or item.question
-    lines = [(line, (0, 0, 0)) for line in _wrapped("Q", question, 3)]
-    lines += [(line, colour) for line in _wrapped("A", strip_markup(answer) or answer, 4)]
-    lines += [(line, (70, 70, 70)) for line in _wrapped("T", _truth(item), 3)]
+    question = strip_markup(example.question.removeprefix(IMAGE_PREFIX)) or example.question
+    lines = [(line, (0, 0, 0)) for line in _wrap("Q", question, 3)]
+    lines += [(line, colour) for line in _wrap("A", strip_markup(answer) or answer, 4)]
+    lines += [(line, (70, 70, 70)) for line in _wrap("T", _reference(example), 3)]
     for i, (line, fill) in enumerate(lines[:TEXT_LINES]):
-        pen.text((0, SIDE + 6 + i * LINE), line, fill=fill, font=_font())
-    return tile
+        pen.text((0, SIDE + 6 + i * LINE_HEIGHT), line, fill=fill, font=_font())
+    return panel
 
 
-def _truth(item: Item) -> str:
-    reference = item.references[0] if item.references else ""
+def _reference(example: Example) -> str:
+    reference = example.references[0] if example.references else ""
     return strip_markup(reference) or reference
 
 
-def _wrapped(mark: str, text: str, most: int) -> list[str]:
-    lines = textwrap.wrap(f"{mark}: {text}", LETTERS) or [f"{mark}:"]
-    return (
-        lines
-        if len(lines) <= most
-        else [*lines[: most - 1], textwrap.shorten(" ".join(lines[most - 1 :]), LETTERS, placeholder=" ...")]
-    )
+def _wrap(label: str, text: str, max_lines: int) -> list[str]:
+    lines = textwrap.wrap(f"{label}: {text}", LINE_CHARACTERS) or [f"{label}:"]
+    if len(lines) <= max_lines:
+        return lines
+    rest = " ".join(lines[max_lines - 1 :])
+    return [*lines[: max_lines - 1], textwrap.shorten(rest, LINE_CHARACTERS, placeholder=" ...")]
 
 
 def _draw_boxes(

@@ -50,7 +50,7 @@ def test_the_report_ends_the_chain(chain: Project) -> None:
     assert found["champions"] == {"minigpt4": 1, "minigpt-v2": 1}
     assert set(found["stages"]) == {one.name for one in declarations(chain.folder)}
     assert 0 < found["orchestration_share"] < 1
-    assert set(found["models"]["minigpt-v2"]["refer_accuracy"]) == {"value", "low", "high", "chance", "n"}
+    assert set(found["models"]["minigpt-v2"]["rec_accuracy"]) == {"value", "low", "high", "chance", "n"}
     assert "results/evaluate/minigpt-v2/images.png" in page
 
 

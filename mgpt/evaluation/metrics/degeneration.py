@@ -1,14 +1,15 @@
-"""Metrics of degenerate descriptions: `mgpt.inference.degeneration` defines what degenerates."""
+"""Degeneration metrics of long descriptions; `mgpt.inference.degeneration` defines the kinds."""
 
 from __future__ import annotations
 
-from mgpt.evaluation.examples import Item
-from mgpt.evaluation.scoring import Judgement, Part
+from mgpt.evaluation.types import Contribution
 from mgpt.inference.degeneration import degeneration_kinds
 
+KINDS = ("empty", "repetition", "unfinished")
 
-def parts(item: Item, text: str, finished: bool) -> Judgement:
-    """The failure metrics of one description; 1 is a failure."""
-    kinds = degeneration_kinds(text, finished)
-    shares = {f"{item.task}_{kind}": Part(float(kind in kinds)) for kind in ("empty", "repetition", "unfinished")}
-    return Judgement({f"{item.task}_failure_rate": Part(float(bool(kinds))), **shares})
+
+def contributions(task: str, text: str, finished: bool) -> dict[str, Contribution]:
+    """Returns `<task>_degeneration_rate` and one metric a kind for one description; 1 where it degenerates."""
+    found = degeneration_kinds(text, finished)
+    kinds = {f"{task}_{kind}": Contribution(float(kind in found)) for kind in KINDS}
+    return {f"{task}_degeneration_rate": Contribution(float(bool(found))), **kinds}

@@ -1,12 +1,15 @@
-"""Referring expression comprehension: the share of expressions whose predicted box overlaps the true one by more than half.
+"""Referring expression comprehension: IoU of the predicted and the true box.
 
-Reported (`refer_accuracy`): plain intersection over union on continuous pixels, strictly above 0.5, of the first complete box anywhere in
-the answer. Beside it stands `refer_accuracy_original`, the rule of the original code (eval_scripts/eval_ref.py, common/eval_utils.py): the
-answer, without spaces and `<unk>`, must begin with the box and hold exactly four numbers, and the overlap counts both end pixels (+1). The
-plain rule is the stricter one on small images; on photographs the two differ by a few tenths.
+- `rec_accuracy`, the reported one: share of expressions where the IoU on continuous pixels of the first complete box
+  anywhere in the answer is strictly above 0.5;
+- `rec_accuracy_original`: the rule of the original code (eval_scripts/eval_ref.py, common/eval_utils.py). The answer,
+  without spaces and `<unk>`, must begin with the box and hold exactly four numbers, and both end pixels count (+1);
+- `rec_mean_iou`: mean IoU of the first complete box, 0 where there is none.
 
-Items are keyed by the expression's own sample, never by the image: with the image as key a perfect model scores 40.5 % on RefCOCO val,
-since expressions overwrite each other.
+The reported rule is stricter on small images; on photographs the two differ by a few tenths of a percentage point.
+
+Examples are keyed by the expression's own sample, never by the image: with the image as key, expressions overwrite each
+other, and a perfect model scores 40.5 % on RefCOCO val.
 """
 
 from __future__ import annotations
@@ -15,15 +18,15 @@ import re
 from collections.abc import Sequence
 
 from mgpt.data.boxes import GRID, Box, iou, parse_boxes
-from mgpt.evaluation.examples import Item
-from mgpt.evaluation.scoring import Family, Judgement, Metric, Part
+from mgpt.evaluation.metrics import METRICS
+from mgpt.evaluation.types import Contribution, Example, ExampleScore, MetricFamily
 
-THRESHOLD = 0.5
+IOU_THRESHOLD = 0.5
 ORIGINAL_BOX = re.compile(r"\{<\d{1,3}><\d{1,3}><\d{1,3}><\d{1,3}>\}")
 
 
 def original_box(text: str, width: int, height: int) -> Box | None:
-    """The box that the original scorer would use, in pixels, or None where it counts the answer as wrong."""
+    """Returns the box that the original scorer reads, in pixels, or None where it counts the answer as wrong."""
     cleaned = text.replace("<unk>", "").replace(" ", "").strip()
     numbers = [int(number) for number in re.findall(r"\d+", cleaned)]
     if not ORIGINAL_BOX.match(cleaned) or len(numbers) != 4:
@@ -32,37 +35,32 @@ def original_box(text: str, width: int, height: int) -> Box | None:
 
 
 def inclusive_iou(first: Box, second: Box) -> float:
-    """Intersection over union where both end pixels count (+1), as the original code computes it (common/eval_utils.py:64-76)."""
+    """Computes IoU with both end pixels counted (+1), as the original code does (common/eval_utils.py:64-76)."""
     width = min(first.x2, second.x2) - max(first.x1, second.x1) + 1
     height = min(first.y2, second.y2) - max(first.y1, second.y1) + 1
-    shared = max(0.0, width) * max(0.0, height)
-    union = sum((box.x2 - box.x1 + 1) * (box.y2 - box.y1 + 1) for box in (first, second)) - shared
-    return shared / union if union > 0 else 0.0
+    intersection = max(0.0, width) * max(0.0, height)
+    union = sum((box.x2 - box.x1 + 1) * (box.y2 - box.y1 + 1) for box in (first, second)) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
-def judge(item: Item, text: str, finished: bool) -> Judgement:
-    """`item.phrases[0].boxes[0]` is the truth."""
-    truth = item.phrases[0].boxes[0]
-    found = parse_boxes(text, item.width, item.height)
-    overlap = iou(found[0], truth) if found else 0.0
-    original = original_box(text, item.width, item.height)
+def score(example: Example, text: str, finished: bool) -> ExampleScore:
+    """Scores one answer against `example.phrases[0].boxes[0]`."""
+    truth = example.phrases[0].boxes[0]
+    boxes = parse_boxes(text, example.width, example.height)
+    overlap = iou(boxes[0], truth) if boxes else 0.0
+    original = original_box(text, example.width, example.height)
     original_overlap = inclusive_iou(original, truth) if original else 0.0
-    parts = {
-        "refer_accuracy": Part(float(overlap > THRESHOLD)),
-        "refer_accuracy_original": Part(float(original_overlap > THRESHOLD)),
-        "refer_mean_overlap": Part(overlap),
+    contributions = {
+        "rec_accuracy": Contribution(float(overlap > IOU_THRESHOLD)),
+        "rec_accuracy_original": Contribution(float(original_overlap > IOU_THRESHOLD)),
+        "rec_mean_iou": Contribution(overlap),
     }
-    return Judgement(parts, parsed=bool(found))
+    return ExampleScore(contributions, parsed=bool(boxes))
 
 
-def constants(items: Sequence[Item]) -> list[str]:
-    """Every true box of the items, as the one answer for all."""
-    return sorted({reference for item in items for reference in item.references})
+def constants(examples: Sequence[Example]) -> list[str]:
+    """Returns every true box of the examples, as text."""
+    return sorted({reference for example in examples for reference in example.references})
 
 
-FAMILY = Family(
-    "refer",
-    (Metric("refer_accuracy", headline=True), Metric("refer_accuracy_original"), Metric("refer_mean_overlap")),
-    judge,
-    constants,
-)
+FAMILY = MetricFamily("rec", METRICS["rec"], score, constants)

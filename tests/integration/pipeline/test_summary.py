@@ -44,7 +44,7 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
         clock += 12
         if one.stage == "evaluate":
             names = ["instruct", "pretrain", "untrained"] + ["multitask"] * (one.model_name == "minigpt-v2")
-            scores = {name: {"refer_accuracy": {**SCORE, "value": len(name) / 10}} for name in names}
+            scores = {name: {"rec_accuracy": {**SCORE, "value": len(name) / 10}} for name in names}
             (folder / "metrics.json").write_text(json.dumps({"scores": scores, "missing": 0}))
             (folder / "images.png").write_bytes(b"")
         if one.stage == "promote":
@@ -55,7 +55,7 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
 def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
     page = report(project)
     found = json.loads((project / "results" / "summary.json").read_text())
-    assert found["models"]["minigpt-v2"]["refer_accuracy"] == {
+    assert found["models"]["minigpt-v2"]["rec_accuracy"] == {
         "value": 0.8,
         "low": 0.4,
         "high": 0.6,

@@ -17,7 +17,7 @@ from mgpt.tracking.client import connect
 from tests.fixtures.project import ROOT
 from tests.fixtures.registry import SYSTEM, write_scores
 
-FLOOR = GateSettings(floors={"refer_accuracy": 0.6})
+FLOOR = GateSettings(floors={"rec_accuracy": 0.6})
 
 
 def numbers(registry):
@@ -56,7 +56,7 @@ def test_a_worse_candidate_is_held_back_and_a_rollback_restores_the_champion_bef
     assert (better.champion, better.before) == (2, 1)
     assert (worse.action, worse.champion, reigning(registry)) == ("held back", 2, 2)
     assert worse.text().splitlines()[0] == "minigpt-v2 version 3 is held back; champion: version 2"
-    assert "FAILS champion refer_accuracy" in worse.text()
+    assert "FAILS champion rec_accuracy" in worse.text()
     undone = rollback(SYSTEM, registry.store, registry.uri, "draws no boxes")
     assert (undone.action, undone.champion, reigning(registry)) == ("rolled back", 1, 1)
     assert Journal(registry.store, SYSTEM).records()[-1].reasons == ["draws no boxes"]
@@ -88,7 +88,7 @@ def test_a_champion_measured_on_other_data_is_not_compared(registry):
 def test_missing_answers_hold_back(registry):
     candidate = registry.candidate(0)
     content = json.loads(candidate.metrics.read_text())
-    content["scores"]["instruct"]["refer_accuracy"]["missing"] = 1
+    content["scores"]["instruct"]["rec_accuracy"]["missing"] = 1
     candidate.metrics.write_text(json.dumps(content))
     decision = promote(candidate, GateSettings(), registry.store, registry.tracker("promote", "x"), registry.folder)
     assert decision.action == "held back"

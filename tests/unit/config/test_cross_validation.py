@@ -52,12 +52,12 @@ def test_a_name_is_given_even_where_its_section_has_a_mistake(params: dict[str, 
     params["sources"]["world"]["datasets"]["laion"]["cap"] = "few"
     del params["pretrain"]["minigpt4"]["steps"]
     params["models"]["minigpt-v2"]["merge"] = 0
-    params["evaluate"]["minigpt-v2"]["tasks"]["refer"]["items"] = "all"
+    params["evaluate"]["minigpt-v2"]["tasks"]["rec"]["items"] = "all"
     assert set(refused(params)) == {
         "sources.world.datasets.laion.cap",
         "pretrain.minigpt4.steps",
         "models.minigpt-v2.merge",
-        "evaluate.minigpt-v2.tasks.refer.items",
+        "evaluate.minigpt-v2.tasks.rec.items",
     }
 
 

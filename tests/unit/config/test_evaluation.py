@@ -3,14 +3,14 @@ from pydantic import ValidationError
 
 from mgpt.config.evaluation import AskSettings, DescribeSettings, ModelEvaluationSettings, RepairSettings
 
-SYSTEM = {"format": "minigpt-v2", "checkpoints": ["untrained", "instruct"], "tasks": {"refer": {}}}
+SYSTEM = {"format": "minigpt-v2", "checkpoints": ["untrained", "instruct"], "tasks": {"rec": {}}}
 
 
 def test_defaults_are_the_papers():
     settings = DescribeSettings()
     assert (settings.images, settings.continue_below) == (5000, 80)
     assert settings.prompt == "Describe this image in detail. Give as many details as possible. Say everything you see."
-    assert ModelEvaluationSettings(**SYSTEM).tasks["refer"].items >= 400
+    assert ModelEvaluationSettings(**SYSTEM).tasks["rec"].items >= 400
 
 
 @pytest.mark.parametrize(

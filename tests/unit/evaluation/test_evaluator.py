@@ -1,76 +1,81 @@
 import pytest
 
 from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
-from mgpt.evaluation.evaluator import choose_items, run_suite, score_answers
+from mgpt.evaluation.evaluator import evaluate_checkpoints, score_answers, select_examples
+from mgpt.inference.engine import generate_locally
 from mgpt.inference.types import GenerationOutput
 
 
 def settings(**more):
-    asks = {"items": 30, "early_items": 10, "max_new_tokens": 6}
+    task = {"items": 30, "early_items": 10, "max_new_tokens": 6}
     return ModelEvaluationSettings(
         **{
             "format": "minigpt-v2",
             "checkpoints": ("untrained", "instruct"),
-            "tasks": dict.fromkeys(TASKS, asks),
+            "tasks": dict.fromkeys(TASKS, task),
             "resamples": 200,
         }
         | more
     )
 
 
-def answers_of(chosen, items, text_of):
-    return {item.id: dict.fromkeys(chosen.checkpoints, text_of(item)) for members in items.values() for item in members}
+def answer_each(chosen, examples, text_of):
+    return {
+        one.id: dict.fromkeys(chosen.checkpoints, GenerationOutput(text_of(one), True))
+        for members in examples.values()
+        for one in members
+    }
 
 
-def test_an_oracle_scores_exactly_one_hundred(samples):
+def reference(example):
+    return example.references[0]
+
+
+def test_oracle_scores_exactly_one(samples):
     chosen = settings()
-    items = choose_items(chosen, samples)
-    scores = score_answers(
-        "oracle", chosen, items, answers_of(chosen, items, lambda item: GenerationOutput(item.references[0], True))
-    ).scores["instruct"]
+    examples = select_examples(chosen, samples)
+    answers = answer_each(chosen, examples, reference)
+    scores = score_answers("oracle", chosen, examples, answers).scores["instruct"]
     for name, score in scores.items():
         perfect = 1.0 if score.higher_is_better else 0.0
-        if not score.descriptive and name not in ("refer_mean_overlap", "identify_word_overlap"):
+        if not score.descriptive and name not in ("rec_mean_iou", "reg_word_overlap"):
             assert score.value == score.low == score.high == perfect, name
         assert (score.missing, score.unparsed) == (0, 0)
-    assert scores["refer_mean_overlap"].value > 0.85  # what rounding to the grid of 100 leaves
-    assert scores["refer_accuracy"].chance < 0.4
+    assert scores["rec_mean_iou"].value > 0.85  # less than 1 by rounding to the grid of 100
+    assert scores["rec_accuracy"].chance < 0.4
 
 
-def test_truths_dealt_to_other_items_are_at_chance(samples):
-    """Keys that do not fit give low scores, not errors, in the original: here they give what chance gives."""
+def test_references_of_other_examples_score_at_chance(samples):
+    """Mismatched keys give low scores instead of errors in the original code; here they score at chance."""
     chosen = settings()
-    items = choose_items(chosen, samples)
-    shifted = {one.id: items["refer"][i - 1].references[0] for i, one in enumerate(items["refer"])}
-    answers = answers_of(chosen, items, lambda item: GenerationOutput(shifted.get(item.id, "x"), True))
-    score = score_answers("shifted", chosen, items, answers).scores["instruct"]["refer_accuracy"]
+    examples = select_examples(chosen, samples)
+    shifted = {one.id: reference(examples["rec"][i - 1]) for i, one in enumerate(examples["rec"])}
+    answers = answer_each(chosen, examples, lambda one: shifted.get(one.id, "x"))
+    score = score_answers("shifted", chosen, examples, answers).scores["instruct"]["rec_accuracy"]
     assert score.value < 0.3
     assert score.low <= score.chance
 
 
-def test_an_answer_that_did_not_come_is_missing_and_wrong(samples):
-    chosen = settings(tasks={"refer": {"items": 10, "early_items": 10}})
-    items = choose_items(chosen, samples)
-    answers = answers_of(chosen, items, lambda item: GenerationOutput(item.references[0], True))
-    del answers[items["refer"][0].id]["instruct"]
-    found = score_answers("one gone", chosen, items, answers)
-    assert found.missing == 1
-    assert (found.scores["instruct"]["refer_accuracy"].value, found.scores["instruct"]["refer_accuracy"].missing) == (
-        0.9,
-        1,
-    )
-    assert found.scores["untrained"]["refer_accuracy"].value == 1.0
+def test_missing_answer_is_counted_and_wrong(samples):
+    chosen = settings(tasks={"rec": {"items": 10, "early_items": 10}})
+    examples = select_examples(chosen, samples)
+    answers = answer_each(chosen, examples, reference)
+    del answers[examples["rec"][0].id]["instruct"]
+    found = score_answers("one missing", chosen, examples, answers)
+    score = found.scores["instruct"]["rec_accuracy"]
+    assert (found.missing, score.value, score.missing) == (1, 0.9, 1)
+    assert found.scores["untrained"]["rec_accuracy"].value == 1.0
 
 
-def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, backbones, checkpoints):
+def test_early_checkpoints_get_a_prefix_of_the_examples(samples, backbones, checkpoints):
     chosen = settings(checkpoints=("untrained", "pretrain", "instruct"))
-    found = run_suite("minigpt-v2", chosen, samples, backbones, checkpoints)
-    asked = {
-        name: [p.item.id for p in found.predictions if p.checkpoint == name and p.item.task == "vqa"]
+    found = evaluate_checkpoints("minigpt-v2", chosen, samples, backbones, checkpoints, answer_all=generate_locally)
+    ids = {
+        name: [p.example.id for p in found.predictions if p.checkpoint == name and p.example.task == "vqa"]
         for name in chosen.checkpoints
     }
-    assert len(asked["instruct"]) == 30
-    assert asked["untrained"] == asked["pretrain"] == asked["instruct"][:10]
+    assert len(ids["instruct"]) == 30
+    assert ids["untrained"] == ids["pretrain"] == ids["instruct"][:10]
     assert found.missing == 0
     assert all(
         score.value in (0.0, 1.0) or score.low <= score.value <= score.high
@@ -79,6 +84,6 @@ def test_early_checkpoints_are_asked_a_part_of_the_same_items(samples, backbones
     )
 
 
-def test_a_task_without_items_is_refused_by_name(samples):
-    with pytest.raises(ValueError, match=r"no held-out items of identify, vqa .*curated tasks there are: caption"):
-        choose_items(settings(), [sample for sample in samples if sample.task not in ("identify", "vqa")])
+def test_tasks_without_examples_are_refused_by_name(samples):
+    with pytest.raises(ValueError, match=r"reg, vqa in splits test.*curated tasks: caption"):
+        select_examples(settings(), [sample for sample in samples if sample.task not in ("identify", "vqa")])

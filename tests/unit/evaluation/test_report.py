@@ -5,25 +5,27 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
-from mgpt.evaluation.evaluator import choose_items, score_answers
+from mgpt.evaluation.evaluator import score_answers, select_examples
 from mgpt.evaluation.report import FILES, markdown_table, text_table, write_report
 from mgpt.inference.types import GenerationOutput
 
 
 @pytest.fixture(scope="module")
 def evaluation(samples):
-    asks = {"items": 20, "early_items": 10}
+    task = {"items": 20, "early_items": 10}
     settings = ModelEvaluationSettings(
-        format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, asks), resamples=200
+        format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, task), resamples=200
     )
-    items = choose_items(settings, samples)
-    answers = {
-        item.id: {"instruct": GenerationOutput(item.references[0], True)}
-        | ({"pretrain": GenerationOutput("red", False)} if place else {})
-        for members in items.values()
-        for place, item in enumerate(members)
-    }
-    return score_answers("minigpt-v2", settings, items, answers)
+    examples = select_examples(settings, samples)
+    answers = {}
+    for members in examples.values():
+        for one in members:
+            answers[one.id] = {
+                "instruct": GenerationOutput(one.references[0], True),
+                "pretrain": GenerationOutput("red", False),
+            }
+        del answers[members[0].id]["pretrain"]
+    return score_answers("minigpt-v2", settings, examples, answers)
 
 
 def test_files(evaluation, tmp_path):
@@ -31,37 +33,37 @@ def test_files(evaluation, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["missing"] == len(TASKS)
-    score = metrics["scores"]["instruct"]["refer_accuracy"]
+    score = metrics["scores"]["instruct"]["rec_accuracy"]
     assert score.keys() == {"value", "low", "high", "chance", "n", "missing", "unparsed", "higher_is_better"}
     assert (score["value"], score["n"]) == (1.0, 20)
-    assert "caption_words" in metrics["descriptive"]["instruct"]
-    assert "caption_words" not in metrics["scores"]["instruct"]
-    assert set(json.loads((tmp_path / "slices.json").read_text())["instruct"]["refer_accuracy"]["size"]) <= {
+    assert "captioning_words" in metrics["descriptive"]["instruct"]
+    assert "captioning_words" not in metrics["scores"]["instruct"]
+    assert set(json.loads((tmp_path / "slices.json").read_text())["instruct"]["rec_accuracy"]["size"]) <= {
         "small",
         "large",
     }
 
 
-def test_predictions_tell_question_answer_and_worth(evaluation, tmp_path):
+def test_predictions_have_question_answer_and_score(evaluation, tmp_path):
     write_report(evaluation, tmp_path)
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert len(rows) == len(TASKS) * (20 + 10)
     assert sum(row["answer"] is None for row in rows) == len(TASKS)
-    row = next(row for row in rows if row["task"] == "refer" and row["checkpoint"] == "instruct")
+    row = next(row for row in rows if row["task"] == "rec" and row["checkpoint"] == "instruct")
     assert row["answer"] in row["references"]
-    assert json.loads(row["parts"])["refer_accuracy"] == [1.0, 1.0]
+    assert json.loads(row["parts"])["rec_accuracy"] == [1.0, 1.0]
 
 
-def test_the_same_evaluation_gives_the_same_bytes(evaluation, tmp_path):
+def test_same_evaluation_gives_same_bytes(evaluation, tmp_path):
     for name in ("first", "second"):
         write_report(evaluation, tmp_path / name)
     assert all((tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in FILES)
 
 
-def test_tables_show_checkpoints_side_by_side(evaluation):
-    line = next(line for line in text_table(evaluation).splitlines() if line.startswith("refer_accuracy"))
+def test_tables_have_a_column_for_each_checkpoint(evaluation):
+    line = next(line for line in text_table(evaluation).splitlines() if line.startswith("rec_accuracy"))
     assert line.split() == [
-        "refer_accuracy",
+        "rec_accuracy",
         "0.00",
         "[0.00,",
         "0.00]",
@@ -78,7 +80,7 @@ def test_tables_show_checkpoints_side_by_side(evaluation):
     assert len({line.count("|") for line in markdown}) == 1
 
 
-def test_the_plot_has_a_row_for_each_score(evaluation, tmp_path):
+def test_csv_has_a_row_for_each_score(evaluation, tmp_path):
     write_report(evaluation, tmp_path)
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert len(rows) == sum(len(scores) for scores in evaluation.scores.values())

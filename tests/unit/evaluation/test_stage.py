@@ -8,7 +8,6 @@ from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.types import SCHEMA
 from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
 from mgpt.evaluation.report import FILES
-from mgpt.evaluation.stage import IMAGES
 from mgpt.inference.engine import generate_locally
 from mgpt.storage import Manifest, Store
 
@@ -27,35 +26,35 @@ def curated(samples, tmp_path):
 
 def request(curated, backbones, checkpoints, out):
     store, manifest = curated
-    asks = {"items": 10, "early_items": 5, "max_new_tokens": 5}
+    task = {"items": 10, "early_items": 5, "max_new_tokens": 5}
     settings = ModelEvaluationSettings(
         format="minigpt-v2",
         checkpoints=("untrained", "pretrain", "instruct"),
-        tasks={"refer": asks, "vqa": asks, "caption": asks},
+        tasks={"rec": task, "vqa": task, "captioning": task},
         resamples=100,
     )
     return EvaluateRequest("minigpt-v2", settings, store, manifest, backbones, checkpoints, out)
 
 
-def test_from_shards_to_report_and_images(curated, backbones, checkpoints, tmp_path):
+def test_report_from_shards(curated, backbones, checkpoints, tmp_path):
     found = evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), generate_locally)
     assert list(found.scores) == ["untrained", "pretrain", "instruct"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, IMAGES}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
 
 
-def test_an_answer_that_is_missing_fails_after_the_report(curated, backbones, checkpoints, tmp_path):
-    def lossy(source, asks):
-        return [*generate_locally(source, asks[:-1]), {}]
+def test_missing_answer_fails_after_the_report(curated, backbones, checkpoints, tmp_path):
+    def lossy(source, requests):
+        return [*generate_locally(source, requests[:-1]), {}]
 
-    with pytest.raises(ValueError, match="1 answers did not come back"):
+    with pytest.raises(ValueError, match="1 answers are missing"):
         evaluate(request(curated, backbones, checkpoints, tmp_path / "out"), lossy)
     assert (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_samples_are_read_as_they_were_written(curated, samples):
+def test_samples_are_read_as_written(curated, samples):
     assert list(read_samples(*curated, ("test",))) == samples
 
 
-def test_a_split_that_is_not_there_is_refused(curated):
-    with pytest.raises(ValueError, match=r"no shards for splits val of coco; it has shapes/test"):
+def test_missing_split_is_refused(curated):
+    with pytest.raises(ValueError, match=r"splits val of coco.*shapes/test"):
         list(read_samples(*curated, ("val",), ("coco",)))

@@ -94,11 +94,11 @@ def test_an_unknown_checkpoint_and_a_missing_file_are_refused(tmp_path):
 
 
 def test_the_gate_reads_what_evaluation_writes(tmp_path):
-    from mgpt.evaluation.evaluator import Evaluation
     from mgpt.evaluation.report import write_report
-    from mgpt.evaluation.scoring import Score as Measured
+    from mgpt.evaluation.types import Evaluation
+    from mgpt.evaluation.types import Score as Measured
 
     measured = Measured(0.6, 0.5, 0.7, 0.1, 40, 1, 2, True, True)
-    write_report(Evaluation("minigpt-v2", {"instruct": {"refer_accuracy": measured}}, []), tmp_path)
-    assert read_scores(tmp_path / "metrics.json", "instruct") == {"refer_accuracy": Score(0.6, 0.5, 0.7, 40, 1, True)}
+    write_report(Evaluation("minigpt-v2", {"instruct": {"rec_accuracy": measured}}, []), tmp_path)
+    assert read_scores(tmp_path / "metrics.json", "instruct") == {"rec_accuracy": Score(0.6, 0.5, 0.7, 40, 1, True)}
     assert json.loads((tmp_path / "metrics.json").read_text())

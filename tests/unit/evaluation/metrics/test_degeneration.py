@@ -21,12 +21,12 @@ def test_kinds(text, finished, kinds):
     assert degeneration_kinds(text, finished) == kinds
 
 
-def test_alike_sentences_are_no_repetition():
+def test_similar_sentences_are_no_repetition():
     assert not has_repetition(
         "There is a red circle at the top. There is a blue circle at the top. There is a red cross at the top."
     )
 
 
-def test_a_long_loop_is_found():
+def test_long_loop_is_a_repetition():
     assert has_repetition(" ".join(["the cat sat on the old mat and"] * 3))
     assert not has_repetition(" ".join(["the cat sat on the old mat and"] * 2))

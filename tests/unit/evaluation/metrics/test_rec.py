@@ -3,45 +3,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpt.data.boxes import Box, format_box
-from mgpt.evaluation.examples import GroundedPhrase, Item
-from mgpt.evaluation.metrics.rec import FAMILY, inclusive_iou, judge, original_box
-from mgpt.evaluation.scoring import Reply, chance_levels, score_family
+from mgpt.evaluation.metrics.rec import FAMILY, inclusive_iou, original_box, score
+from mgpt.evaluation.scoring import chance_levels, score_examples
+from mgpt.evaluation.types import Example, GroundedPhrase
+from mgpt.inference.types import Answer
 
 
-def item(box, width=640, height=480, name="a"):
-    truth = format_box(Box(*box), width, height)
-    return Item(
-        name,
-        name,
-        "refer",
-        "refcoco",
-        b"",
-        width,
-        height,
-        ({"role": "user", "content": "x"},),
-        (truth,),
-        (GroundedPhrase("x", (Box(*box),)),),
+def example(box, width=640, height=480, name="a"):
+    return Example(
+        id=name,
+        key=name,
+        task="rec",
+        dataset="refcoco",
+        image=b"",
+        width=width,
+        height=height,
+        messages=({"role": "user", "content": "x"},),
+        references=(format_box(Box(*box), width, height),),
+        phrases=(GroundedPhrase("x", (Box(*box),)),),
     )
 
 
-def test_half_overlap_is_wrong_because_the_rule_is_strict():
-    wide = judge(item((0, 0, 64, 48), 100, 100), "{<0><0><64><24>}", True).parts
-    assert wide["refer_mean_overlap"].numerator == pytest.approx(0.5)
-    assert wide["refer_accuracy"].numerator == 0.0
-    assert judge(item((0, 0, 64, 48), 100, 100), "{<0><0><64><25>}", True).parts["refer_accuracy"].numerator == 1.0
+def scores_of(one, text):
+    return {name: found.numerator for name, found in score(one, text, True).contributions.items()}
 
 
-def test_the_original_counts_both_end_pixels():
+def test_iou_of_one_half_is_wrong():
+    one = example((0, 0, 64, 48), 100, 100)
+    half = scores_of(one, "{<0><0><64><24>}")
+    assert half["rec_mean_iou"] == pytest.approx(0.5)
+    assert half["rec_accuracy"] == 0.0
+    assert scores_of(one, "{<0><0><64><25>}")["rec_accuracy"] == 1.0
+
+
+def test_original_rule_counts_both_end_pixels():
     assert inclusive_iou(Box(0, 0, 9, 9), Box(0, 0, 9, 4)) == pytest.approx(0.5)
     assert inclusive_iou(Box(0, 0, 4, 4), Box(5, 0, 9, 4)) == 0.0
     assert inclusive_iou(Box(0, 0, 4, 4), Box(4, 0, 8, 4)) == pytest.approx(5 / 45)
     # 3 x 10 pixels of 6 x 10: exactly half without the extra pixel, 4/7 with it
-    parts = judge(item((0, 0, 6, 10), 100, 100), "{<0><0><3><10>}", True).parts
-    assert (parts["refer_accuracy"].numerator, parts["refer_accuracy_original"].numerator) == (0.0, 1.0)
+    found = scores_of(example((0, 0, 6, 10), 100, 100), "{<0><0><3><10>}")
+    assert (found["rec_accuracy"], found["rec_accuracy_original"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "ours", "theirs"),
+    ("text", "parsed", "right_by_original"),
     [
         ("{<10><10><50><50>}", True, True),
         ("{<10> <10> <50> <50>} </s>", True, True),
@@ -52,12 +57,13 @@ def test_the_original_counts_both_end_pixels():
         ("", False, False),
     ],
 )
-def test_which_answers_have_a_box(text, ours, theirs):
-    parts = judge(item((10, 10, 50, 50), 100, 100), text, True)
-    assert (parts.parsed, parts.parts["refer_accuracy_original"].numerator == 1.0) == (ours, theirs)
+def test_parsing_of_boxes(text, parsed, right_by_original):
+    found = score(example((10, 10, 50, 50), 100, 100), text, True)
+    assert found.parsed == parsed
+    assert (found.contributions["rec_accuracy_original"].numerator == 1.0) == right_by_original
 
 
-def test_the_original_accepts_coordinates_beyond_the_image():
+def test_original_accepts_coordinates_beyond_the_image():
     assert original_box("{<0><0><120><50>}", 100, 200) == Box(0, 0, 120, 100)
 
 
@@ -70,21 +76,22 @@ def truths(draw):
 
 
 @given(truths())
-def test_an_oracle_is_always_right(truth):
+def test_oracle_is_always_right(truth):
     box, width, height = truth
-    one = item(box, width, height)
-    parts = judge(one, one.references[0], True).parts
-    assert parts["refer_accuracy"].numerator == parts["refer_accuracy_original"].numerator == 1.0
+    one = example(box, width, height)
+    found = scores_of(one, one.references[0])
+    assert found["rec_accuracy"] == found["rec_accuracy_original"] == 1.0
 
 
-def test_several_expressions_of_one_image_are_scored_apart():
-    left, right = item((0, 0, 100, 100), name="ref 1"), item((400, 300, 600, 460), name="ref 2")
-    replies = [Reply(left.references[0], True), Reply(right.references[0], True)]
-    scores, _ = score_family(FAMILY, [left, right], replies, chance={}, resamples=200, seed=0)
-    assert scores["refer_accuracy"].value == 1.0
+def test_expressions_of_one_image_are_scored_separately():
+    left, right = example((0, 0, 100, 100), name="ref 1"), example((400, 300, 600, 460), name="ref 2")
+    answers = [Answer(left.references[0], True), Answer(right.references[0], True)]
+    scores, _ = score_examples(FAMILY, [left, right], answers, chance={}, resamples=200, seed=0)
+    assert scores["rec_accuracy"].value == 1.0
 
 
-def test_chance_finds_the_best_constant_box():
-    items = [item((0, 0, 100, 100), name=str(i)) for i in range(3)] + [item((400, 300, 600, 460), name="other")]
-    levels = chance_levels(FAMILY, items, [None] * 4, seed=0)
-    assert levels["refer_accuracy"] == 0.75
+def test_chance_is_the_best_constant_box():
+    examples = [example((0, 0, 100, 100), name=str(i)) for i in range(3)]
+    examples.append(example((400, 300, 600, 460), name="other"))
+    levels = chance_levels(FAMILY, examples, [None] * 4, seed=0)
+    assert levels["rec_accuracy"] == 0.75

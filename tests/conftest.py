@@ -87,7 +87,10 @@ def bucket(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> st
 
 @pytest.fixture(scope="session")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local Ray of this test session, apart from any other on the machine. A process can hold one, so all its tests share it."""
+    """A local Ray of this test session, apart from any other on the machine.
+
+    A process can hold one, so all its tests share it.
+    """
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
@@ -125,7 +128,10 @@ def fresh_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The project after `dvc repro` of the whole chain, with its local Ray still running. A test restores what it changes."""
+    """The project after `dvc repro` of the whole chain, with its local Ray still running.
+
+    A test restores what it changes.
+    """
     project = fresh_project.copy(tmp_path_factory.mktemp("chain") / "project")
     shutil.copyfile(mlflow_template, project.folder / "mlflow.db")
     try:

@@ -10,7 +10,8 @@ import yaml
 
 from tests.fixtures.source_code import ROOT, files
 
-# Words of an earlier private vocabulary, in all their forms and inside identifiers (CONTRIBUTING.md names the replacements).
+# Words of an earlier private vocabulary, in all their forms and inside identifiers (CONTRIBUTING.md names the
+# replacements).
 BANNED = re.compile(
     r"(?<![a-z])(mend(s|ed|ing)?|told|anew|judg(e|es|ed|ing|ement|ements|ment|ments)|pictur(e|es|ed|ing))(?![a-z])",
     re.IGNORECASE,

@@ -1,12 +1,17 @@
-"""How fast curation is beside the least that could be done, and whether its memory grows with the data.
+"""Compares curation's throughput with bare decoding, and its peak memory at two sizes.
 
     python benchmarks/curate.py [--images 2000] [--most 20000] [--side 512] [--keep FOLDER] [--out FILE]
 
-Bare work is reading, decoding and hashing the same images in one process. Curation, on the same shards in one process, adds checks,
-fingerprints, records, duplicates, Parquet and the card. Peak memory is of a fresh process for each size. The last line is JSON:
-`throughput_ratio` (curation's images a second over bare's, at the size where it is smaller; goal 0.8 or more: above 1, since curation
-makes a small image of a JPEG), `throughput_ratios` (at each size) and `peak_memory_growth` (peak at `--most` over peak at `--images`).
-`--keep` is where images stay for another run; `--out` takes the line.
+Bare work is reading, decoding and hashing images in one process. Curation of the same shards in one process adds
+checks, fingerprints, records, duplicates, shards and the card. Each size runs in a new process, for its peak memory.
+The last line is JSON:
+
+- `throughput_ratio`: curation's images per second over bare decoding's, at the size where it is lower. Goal: at least
+  0.8. It can exceed 1, since curation decodes JPEGs at a reduced size.
+- `throughput_ratios`: the same at each size.
+- `peak_memory_growth`: peak at `--most` over peak at `--images`.
+
+`--keep` names a folder where images are kept for another run; `--out` is a file for the JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ PER_SHARD = 1000
 
 
 def main() -> None:
-    """Runs every size in processes of their own and prints the table."""
+    """Runs each step and size in its own process and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--most", type=int, default=20_000)
@@ -43,17 +48,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--step", choices=("bare", "curate"), help="used by the benchmark itself")
     parser.add_argument("--folder", type=Path, help="used by the benchmark itself")
-    asked = parser.parse_args()
-    if asked.step:
-        print(json.dumps(bare(asked.folder) if asked.step == "bare" else curated(asked.folder)))
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(json.dumps(bare(arguments.folder) if arguments.step == "bare" else curated(arguments.folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        small, large = (images(asked.keep or Path(scratch), count, asked.side) for count in (asked.images, asked.most))
+        small, large = (
+            images(arguments.keep or Path(scratch), count, arguments.side)
+            for count in (arguments.images, arguments.most)
+        )
         found = {"bare": measure("bare", small), "curate": measure("curate", small)}
         found |= {"bare, most": measure("bare", large), "curate, most": measure("curate", large)}
     for name, row in found.items():
         print(
-            f"{name:>14}: {row['pictures']:>6} images, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB"
+            f"{name:>14}: {row['images']:>6} images, {row['rate']:8.1f} a second and core, peak {row['peak_mb']:.0f} MB"
         )
     pairs = (("bare", "curate"), ("bare, most", "curate, most"))
     ratios = {str(found[own]["images"]): round(found[own]["rate"] / found[bare]["rate"], 3) for bare, own in pairs}
@@ -64,19 +72,19 @@ def main() -> None:
     machine = {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "side": asked.side,
+        "side": arguments.side,
         "steps": found,
         "versions": versions,
     }
     smallest = {"throughput_ratio": min(ratios.values()), "throughput_ratios": ratios}
     line = json.dumps({**smallest, "peak_memory_growth": round(growth, 3), **machine})
-    if asked.out:
-        asked.out.write_text(line + "\n", encoding="utf-8")
+    if arguments.out:
+        arguments.out.write_text(line + "\n", encoding="utf-8")
     print(line)
 
 
 def images(folder: Path, count: int, side: int) -> Path:
-    """The folder below `folder` with `count` images; a whole one of an earlier run is used again."""
+    """Returns the folder under `folder` with `count` images, which an earlier run may have completed."""
     found = folder / f"{count}-{side}"
     if not (found / "whole").exists():
         shutil.rmtree(found, ignore_errors=True)
@@ -86,7 +94,7 @@ def images(folder: Path, count: int, side: int) -> Path:
 
 
 def write_shards(folder: Path, count: int, side: int) -> None:
-    """JPEGs of smooth noise with captions, as webdataset shards of a thousand."""
+    """Writes JPEGs of smooth noise with captions, as webdataset shards of a thousand."""
     (folder / "source").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for first in range(0, count, PER_SHARD):
@@ -105,7 +113,7 @@ def write_shards(folder: Path, count: int, side: int) -> None:
 
 
 def measure(step: str, folder: Path) -> dict[str, float]:
-    """One step in a fresh process: images, images a second of processor time, peak memory in MB."""
+    """Runs one step in a new process: images, images per second of CPU time, peak memory in MB."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return json.loads(
@@ -129,7 +137,7 @@ def bare(folder: Path) -> dict[str, float]:
 
 
 def curated(folder: Path) -> dict[str, float]:
-    """The whole curation of the same shards, in this process; downloading them is not counted."""
+    """Curates the same shards in this process; the download is not timed."""
     from mgpt.config.sources import CurateSettings, DatasetSettings, DownloadSettings, SourceSettings
     from mgpt.curation import curate
     from mgpt.download import download
@@ -149,7 +157,7 @@ def curated(folder: Path) -> dict[str, float]:
 
 
 def result(images: int, seconds: float) -> dict[str, float]:
-    """What a step reports."""
+    """Assembles the figures of a step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"images": images, "rate": images / seconds, "peak_mb": peak}
 

@@ -1,13 +1,18 @@
-"""What `mgpt plan` foretells of a training step, beside what a real one takes: both models of the shapes world, on CPU, as production
-makes steps (`mgpt.execution.train_worker`): lean layers, padded rows with SDPA or packed ones with a mask or `varlen`, pixels or cached features.
+"""Compares the memory and FLOPs that `mgpt plan` predicts for a training step with those of a real one.
 
-Memory: bytes of torch's CPU tensors. Those that stay (weights and buffers, the flat gradient buffer, AdamW's moments, the batch) are added
-up from their storages; what a second step holds beyond them at its fullest is the peak of the allocator's own events, as the profiler
-records them. The interpreter and libraries are not in it. MFU: counted FLOPs over the process's own seconds, the best of some steps, over
-the FLOPs of a matrix product of float32 on one thread, so other work on the machine counts little. Full sizes on a GPU are measured by
-`gpu_step.py`; `tests/unit/planning/test_gpu_memory.py` sets the plan beside them.
+Both models of the shapes world, on CPU, with steps as `mgpt.execution.train_worker` makes them: fused layers, padded
+rows with SDPA or packed rows with a mask or `varlen`, pixels or cached features.
 
-Run: python benchmarks/plan.py [--out FILE]. The last line is JSON: a row for each case, with `memory_ratio` (planned / measured) and `mfu`.
+- Memory is bytes of torch's CPU tensors, without interpreter and libraries. Persistent ones (weights, buffers, the
+  flat gradient buffer, AdamW's moments, the batch) are summed from their storages; the peak of a second step beyond
+  them comes from the profiler's allocator events.
+- MFU is counted FLOPs per second of CPU time (best of several steps), over the FLOP/s of a float32 matrix product on
+  one thread, so other load on the machine matters little.
+
+Full sizes on a GPU are measured by `gpu_step.py` and compared in `tests/unit/planning/test_gpu_memory.py`.
+
+Run: python benchmarks/plan.py [--out FILE]. The last line is JSON: one row per case with `memory_ratio` (planned /
+measured) and `mfu`.
 """
 
 from __future__ import annotations
@@ -29,11 +34,11 @@ from mgpt.config.models import LoraSettings
 from mgpt.data.packing import pack_rows
 from mgpt.models import MiniGPTForConditionalGeneration
 from mgpt.models.fused_llama import fuse_llama_layers
-from mgpt.planning.accelerators import measured_cpu
-from mgpt.planning.memory import Kinds, Rows, Way, training_memory
-from mgpt.planning.sizes import Sizes
-from mgpt.planning.stages import sizes_for
-from mgpt.planning.work import Lengths, training_flops
+from mgpt.planning.accelerators import measure_cpu
+from mgpt.planning.flops import Lengths, training_flops
+from mgpt.planning.memory import BatchShape, Dtypes, StepOptions, training_memory
+from mgpt.planning.sizes import ModelSizes
+from mgpt.planning.stages import model_sizes
 from mgpt.training.batch import Batch
 from mgpt.training.data_parallel import DataParallel
 from mgpt.training.lr_scheduler import make_lr_scheduler
@@ -42,15 +47,23 @@ from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS
 
 ROOT = Path(__file__).parents[1]
-DROPPED = LoraSettings(
-    r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "v_proj")
-)  # as published, but for the rank
+# As published, except for the rank.
+WITH_DROPOUT = LoraSettings(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "v_proj"))
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of one image each whose last `supervised` tokens are; `packed` makes one row of them. `precision` is the training's, `backbones` the
-    frozen weights'. `lora` in place of the model's own. Without `lean`, the language model is as any but LLaMA would be."""
+    """Samples of one image each, `length` positions long.
+
+    Attributes:
+        supervised: number of tokens at the end that are supervised.
+        packed: all samples share one row.
+        backbones: number format of the frozen weights.
+        precision: of the training.
+        recompute: the language model's activations are recomputed.
+        lora: replaces the model's own.
+        fused: the language model's layers are fused; otherwise they are transformers' own.
+    """
 
     model_name: str
     rows: int
@@ -61,12 +74,12 @@ class Case:
     cached: bool = False
     backbones: str = "fp32"
     precision: str = "fp32"
-    recomputed: bool = False
+    recompute: bool = False
     lora: LoraSettings | None = None
-    lean: bool = True
+    fused: bool = True
 
 
-# The stages of params.yaml, the a100 recipe's form, and what else may decide the peak.
+# The stages of params.yaml, the form of the a100 recipe, and other settings that can decide the peak.
 CASES = [
     Case("minigpt4", 16, 48, 24),  # pretrain
     Case("minigpt4", 8, 120, 64, cached=True),  # instruct, its long descriptions
@@ -74,30 +87,30 @@ CASES = [
     Case("minigpt-v2", 16, 160, 80),  # instruct, its long answers
     Case("minigpt-v2", 16, 64, 24, backbones="bf16", precision="bf16"),
     Case("minigpt-v2", 16, 64, 24, precision="bf16"),
-    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recomputed=True),
-    Case("minigpt-v2", 16, 64, 24, recomputed=True),
+    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recompute=True),
+    Case("minigpt-v2", 16, 64, 24, recompute=True),
     Case("minigpt4", 16, 48, 24, "varlen", packed=True),
     Case("minigpt4", 8, 120, 64, "varlen", packed=True, cached=True, backbones="bf16", precision="bf16"),
     Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, cached=True),
     Case("minigpt-v2", 16, 160, 80, "varlen", packed=True),
-    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", lora=DROPPED),
-    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, precision="bf16", lora=DROPPED),
-    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, lora=DROPPED),
-    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, recomputed=True),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", lora=WITH_DROPOUT),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, precision="bf16", lora=WITH_DROPOUT),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, lora=WITH_DROPOUT),
+    Case("minigpt-v2", 16, 64, 24, "varlen", packed=True, recompute=True),
     Case(
-        "minigpt4", 16, 64, 24, "varlen", packed=True, cached=True, backbones="bf16", precision="bf16", recomputed=True
+        "minigpt4", 16, 64, 24, "varlen", packed=True, cached=True, backbones="bf16", precision="bf16", recompute=True
     ),
     Case("minigpt-v2", 8, 64, 24, packed=True),
-    Case("minigpt-v2", 16, 64, 8, lean=False),
-    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recomputed=True, lean=False),
-    Case("minigpt4", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", lean=False),
+    Case("minigpt-v2", 16, 64, 8, fused=False),
+    Case("minigpt4", 16, 64, 24, backbones="bf16", precision="bf16", recompute=True, fused=False),
+    Case("minigpt4", 16, 64, 24, "varlen", packed=True, backbones="bf16", precision="bf16", fused=False),
 ]
-TIMED = 5  # steps, of which the fastest counts
+TIMED = 5  # steps, of which the fastest is reported
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def make_batch(model: MiniGPTForConditionalGeneration, case: Case) -> Batch:
-    """One row is a token shorter, so that there is a mask where rows are padded."""
+    """Builds a batch. One row is a token shorter, so that padded rows have a mask."""
     tokens, side, rows = model.config.num_image_tokens, model.config.image_size, case.rows
     ids = torch.randint(5, 400, (rows, case.length), generator=torch.Generator().manual_seed(0))
     ids[:, 3 : 3 + tokens] = model.config.image_token_id
@@ -115,12 +128,12 @@ def make_batch(model: MiniGPTForConditionalGeneration, case: Case) -> Batch:
 
 
 def stored(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each once."""
+    """Sums the bytes of the tensors' storages, each once."""
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 def peak(step: Callable[[], object]) -> int:
-    """The most bytes that a call holds beyond what was there before it."""
+    """Measures the peak of bytes that a call holds in addition to those held before it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     held = most = 0
@@ -132,7 +145,7 @@ def peak(step: Callable[[], object]) -> int:
 
 
 def settings_of(case: Case) -> Settings:
-    """params.yaml with the case's LoRA."""
+    """Loads params.yaml with the case's LoRA and backbone precision."""
     settings = load(ROOT / "params.yaml", {})
     changed = {"precision": case.backbones} | ({"lora": case.lora} if case.lora else {})
     model = settings.models[case.model_name].model_copy(update=changed)
@@ -140,7 +153,7 @@ def settings_of(case: Case) -> Settings:
 
 
 def make_loop(case: Case) -> Trainer:
-    """One worker's training of a model of params.yaml, on the shipped backbones."""
+    """Builds one worker's trainer for a model of params.yaml, on the shipped backbones."""
     settings = settings_of(case)
     chosen, training = (
         settings.models[case.model_name],
@@ -148,71 +161,68 @@ def make_loop(case: Case) -> Trainer:
     )
     backbones = {part: name for part, name in chosen.backbones.items() if name}
     folders = {part: ROOT / "mgpt" / "models" / "shapes" / name.split("/")[1] for part, name in backbones.items()}
-    held = {"dtype": PRECISIONS[case.backbones], "attn_implementation": case.attention}
-    model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=chosen.merge, lora=chosen.lora, **held)
-    model.train().set_activation_checkpointing(language=case.recomputed)
-    if case.lean:
+    options = {"dtype": PRECISIONS[case.backbones], "attn_implementation": case.attention}
+    model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=chosen.merge, lora=chosen.lora, **options)
+    model.train().set_activation_checkpointing(language=case.recompute)
+    if case.fused:
         fuse_llama_layers(model.language_model)
     parameters, schedule = model.trainable_parameters(), make_lr_scheduler(training)
     optimiser, parallel = make_optimizer(parameters, training), DataParallel(parameters, len(TOTALS))
     return Trainer(model, optimiser, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
 
 
-def planned(case: Case, sizes: Sizes) -> float:
-    """Bytes of tensors by the plan."""
-    sizes = replace(sizes, language=replace(sizes.language, lean=case.lean))
-    every = case.rows * case.length
-    rows = Rows(
-        *((1, every) if case.packed else (case.rows, case.length)), case.rows, case.rows * case.supervised, case.rows
-    )
-    kinds = Kinds(case.backbones, None, "bf16" if case.precision == "bf16" else case.backbones)
-    return training_memory(
-        sizes, rows, kinds, Way(case.attention, case.recomputed, "fp32" if case.cached else None, cuda=False)
-    ).total
+def planned(case: Case, sizes: ModelSizes) -> float:
+    """Returns the planned bytes of tensors."""
+    sizes = replace(sizes, language=replace(sizes.language, fused=case.fused))
+    rows, length = (1, case.rows * case.length) if case.packed else (case.rows, case.length)
+    batch = BatchShape(rows, length, case.rows, case.rows * case.supervised, case.rows)
+    dtypes = Dtypes(case.backbones, None, "bf16" if case.precision == "bf16" else case.backbones)
+    options = StepOptions(case.attention, case.recompute, "fp32" if case.cached else None, cuda=False)
+    return training_memory(sizes, batch, dtypes, options).total
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """A real step beside its plan: bytes, and the share of the peak where it computes in float32."""
-    loop, sizes = make_loop(case), sizes_for(settings_of(case), case.model_name)
+    """Runs real steps and returns planned and measured bytes, their ratio, and MFU."""
+    loop, sizes = make_loop(case), model_sizes(settings_of(case), case.model_name)
     loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
-    moments = [value for state in loop.optimizer.state.values() for value in state.values()]
-    staying = [
+    moments = [value for state in loop.optimiser.state.values() for value in state.values()]
+    persistent = [
         *loop.model.parameters(),
         *loop.model.buffers(),
         loop.parallel._flat,
         *moments,
         *loop.batches[0].tensors.values(),
     ]
-    found, foretold = stored(staying) + peak(loop._train_step), planned(case, sizes)
+    measured, expected = stored(persistent) + peak(loop._train_step), planned(case, sizes)
     sample = Lengths(case.length - sizes.image_tokens, case.supervised, 1, case.length, case.supervised)
-    flops = case.rows * training_flops(sizes, sample, recomputed=case.recomputed, cached=case.cached).counted
-    mfu = flops / fastest(loop._train_step) / measured_cpu().flops["fp32"]
+    flops = case.rows * training_flops(sizes, sample, recompute=case.recompute, cached=case.cached).counted
+    mfu = flops / fastest(loop._train_step) / measure_cpu().flops["fp32"]
     row = asdict(case) | {"dropout": bool(case.lora)}
     del row["lora"]
     return {
         **row,
-        "planned": round(foretold),
-        "measured": found,
-        "memory_ratio": round(foretold / found, 4),
+        "planned": round(expected),
+        "measured": measured,
+        "memory_ratio": round(expected / measured, 4),
         "mfu": round(mfu, 3),
     }
 
 
 def fastest(step: Callable[[], object]) -> float:
-    """Seconds of this process that the fastest of some steps took."""
+    """Returns the CPU seconds of the fastest of several steps."""
     seconds = []
     for _ in range(TIMED):
-        begun = time.process_time()
+        start = time.process_time()
         step()
-        seconds.append(time.process_time() - begun)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="mgpt plan beside real steps")
+    parser = argparse.ArgumentParser(description="mgpt plan compared with real steps")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for case in CASES:
@@ -222,8 +232,8 @@ def main() -> None:
     result = json.dumps(
         {"cases": rows, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
     )
-    if asked.out:
-        asked.out.write_text(result + "\n")
+    if arguments.out:
+        arguments.out.write_text(result + "\n")
     print(result)
 
 

@@ -1,4 +1,4 @@
-# The MLflow server of infra/compose.yaml, of the version that clients have.
+# The MLflow server of infra/compose.yaml, in the clients' version.
 #
 # build   docker compose -f infra/compose.yaml build mlflow
 # check   docker compose -f infra/compose.yaml run --rm mlflow mlflow --version

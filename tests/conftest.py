@@ -1,4 +1,7 @@
-"""What tests of every package share: a quiet environment, an S3-compatible server, and an MLflow store made once."""
+"""Shared by all tests: markers by folder, a quiet environment, and sessions' servers (S3, MLflow, Ray).
+
+Everything heavy is imported inside a fixture, so that `pytest tests/unit` starts fast.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,33 @@ from tests.fixtures.project import TWO_WORKERS, Project, make
 from tests.fixtures.servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
-# Two cores are shared by all that runs: one thread a process. Ray reads its variables when it is imported.
+MARKED_FOLDERS = ("unit", "integration", "e2e", "chaos", "browser", "gpu")
+# One thread per process: xdist's processes share the cores. Ray reads its variables when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A machine that also does other work starts Ray slowly; its own limits then end the node.
+# On a busy machine Ray starts slowly, and its default limits would end the node.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 for variable, value in KEEP_PROCESSES.items():
     os.environ.setdefault(variable, value)
-# The same examples in every run: what passed here passes elsewhere. HYPOTHESIS_PROFILE=search looks for others.
+# The same examples in every run, so that results are reproducible. HYPOTHESIS_PROFILE=search draws others.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.register_profile("search")
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test with the folder under tests/ that it lies in."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(folder)
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real moto S3 server in a process of its own."""
+    """The address of a moto S3 server, which runs in its own process."""
     port = free_port()
     with open(tmp_path_factory.mktemp("moto") / "log.txt", "wb") as log:
         server = subprocess.Popen(
@@ -50,14 +62,14 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_variables(s3_endpoint: str) -> dict[str, str]:
-    """The variables that lead to the S3 server."""
+    """Environment variables that point clients to the S3 server."""
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     return {"AWS_ENDPOINT_URL": s3_endpoint, **keys}
 
 
 @pytest.fixture
 def s3_environment(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The variables that lead to the S3 server, set for the test."""
+    """The same variables, set for one test."""
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     return s3_variables
@@ -75,7 +87,10 @@ def bucket(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> st
 
 @pytest.fixture(scope="session")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of this test session's own, whatever else runs on the machine; a process can have one only, so every test shares it."""
+    """A local Ray of this test session, apart from any other on the machine.
+
+    A process can hold one, so all its tests share it.
+    """
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
@@ -90,7 +105,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database; copying it is much faster than making another."""
+    """An empty MLflow database. Copying it is much faster than creating another."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -100,24 +115,27 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
-    """The address of an empty MLflow store of the test's own."""
+    """The address of an empty MLflow store for one test."""
     shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")
 def fresh_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project with the smallest experiment, before anything ran. Tests copy it."""
+    """The project with the smallest experiment, before any stage ran. Tests copy it."""
     return make(tmp_path_factory.mktemp("fresh") / "project")
 
 
 @pytest.fixture(scope="session")
 def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The project after `dvc repro` of the whole chain. Its local Ray serves every test; what a test changes it puts back."""
+    """The project after `dvc repro` of the whole chain, with its local Ray still running.
+
+    A test restores what it changes.
+    """
     project = fresh_project.copy(tmp_path_factory.mktemp("chain") / "project")
     shutil.copyfile(mlflow_template, project.folder / "mlflow.db")
     try:
         project.first_output = project.elsewhere(**TWO_WORKERS).repro("pretrain@minigpt-v2") + project.repro()
         yield project
     finally:
-        project.run("python", "-m", "mgpt", "cluster", "stop")
+        project.run("python", "-m", "mgpt", "ray", "stop")

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from mgpt.config import Settings, load
-from mgpt.planning import text
-from mgpt.planning.accelerators import KINDS, accelerator
-from mgpt.planning.stages import Means, plan
+from mgpt.planning import tables
+from mgpt.planning.accelerators import ACCELERATORS, get_accelerator
+from mgpt.planning.stages import Resources, plan
 
 RECIPES = Path("recipes")
 # MFU where none is given. a100: fitted to the published runs (docs/recipes.md), not measured. h100: the least that lean steps of the five
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu",
-        choices=["cpu", *KINDS],
+        choices=["cpu", *ACCELERATORS],
         help="what workers run on (cpu is measured now; default: cpu, or a100-80 where workers want GPUs)",
     )
     parser.add_argument("--gpus", type=int, help="workers of every training stage")
@@ -41,14 +41,14 @@ def run(asked: argparse.Namespace) -> None:
     means = chosen_means(settings, asked)
     plans = plan(settings, means)
     if asked.markdown:
-        print(text.markdown(plans, means.device))
+        print(tables.recipe_table(plans, means.device))
         return
-    print(text.overview(plans, means.device, str(path)))
-    if means.workers_of:
-        print("\n" + text.comparison(plans))
+    print(tables.overview(plans, means.device, str(path)))
+    if means.workers_by_stage:
+        print(f"\n{tables.comparison_table(plans)}")
 
 
-def chosen_means(settings: Settings, asked: argparse.Namespace) -> Means:
+def chosen_means(settings: Settings, asked: argparse.Namespace) -> Resources:
     """The accelerator, MFU and workers that were asked for, or what the settings' workers point to."""
     name = asked.gpu or ("a100-80" if settings.cluster.training.gpus_per_worker else "cpu")
     mfu = UTILISATION[name] if asked.mfu is None else asked.mfu
@@ -56,6 +56,6 @@ def chosen_means(settings: Settings, asked: argparse.Namespace) -> Means:
         raise ValueError(f"--mfu: {mfu} is no share of the peak; give a number above 0 and at most 1")
     if asked.gpus is not None and asked.gpus < 1:
         raise ValueError(f"--gpus: {asked.gpus}; give at least 1")
-    device = accelerator(name, asked.price)
+    device = get_accelerator(name, asked.price)
     as_published = asked.recipe and name == "a100-80" and asked.gpus is None and asked.mfu is None
-    return Means.as_published(device, mfu) if as_published else Means(device, mfu, asked.gpus)
+    return Resources.as_published(device, mfu) if as_published else Resources(device, mfu, asked.gpus)

@@ -169,13 +169,15 @@ def input_problems(needed: Needed) -> list[str]:
 def memory_problems(settings: Settings, stage: str, model_name: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """Nodes on whose GPUs (or, without GPUs, in whose memory) a worker's plan does not fit. A model or data that cannot be planned are no
     problem: that is told when the plan is asked for."""
-    from mgpt.planning.accelerators import KINDS
+    from mgpt.planning.accelerators import ACCELERATORS
     from mgpt.planning.stages import training_plan_memory
 
     workers = settings.cluster.training
     # What CUDA takes beside tensors is much the same on every kind.
     device = (
-        KINDS["a100-80"] if workers.gpus_per_worker else replace(KINDS["a100-80"], name="cpu", reserve=0, slack=0.0)
+        ACCELERATORS["a100-80"]
+        if workers.gpus_per_worker
+        else replace(ACCELERATORS["a100-80"], name="cpu", reserve=0, slack=0.0)
     )
     try:
         wanted = training_plan_memory(settings, stage, model_name, device).total

@@ -1,24 +1,32 @@
-"""What stages run on: memory, peak FLOPs by precision, memory bandwidth and price of one accelerator."""
+"""Devices that stages can be planned for: memory, peak FLOP/s by precision, memory bandwidth and price."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mgpt.training.types import PEAK_FLOPS
 
 _GIBI = 1 << 30
-_SIDE = 1024  # of the matrices that measure a CPU
+_SIDE = 1024  # of the square matrices that a CPU is measured with
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`memory` in bytes; `flops` a second by precision, dense; `bandwidth` in bytes a second; `price` in dollars an hour; `reserve` is
-    what its runtime takes before a tensor is there, in bytes, and `slack` the share that a caching allocator leaves unusable."""
+    """One device.
+
+    Attributes:
+        memory: bytes.
+        flops: dense FLOP/s by precision.
+        bandwidth: of its memory, bytes per second.
+        price: dollars per hour.
+        reserve: bytes that its runtime takes before the first tensor.
+        slack: share of memory that a caching allocator leaves unusable.
+    """
 
     name: str
     memory: int
@@ -29,27 +37,32 @@ class Accelerator:
     slack: float
 
 
-# Memory and bandwidth: NVIDIA's data sheets, SXM form. Prices are round figures of on-demand offers of 2025, our choice: give your own with
-# --price. Reserve and slack are our estimates of a CUDA context with NCCL and of fragmentation; they were not measured here.
-KINDS = {
+# Memory and bandwidth: NVIDIA's data sheets, SXM form. Prices: rounded on-demand offers of 2025; override with
+# --price. Reserve and slack: estimates of a CUDA context with NCCL and of fragmentation, not measured.
+ACCELERATORS = {
     "a100-80": Accelerator("a100-80", 80 * _GIBI, PEAK_FLOPS["A100"], 2.04e12, 2.0, 2 * _GIBI, 0.05),
     "a100-40": Accelerator("a100-40", 40 * _GIBI, PEAK_FLOPS["A100"], 1.56e12, 1.5, 2 * _GIBI, 0.05),
     "h100": Accelerator("h100", 80 * _GIBI, PEAK_FLOPS["H100"], 3.35e12, 3.0, 2 * _GIBI, 0.05),
 }
 
 
-def accelerator(name: str, price: float | None = None) -> Accelerator:
-    """A kind by its name; `cpu` is measured now. Raises ValueError for another name."""
-    if name != "cpu" and name not in KINDS:
-        raise ValueError(f"--gpu: {name!r} is unknown; choose one of cpu, {', '.join(KINDS)}")
-    found = measured_cpu() if name == "cpu" else KINDS[name]
-    return found if price is None else Accelerator(**{**found.__dict__, "price": price})
+def get_accelerator(name: str, price: float | None = None) -> Accelerator:
+    """Returns a device by name, with another price if one is given; `cpu` is measured now.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name != "cpu" and name not in ACCELERATORS:
+        raise ValueError(f"--gpu: {name!r} is unknown; choose one of cpu, {', '.join(ACCELERATORS)}")
+    device = measure_cpu() if name == "cpu" else ACCELERATORS[name]
+    return device if price is None else replace(device, price=price)
 
 
-def measured_cpu() -> Accelerator:
-    """One worker of this machine: its memory, and the float32 FLOPs of one thread on a matrix product, the best of three.
+def measure_cpu() -> Accelerator:
+    """Measures one worker of this machine: its memory, and float32 FLOP/s and bandwidth of one thread (best of three).
 
-    Seconds are the process's own, over all its threads: neither other work nor the number of threads changes the figure much.
+    Time is the process's CPU time over all threads, so neither other load nor the number of threads changes the
+    result much.
     """
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((_SIDE, _SIDE), dtype=np.float32) for _ in range(2))
@@ -60,6 +73,6 @@ def measured_cpu() -> Accelerator:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    begun = time.process_time()
+    start = time.process_time()
     work()
-    return max(1e-9, time.process_time() - begun)
+    return max(1e-9, time.process_time() - start)

@@ -1,10 +1,13 @@
-"""Memory of one training worker, by part, in bytes.
+"""Memory of one worker, by part, in bytes.
 
-What the backward pass keeps is counted tensor by tensor, as training keeps it: LLaMA in its lean form (`mgpt.models.fused_llama`), another language
-model as transformers and peft have it, and our head. Frozen linear layers keep nothing of their inputs; the last layer keeps its
-feed-forward at supervised positions alone, or all that follows its keys and values at the samples' tails alone (`mgpt.models.tail`).
-`tests/integration/planning/test_memory.py` holds this to real steps on CPU, `test_gpu_memory.py` to measurements at full size, both within 10 %. What CUDA
-adds beside tensors is the accelerator's reserve and slack.
+Activations are counted tensor by tensor, as training saves them for the backward pass: fused LLaMA layers
+(`mgpt.models.fused_llama`), other language models as transformers and peft compute them, and our head. Frozen linear
+layers save nothing of their inputs. The last layer saves its feed-forward at supervised positions only; with packed
+rows it saves everything but keys and values at answer positions only (`mgpt.models.last_layer`).
+
+`tests/integration/planning/test_memory.py` compares this with real steps on CPU,
+`tests/unit/planning/test_gpu_memory.py` with measurements at full size; both agree within 10 %. What CUDA adds to
+tensors is the accelerator's reserve and slack.
 """
 
 from __future__ import annotations
@@ -13,25 +16,25 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from mgpt.planning.accelerators import Accelerator
-from mgpt.planning.sizes import FORWARD, Language, Sizes, Tower
+from mgpt.planning.sizes import FEED_FORWARD_MODULES, LanguageModel, ModelSizes, VisionTower
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 0.56}  # 4bit: with the scales of its blocks
-# Linear modules that read one tensor: the norm before attention, and the one before the feed-forward.
-_READ = {
+# The tensor that linear modules share as their input: the norm before attention, and the one before the feed-forward.
+_SHARED_INPUT = {
     "q_proj": "attention",
     "k_proj": "attention",
     "v_proj": "attention",
     "gate_proj": "feed-forward",
     "up_proj": "feed-forward",
 }
-_KNOWN, _ASKED = ("k_proj", "v_proj"), ("q_proj", "o_proj")
-_UNMASKED = ("varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
+_KEY_VALUE_MODULES, _QUERY_MODULES = ("k_proj", "v_proj"), ("q_proj", "o_proj")
+_WITHOUT_MASK = ("varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
 _TRAINED = 4  # trained weights, their gradients and moments are float32
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What one forward pass sees: `rows` of `length` positions, which hold `samples` with `supervised` positions and `images` in all."""
+class BatchShape:
+    """One forward pass: `rows` of `length` positions with `samples`, `supervised` positions and `images` in total."""
 
     rows: int
     length: int
@@ -44,49 +47,58 @@ class Rows:
         return self.rows * self.length
 
     @property
-    def tails(self) -> int:
+    def answer_positions(self) -> int:
         """Positions from the one before each sample's answer to its end."""
         return min(self.positions, self.supervised + self.samples)
 
 
 @dataclass(frozen=True)
-class Kinds:
-    """How numbers are held: the frozen backbones' type, the language model's quantization, and that of the computation."""
+class Dtypes:
+    """Number formats: of the frozen backbones, of the language model's quantization, and of the computation."""
 
     backbones: str = "fp32"
     quantization: str | None = None
-    computed: str = "fp32"
+    compute: str = "fp32"
 
     @property
-    def width(self) -> float:
-        """Bytes of an activation that a product made."""
-        return 2.0 if self.computed == "bf16" else BYTES[self.backbones]
+    def product_bytes(self) -> float:
+        """Bytes of an activation that a matrix product returns."""
+        return 2.0 if self.compute == "bf16" else BYTES[self.backbones]
 
     @property
-    def stream(self) -> float:
-        """Bytes of what goes from layer to layer, a sum that began with the backbones' embeddings."""
+    def residual_bytes(self) -> float:
+        """Bytes of a residual activation, which starts as the backbones' embeddings."""
         return BYTES[self.backbones]
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a step is made. attention: transformers' name, or `varlen` of packed rows. recomputed: the language model's activations are.
-    features: the type of features that a cache gives in place of pixels, None without a cache. cuda: on a GPU."""
+class StepOptions:
+    """Options of a training step that change its memory.
+
+    Attributes:
+        attention: transformers' name of an implementation, or `varlen` for packed rows without a mask.
+        recompute: the language model's activations are recomputed in the backward pass.
+        features: number format of cached features that replace pixels; None without a cache.
+        cuda: runs on a GPU.
+    """
 
     attention: str = "sdpa"
-    recomputed: bool = False
+    recompute: bool = False
     features: str | None = None
     cuda: bool = True
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the fullest moment of a step. `activations` are those kept for the backward pass with its temporaries, `logits` the
-    head's, `buffers` pixels, features and the tower's working set."""
+    """Bytes at the peak of a step.
+
+    `activations` include the backward pass's temporaries, `logits` are the head's, `buffers` are pixels, features and
+    the tower's working set.
+    """
 
     weights: float
     gradients: float
-    optimiser: float
+    optimizer: float
     activations: float
     logits: float
     buffers: float
@@ -99,6 +111,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Moment:
+    """Memory of one moment of a step, without weights, gradients and optimizer state."""
+
     activations: float
     logits: float
     buffers: float
@@ -109,186 +123,218 @@ class _Moment:
 
 
 def training_memory(
-    sizes: Sizes, rows: Rows, kinds: Kinds, way: Way, *, shards: int = 1, device: Accelerator | None = None
+    sizes: ModelSizes,
+    batch: BatchShape,
+    dtypes: Dtypes,
+    options: StepOptions,
+    *,
+    shards: int = 1,
+    device: Accelerator | None = None,
 ) -> Memory:
-    """Memory of a worker at its fullest.
+    """Computes a worker's memory at the peak of a training step.
 
-    shards: over how many workers the frozen weights are spread. device: None for what tensors alone take.
+    Args:
+        shards: number of workers over which the frozen weights are split.
+        device: adds its runtime's reserve and slack; None counts tensors only.
     """
-    step = _Step(sizes, rows, kinds, way)
-    fullest = max((step.encode(), step.head(), step.layer()), key=lambda moment: moment.total)
+    step = _Step(sizes, batch, dtypes, options)
+    peak = max((step.encoding(), step.head(), step.backward()), key=lambda moment: moment.total)
     trained = float(sizes.trainable * _TRAINED)
-    # Of split weights one layer is whole while it works, and the next one on its way.
-    whole_layers = 2 * (sizes.language.linear / sizes.language.layers) * BYTES[kinds.backbones] if shards > 1 else 0.0
-    frozen = _weights(sizes, kinds) / shards + whole_layers
-    whole = Memory(frozen + trained, trained, 2 * trained, fullest.activations, fullest.logits, fullest.buffers)
-    return whole if device is None else replace(whole, reserve=device.reserve + device.slack * whole.total)
+    # Of split weights, one layer is gathered while it computes and the next one is being gathered.
+    gathered = 2 * (sizes.language.linear / sizes.language.layers) * BYTES[dtypes.backbones] if shards > 1 else 0.0
+    frozen = _frozen_bytes(sizes, dtypes) / shards + gathered
+    memory = Memory(frozen + trained, trained, 2 * trained, peak.activations, peak.logits, peak.buffers)
+    return memory if device is None else _with_reserve(memory, device)
 
 
-def inference_memory(sizes: Sizes, rows: int, length: int, kinds: Kinds, device: Accelerator) -> Memory:
-    """Memory of a worker that generates: weights, the keys and values of `rows` sequences of `length`, and the prompt's widest layer."""
-    language = sizes.language
-    cache = 2 * language.layers * rows * length * language.key_heads * language.head * kinds.width
-    prompt = rows * length * (language.width + 3 * language.inner) * kinds.width
-    moment = max(_encoding(sizes.tower, rows, kinds), prompt)
-    whole = Memory(
-        _weights(sizes, kinds) + sizes.trainable * _TRAINED, 0, 0, cache, rows * language.vocabulary * 4.0, moment
-    )
-    return replace(whole, reserve=device.reserve + device.slack * whole.total)
+def inference_memory(sizes: ModelSizes, rows: int, length: int, dtypes: Dtypes, device: Accelerator) -> Memory:
+    """Computes a generating worker's memory: weights, KV cache of `rows` sequences of `length`, widest layer."""
+    language, width = sizes.language, dtypes.product_bytes
+    kv_cache = 2 * language.layers * rows * length * language.key_heads * language.head * width
+    prompt = rows * length * (language.width + 3 * language.inner) * width
+    working_set = max(_encoding_bytes(sizes.tower, rows, dtypes), prompt)
+    weights = _frozen_bytes(sizes, dtypes) + sizes.trainable * _TRAINED
+    return _with_reserve(Memory(weights, 0, 0, kv_cache, rows * language.vocabulary * 4.0, working_set), device)
 
 
-def _weights(sizes: Sizes, kinds: Kinds) -> float:
-    """The frozen backbones. Quantization is of the language model's linear layers; its embeddings and head keep the backbones' type."""
+def _with_reserve(memory: Memory, device: Accelerator) -> Memory:
+    return replace(memory, reserve=device.reserve + device.slack * memory.total)
+
+
+def _frozen_bytes(sizes: ModelSizes, dtypes: Dtypes) -> float:
+    """The frozen backbones.
+
+    Quantization covers the language model's linear layers; its embeddings and head keep the backbones' format.
+    """
     linear = sizes.language.linear
-    return linear * BYTES[kinds.quantization or kinds.backbones] + (sizes.frozen - linear) * BYTES[kinds.backbones]
+    others = (sizes.frozen - linear) * BYTES[dtypes.backbones]
+    return linear * BYTES[dtypes.quantization or dtypes.backbones] + others
 
 
-def _encoding(tower: Tower, images: int, kinds: Kinds) -> float:
-    """While the frozen tower works: its feed-forward layer or its attention, whichever is wider. Nothing of it is kept."""
+def _encoding_bytes(tower: VisionTower, images: int, dtypes: Dtypes) -> float:
+    """Pixels and the frozen tower's working set: its feed-forward or its attention, whichever is wider.
+
+    Nothing of it is saved.
+    """
     widest = max(4 * tower.width + 2 * tower.inner, 9 * tower.width)
-    return _pixels(tower, images) + images * tower.tokens * widest * BYTES[kinds.backbones]
+    return _pixel_bytes(tower, images) + images * tower.tokens * widest * BYTES[dtypes.backbones]
 
 
-def _pixels(tower: Tower, images: int) -> float:
+def _pixel_bytes(tower: VisionTower, images: int) -> float:
     return images * 3 * tower.image**2 * 4.0
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step's moments, any of which may be the fullest."""
+    """The moments of a training step, any of which may be its peak."""
 
-    sizes: Sizes
-    rows: Rows
-    kinds: Kinds
-    way: Way
+    sizes: ModelSizes
+    batch: BatchShape
+    dtypes: Dtypes
+    options: StepOptions
 
     @property
-    def language(self) -> Language:
+    def language(self) -> LanguageModel:
         return self.sizes.language
 
-    @cached_property
-    def answered(self) -> int:
-        """Positions at which the last layer's feed-forward is computed."""
-        if self.has_tails:
-            return self.rows.tails
-        return self.rows.positions if self.way.recomputed else self.rows.supervised
-
     @property
-    def has_tails(self) -> bool:
-        """Whether the last layer computes tails alone."""
-        return self.language.lean and self.way.attention == "varlen"
+    def prunes_last_layer(self) -> bool:
+        """The last layer computes answer positions only."""
+        return self.language.fused and self.options.attention == "varlen"
+
+    @cached_property
+    def last_positions(self) -> int:
+        """Positions at which the last layer's feed-forward is computed."""
+        if self.prunes_last_layer:
+            return self.batch.answer_positions
+        return self.batch.positions if self.options.recompute else self.batch.supervised
 
     # Moments
 
-    def encode(self) -> _Moment:
-        """While the tower works, before there is anything else."""
-        return _Moment(
-            0.0, 0.0, _encoding(self.sizes.tower, self.rows.images, self.kinds) if self.way.features is None else 0.0
-        )
+    def encoding(self) -> _Moment:
+        """While the tower computes, before anything else exists."""
+        cached = self.options.features is not None
+        buffers = 0.0 if cached else _encoding_bytes(self.sizes.tower, self.batch.images, self.dtypes)
+        return _Moment(0.0, 0.0, buffers)
 
     def head(self) -> _Moment:
-        """When the loss is computed: everything is kept, and the logits stand there in the computed type and twice in float32."""
-        final = (self.rows.tails if self.has_tails else self.rows.positions) * (self.language.width * self.norm + 4)
-        width = self.kinds.width
-        logits = self.rows.supervised * self.language.vocabulary * (8.0 + (4.0 if width == 4 else 4.0 + width))
-        return _Moment(self.kept() + final, logits, self.fed())
+        """At the loss: all saved activations, and the logits once in the compute format and twice in float32."""
+        positions = self.batch.answer_positions if self.prunes_last_layer else self.batch.positions
+        final_norm = positions * (self.language.width * self.norm_bytes + 4)
+        width = self.dtypes.product_bytes
+        logits = self.batch.supervised * self.language.vocabulary * (8.0 + (4.0 if width == 4 else 4.0 + width))
+        return _Moment(self.saved() + final_norm, logits, self.inputs())
 
-    def layer(self) -> _Moment:
-        """In the backward pass of a feed-forward: gradients of its three inner tensors and of its output, and the layer itself where it is
-        recomputed. The last layer has few positions there; then the one before it is fuller, though the last is gone."""
-        temporary = (self.language.width + 3 * self.language.inner) * self.kinds.width
-        if self.way.recomputed:
-            again = self.layer_kept() - (
-                self.stream() if self.language.lean else 0.0
-            )  # a lean norm's input is what was kept
-            return _Moment(self.kept() + again + self.rows.positions * temporary, 0.0, self.fed())
-        last = self.kept() + self.answered * temporary
-        before = self.kept() - self.last_kept() + self.rows.positions * temporary
-        return _Moment(max(last, before), 0.0, self.fed())
+    def backward(self) -> _Moment:
+        """In a feed-forward's backward pass: gradients of its three inner tensors and its output, a recomputed layer.
 
-    # What is kept
+        The last layer has few positions there; the layer before it may hold more, although the last one is freed by
+        then.
+        """
+        temporary = (self.language.width + 3 * self.language.inner) * self.dtypes.product_bytes
+        if self.options.recompute:
+            # A fused norm's input is the checkpointed activation itself.
+            layer = self.layer_saved() - (self.residual() if self.language.fused else 0.0)
+            return _Moment(self.saved() + layer + self.batch.positions * temporary, 0.0, self.inputs())
+        last = self.saved() + self.last_positions * temporary
+        before_last = self.saved() - self.last_layer_saved() + self.batch.positions * temporary
+        return _Moment(max(last, before_last), 0.0, self.inputs())
 
-    def kept(self) -> float:
-        if self.way.recomputed:
-            return self.language.layers * self.stream()
-        return (self.language.layers - 1) * self.layer_kept() + self.last_kept() + self.converted()
+    # Saved activations
 
-    def stream(self) -> float:
-        """What goes from one layer to the next."""
-        return self.rows.positions * self.language.width * self.kinds.stream
+    def saved(self) -> float:
+        """Everything saved for the backward pass."""
+        if self.options.recompute:
+            return self.language.layers * self.residual()
+        return (self.language.layers - 1) * self.layer_saved() + self.last_layer_saved() + self.autocast_copies()
 
-    def layer_kept(self) -> float:
-        return self.rows.positions * (self.known() + self.asked() + self.forward())
+    def residual(self) -> float:
+        """The residual activation between two layers."""
+        return self.batch.positions * self.language.width * self.dtypes.residual_bytes
 
-    def last_kept(self) -> float:
-        """All but keys and values at tails alone, or the feed-forward at supervised positions alone."""
-        asking = self.rows.tails if self.has_tails else self.rows.positions
-        return self.rows.positions * self.known() + asking * self.asked() + self.answered * self.forward()
+    def layer_saved(self) -> float:
+        return self.batch.positions * (self.key_value_saved() + self.query_saved() + self.feed_forward_saved())
 
-    @property
-    def norm(self) -> float:
-        """Bytes of a norm's input as it is kept: its own type, or transformers' float32."""
-        return self.kinds.stream if self.language.lean else 4.0
-
-    @property
-    def mixed(self) -> float:
-        """Bytes of what attention keeps. `varlen` computes in float32 where it is not flash attention in half precision."""
-        return 4.0 if self.way.attention == "varlen" and not self.way.cuda else self.kinds.width
-
-    def known(self) -> float:
-        """Bytes a position: the first norm's input and its length, keys and values."""
-        language = self.language
+    def last_layer_saved(self) -> float:
+        """Queries and feed-forward at answer positions only, or the feed-forward at supervised positions only."""
+        query_positions = self.batch.answer_positions if self.prunes_last_layer else self.batch.positions
+        queries, feed_forward = self.query_saved(), self.feed_forward_saved()
         return (
-            language.width * self.norm + 4 + 2 * language.key_heads * language.head * self.mixed + self.adapted(_KNOWN)
+            self.batch.positions * self.key_value_saved()
+            + query_positions * queries
+            + self.last_positions * feed_forward
         )
 
-    def asked(self) -> float:
-        """Bytes a position: queries, what they attended to and its log-sums, the mask as added, the second norm's input and its length."""
+    @property
+    def norm_bytes(self) -> float:
+        """Bytes per element of a norm's saved input: the residual's format if fused, else transformers' float32."""
+        return self.dtypes.residual_bytes if self.language.fused else 4.0
+
+    @property
+    def attention_bytes(self) -> float:
+        """Bytes per element that attention saves. On CPU, `varlen` computes in float32."""
+        return 4.0 if self.options.attention == "varlen" and not self.options.cuda else self.dtypes.product_bytes
+
+    def key_value_saved(self) -> float:
+        """Bytes per position: the first norm's input and its scale, keys and values."""
         language = self.language
-        attended = (2 * language.heads * language.head) * self.mixed + language.heads * 4
-        mask = 0.0 if self.way.attention in _UNMASKED else self.rows.length * self.kinds.width
-        return attended + mask + language.width * self.norm + 4 + self.adapted(_ASKED)
+        keys_and_values = 2 * language.key_heads * language.head * self.attention_bytes
+        return language.width * self.norm_bytes + 4 + keys_and_values + self.lora_saved(_KEY_VALUE_MODULES)
 
-    def forward(self) -> float:
-        """Bytes a position: gate and up, and the gate's activation where the layer is not lean."""
-        return (2 if self.language.lean else 3) * self.language.inner * self.kinds.width + self.adapted(FORWARD)
+    def query_saved(self) -> float:
+        """Bytes per position: queries, attention output, log-sums, additive mask, the second norm's input and scale."""
+        language = self.language
+        attention = (2 * language.heads * language.head) * self.attention_bytes + language.heads * 4
+        has_mask = self.options.attention not in _WITHOUT_MASK
+        mask = self.batch.length * self.dtypes.product_bytes if has_mask else 0.0
+        return attention + mask + language.width * self.norm_bytes + 4 + self.lora_saved(_QUERY_MODULES)
 
-    def adapted(self, modules: tuple[str, ...]) -> float:
-        """Bytes a position that LoRA on some modules keeps: their inputs, each module's own where they are dropped out or cast, else shared
-        by all that keep the same tensor; dropout's masks; the low rank."""
+    def feed_forward_saved(self) -> float:
+        """Bytes per position: gate and up, and the gate's activation in layers that are not fused."""
+        tensors = 2 if self.language.fused else 3
+        return tensors * self.language.inner * self.dtypes.product_bytes + self.lora_saved(FEED_FORWARD_MODULES)
+
+    def lora_saved(self, modules: tuple[str, ...]) -> float:
+        """Bytes per position that LoRA on the given modules saves: inputs, dropout masks, and low-rank products.
+
+        Inputs are separate copies where dropout or a cast makes them, otherwise shared with everything that saves the
+        same tensor.
+        """
         lora = self.sizes.lora
         if lora is None:
             return 0.0
         chosen = [module for module in lora.target_modules if module in modules]
-        cast = self.kinds.width != self.kinds.stream if self.language.lean else self.kinds.width != 4
-        own = cast or lora.lora_dropout > 0
-        inputs = {module if own else _READ.get(module, module): self.language.outputs(module)[0] for module in chosen}
-        kept = 0 if own else sum(size for name, size in inputs.items() if self.is_kept_elsewhere(name, modules))
-        masks = (1.0 if self.way.cuda else self.kinds.stream) if lora.lora_dropout else 0.0
-        width = self.kinds.width
-        return (sum(inputs.values()) - kept) * width + sum(inputs.values()) * masks + len(chosen) * lora.r * width
+        width = self.dtypes.product_bytes
+        cast = width != self.dtypes.residual_bytes if self.language.fused else width != 4
+        copied = cast or lora.lora_dropout > 0
+        inputs = {
+            module if copied else _SHARED_INPUT.get(module, module): self.language.module_size(module)[0]
+            for module in chosen
+        }
+        total = sum(inputs.values())
+        shared = 0 if copied else sum(size for name, size in inputs.items() if self._is_saved_elsewhere(name, modules))
+        masks = (1.0 if self.options.cuda else self.dtypes.residual_bytes) if lora.lora_dropout else 0.0
+        return (total - shared) * width + total * masks + len(chosen) * lora.r * width
 
-    def is_kept_elsewhere(self, tensor: str, modules: tuple[str, ...]) -> bool:
-        """Queries read what keys and values read; `o_proj` reads what attention keeps, where that is not in samples' own parts."""
+    def _is_saved_elsewhere(self, tensor: str, modules: tuple[str, ...]) -> bool:
+        """Queries share their input with keys and values; fused layers save `o_proj`'s input as attention's output."""
         assert self.sizes.lora is not None
         if tensor == "attention":
-            return modules == _ASKED and bool(set(_KNOWN) & set(self.sizes.lora.target_modules))
-        return tensor == "o_proj" and self.language.lean and (self.way.cuda or self.way.attention != "varlen")
+            return modules == _QUERY_MODULES and bool(set(_KEY_VALUE_MODULES) & set(self.sizes.lora.target_modules))
+        whole_output = self.options.cuda or self.options.attention != "varlen"
+        return tensor == "o_proj" and self.language.fused and whole_output
 
-    def converted(self) -> float:
-        """Under autocast each float32 weight that is used is kept once more in half precision: LoRA's, and backbones' that are float32."""
-        if self.kinds.computed != "bf16":
+    def autocast_copies(self) -> float:
+        """Half-precision copies that autocast makes of LoRA's weights, and of the backbones' if they are float32."""
+        if self.dtypes.compute != "bf16":
             return 0.0
-        frozen = self.language.linear if self.kinds.backbones == "fp32" and self.kinds.quantization is None else 0
-        return 2.0 * (self.sizes.adapters + frozen)
+        float32 = self.dtypes.backbones == "fp32" and self.dtypes.quantization is None
+        return 2.0 * (self.sizes.lora_parameters + (self.language.linear if float32 else 0))
 
-    def fed(self) -> float:
-        """Pixels or cached features, and the features that the projection keeps."""
-        values = self.rows.images * self.sizes.image_tokens * self.sizes.feature_width
-        given = (
-            _pixels(self.sizes.tower, self.rows.images)
-            if self.way.features is None
-            else values * BYTES[self.way.features]
-        )
-        shared = self.way.features == "fp32" and self.kinds.width == 4  # nothing is cast on the way to the projection
-        return given + (0.0 if shared else values * self.kinds.width)
+    def inputs(self) -> float:
+        """Pixels or cached features, and the features that the projection saves."""
+        values = self.batch.images * self.sizes.image_tokens * self.sizes.feature_width
+        features = self.options.features
+        given = _pixel_bytes(self.sizes.tower, self.batch.images) if features is None else values * BYTES[features]
+        shared = features == "fp32" and self.dtypes.product_bytes == 4  # nothing is cast before the projection
+        return given + (0.0 if shared else values * self.dtypes.product_bytes)

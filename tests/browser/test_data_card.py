@@ -1,4 +1,4 @@
-"""The data card as a person sees it: in a real browser, on a wide and a narrow screen."""
+"""The data card in a real browser, on a wide and a narrow screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKED = "Array.from(document.querySelectorAll('mark')).slice(1).map(one => one.
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The card of two photographs, one of whose captions is hostile and one of whose records is lost."""
+    """The card of two photographs; one caption contains HTML, and one record is rejected."""
     folder = tmp_path_factory.mktemp("card")
     china, flower = (Image.fromarray(image) for image in load_sample_images().images)
     records: list[dict[str, object]] = [
@@ -40,27 +40,27 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
-def test_the_card_shows_its_images_and_texts_and_loads_nothing_else(
+def test_card_shows_images_and_texts_and_loads_nothing_else(
     browser: Browser, card: str, width: int, height: int
 ) -> None:
-    seen = browser.look(card, IMAGES, TEXTS, MARKED, OVERFLOW, "document.title", width=width, height=height)
-    images, texts, marked, overflow, title = seen.answers
+    page = browser.open(card, IMAGES, TEXTS, MARKED, OVERFLOW, "document.title", width=width, height=height)
+    images, texts, marked, overflow, title = page.values
     assert images == [[480, 320, True]] * 3
     assert sum(HOSTILE in text for text in texts) == 1
     assert {HOSTILE, "orange"} <= set(marked)
     assert (title, overflow) == ("Data card", 0)
-    assert seen.requested == [card]
-    assert seen.complaints == []
+    assert page.requested == [card]
+    assert page.errors == []
 
 
-def test_a_box_is_seen_where_it_is(browser: Browser, card: str) -> None:
+def test_box_is_drawn_in_place(browser: Browser, card: str) -> None:
     with_box = "Array.from(document.querySelectorAll('figure')).find(one => one.innerText.includes('refer')).querySelector('img')"
-    seen = browser.look(
+    page = browser.open(
         card, f"(({{x, y, width}}) => [x + scrollX, y + scrollY, width])({with_box}.getBoundingClientRect())"
     )
-    left, top, width = seen.answers[0]
-    image, scale = Image.open(io.BytesIO(seen.screenshot)).convert("RGB"), width / 640
-    middle = round(top + 125 * scale)  # half way down the box from (100, 50) to (400, 200)
+    left, top, width = page.values[0]
+    image, scale = Image.open(io.BytesIO(page.screenshot)).convert("RGB"), width / 640
+    middle = round(top + 125 * scale)  # half-way down the box from (100, 50) to (400, 200)
     reds = [x for x in range(round(left), round(left + width)) if _is_red(*image.getpixel((x, middle)))]
     edges = [(x - left) / scale for x in reds]
     assert {"left" if abs(edge - 100) < 15 else "right" if abs(edge - 400) < 15 else edge for edge in edges} == {
@@ -70,12 +70,12 @@ def test_a_box_is_seen_where_it_is(browser: Browser, card: str) -> None:
 
 
 def _is_red(red: int, green: int, blue: int) -> bool:
-    """Whether a pixel has about the colour of an image's first box, #d62728."""
+    """True for about the colour of an image's first box, #d62728."""
     return red > 170 and green < 90 and blue < 90
 
 
-def test_what_was_lost_is_on_the_card_with_its_reason(browser: Browser, card: str) -> None:
-    (tables,) = browser.look(
+def test_rejected_records_are_listed_with_reason(browser: Browser, card: str) -> None:
+    (tables,) = browser.open(
         card, "Array.from(document.querySelectorAll('tr')).map(one => one.innerText.split(/\\s*\\t\\s*/))"
-    ).answers
+    ).values
     assert ["own", "train", "3", "1", "missing image 1"] in tables

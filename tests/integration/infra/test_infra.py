@@ -1,4 +1,4 @@
-"""What can be known of infra/ without Docker and Kubernetes: schemas, versions, names, and MLflow's command, which is really run."""
+"""Checks of infra/ that need no Docker and no Kubernetes: schemas, versions, names, and a real run of MLflow's command."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def test_every_file_says_how_it_is_checked() -> None:
+def test_every_file_names_its_check() -> None:
     assert len(FILES) >= 8
     for path in FILES:
         if path.suffix != ".env":
             assert re.search(r"^# check ", path.read_text(), re.MULTILINE), path
 
 
-def test_versions_are_those_that_were_tried_together() -> None:
+def test_versions_are_pinned_ones() -> None:
     assert {cluster["rayVersion"] for cluster in clusters()} == {PINS["ray"]}
     image = f"mgpt:{PROJECT['version']}"
     assert {
@@ -59,7 +59,7 @@ def test_versions_are_those_that_were_tried_together() -> None:
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "mlflow.Dockerfile"])
-def test_images_install_pinned_packages_on_this_python(name: str) -> None:
+def test_images_install_pinned_packages(name: str) -> None:
     text = (INFRA / name).read_text()
     assert f"FROM python:{'.'.join(map(str, sys.version_info[:2]))}." in text
     installs = re.findall(r"pip install .*", text)
@@ -69,20 +69,20 @@ def test_images_install_pinned_packages_on_this_python(name: str) -> None:
     assert set(",".join(extras).split(",")) - {""} <= set(PROJECT["optional-dependencies"])
 
 
-def test_the_image_holds_what_a_job_imports() -> None:
-    """The extras that are installed lead to Ray, torch, DVC and fused kernels; mgpt itself comes with the job."""
-    wanted = " ".join(PROJECT["optional-dependencies"][extra][0] for extra in ("gpu", "train", "submit"))
+def test_image_holds_job_dependencies() -> None:
+    """The installed extras bring Ray, torch, DVC and fused kernels; mgpt itself comes with the job."""
+    required = " ".join(PROJECT["optional-dependencies"][extra][0] for extra in ("gpu", "train", "submit"))
     text = (INFRA / "Dockerfile").read_text()
     assert '".[gpu,submit]"' in text
-    assert "mgpt[train]" in wanted
+    assert "mgpt[train]" in required
     assert "pip uninstall --yes mgpt" in text
-    assert "mgpt[model]" in wanted
-    assert "dvc" in wanted
+    assert "mgpt[model]" in required
+    assert "dvc" in required
     copied = re.findall(r"^COPY (.*) \./(?:mgpt|flows)?$", text, re.MULTILINE)
     assert all((ROOT / name).exists() for line in copied for name in line.split())
 
 
-def test_ports_are_rays_own_and_those_of_the_recipe() -> None:
+def test_ports_match_ray_and_recipe() -> None:
     for cluster in clusters():
         ports = {port["name"]: port["containerPort"] for port in pods(cluster)[0]["containers"][0]["ports"]}
         assert ports == RAY_PORTS
@@ -92,7 +92,7 @@ def test_ports_are_rays_own_and_those_of_the_recipe() -> None:
     assert content("compose.yaml")["services"]["mlflow"]["ports"] == ["5000:5000"]
 
 
-def test_secrets_that_pods_ask_for_exist() -> None:
+def test_pods_use_defined_secrets() -> None:
     known = {
         one["metadata"]["name"]: set(one["stringData"])
         for one in yaml.safe_load_all((INFRA / "kuberay/secrets.yaml").read_text())
@@ -103,12 +103,12 @@ def test_secrets_that_pods_ask_for_exist() -> None:
                 assert {one["secretRef"]["name"] for one in container["envFrom"]} <= set(known)
                 for one in container["env"]:
                     if "valueFrom" in one:
-                        asked = one["valueFrom"]["secretKeyRef"]
-                        assert asked["key"] in known[asked["name"]]
+                        reference = one["valueFrom"]["secretKeyRef"]
+                        assert reference["key"] in known[reference["name"]]
                 assert {one["name"] for one in container["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 
 
-def test_workers_have_what_the_recipe_asks_of_one() -> None:
+def test_workers_satisfy_recipe_resources() -> None:
     training = load(ROOT / "recipes" / "a100.yaml", {}).cluster.training
     for cluster in clusters():
         group = cluster["workerGroupSpecs"][0]
@@ -118,7 +118,7 @@ def test_workers_have_what_the_recipe_asks_of_one() -> None:
         assert group["maxReplicas"] >= training.workers
 
 
-def test_settings_take_every_variable_that_the_files_set() -> None:
+def test_settings_accept_variables_of_files() -> None:
     named = {name for path in FILES for name in re.findall(r"\bMGPT_[A-Z_]+__[A-Z_]+", path.read_text())}
     assert {"MGPT_CLUSTER__ADDRESS", "MGPT_STORAGE__ROOT", "MGPT_TRACKING__URI"} <= named
     values = {
@@ -131,13 +131,13 @@ def test_settings_take_every_variable_that_the_files_set() -> None:
     assert settings.storage.root == values["MGPT_STORAGE__ROOT"]
 
 
-def test_ray_takes_the_cluster_file() -> None:
+def test_ray_validates_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(content("ray-cluster.yaml")))
 
 
-def test_ray_start_knows_the_options() -> None:
+def test_ray_start_has_the_options() -> None:
     from ray.scripts.scripts import start
 
     known = {option for parameter in start.params for option in parameter.opts}
@@ -151,15 +151,13 @@ def test_ray_start_knows_the_options() -> None:
     assert used <= known
 
 
-def test_secrets_never_reach_git() -> None:
+def test_secrets_are_ignored_by_git() -> None:
     assert subprocess.run(["git", "check-ignore", "-q", "infra/.env"], cwd=ROOT, check=False).returncode == 0
     assert not re.search(r"^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=.", (INFRA / "example.env").read_text(), re.MULTILINE)
 
 
-def test_the_mlflow_server_runs_as_the_compose_file_starts_it(
-    s3_environment: dict[str, str], bucket: str, tmp_path: Path
-) -> None:
-    """The service's own command, with a port and a disk of the test, against an S3 server; a client then makes a run."""
+def test_mlflow_server_starts_with_compose_command(s3_environment: dict[str, str], bucket: str, tmp_path: Path) -> None:
+    """Runs the service's command with the test's port and disk and an S3 server; a client then creates a run."""
     service = content("compose.yaml")["services"]["mlflow"]
     port = free_port()
     changed = {"--host": "127.0.0.1", "--port": str(port), "--backend-store-uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
@@ -177,7 +175,7 @@ def test_the_mlflow_server_runs_as_the_compose_file_starts_it(
         wait_for(f"http://127.0.0.1:{port}/health", seconds=240)
         address = f"http://127.0.0.1:{port}"
         client = connect(address)
-        run = client.create_run(experiment_id(client, address, "seen", None)).info.run_id
+        run = client.create_run(experiment_id(client, address, "infra", None)).info.run_id
         client.log_text(run, "a summary", "summary.txt")
         kept = [uri for uri in Store(bucket).list(bucket) if uri.endswith("summary.txt")]
         assert [Store(bucket).read(uri) for uri in kept] == [b"a summary"]

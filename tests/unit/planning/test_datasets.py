@@ -1,4 +1,4 @@
-"""Nominal lengths of the shapes world against its samples, rendered and tokenised as for training."""
+"""Nominal lengths of the shapes world compared with its samples, rendered and tokenised as in training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
 from mgpt.models import BackboneReference, MiniGPTProcessor
 from mgpt.models.assembly import config_from_backbones
-from mgpt.planning.datasets import lengths
+from mgpt.planning.datasets import mixture_lengths
 
 ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "mgpt" / "models" / "shapes"
-SAMPLES = 25  # of each dataset
+SAMPLES = 25  # per dataset
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(
     settings: Settings, stage: str, model_name: str, world: Path, processor: MiniGPTProcessor
 ) -> tuple[float, float]:
-    """(text, supervised) tokens of the average sample of a stage's mixture."""
+    """Counts the (text, supervised) tokens of the average sample of a stage's mixture."""
     training, rng = getattr(settings, stage)[model_name], random.Random(0)
     text = supervised = 0.0
     for name, weight in training.mixture.items():
@@ -58,7 +58,7 @@ def counted(
         for sample in rng.sample(good, min(SAMPLES, len(good))):
             try:
                 talk = render(sample, rng, task=training.tasks.get(name))
-            except ValueError:  # a planted flaw, which curation takes out
+            except ValueError:  # a planted flaw, which curation removes
                 continue
             images = [Image.new("RGB", (64, 64))] if sample.image else []
             row = processor(images, [talk], format=training.format, labels=True)
@@ -78,10 +78,10 @@ def counted(
     ("stage", "model_name"),
     [("pretrain", "minigpt4"), ("pretrain", "minigpt-v2"), ("multitask", "minigpt-v2"), ("instruct", "minigpt-v2")],
 )
-def test_the_average_row_is_as_long_as_planned(
+def test_average_row_matches_nominal_lengths(
     settings: Settings, world: Path, processor: MiniGPTProcessor, stage: str, model_name: str
 ) -> None:
     text, supervised = counted(settings, stage, model_name, world, processor)
-    planned = lengths(settings, getattr(settings, stage)[model_name])
+    planned = mixture_lengths(settings, getattr(settings, stage)[model_name])
     assert planned.text == pytest.approx(text, rel=0.1)
     assert planned.supervised == pytest.approx(supervised, rel=0.2)

@@ -1,4 +1,7 @@
-"""Predicted memory and FLOPs against what full-size steps took on an H100 (`benchmarks/gpu_step.py`). It reads the measurements: no GPU."""
+"""Planned memory and FLOPs compared with full-size steps on an H100, as recorded by `benchmarks/gpu_step.py`.
+
+Needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import pytest
 
 from mgpt.config.models import LoraSettings
 from mgpt.models.presets import preset_parts
-from mgpt.planning.memory import Kinds, Rows, Way, training_memory
-from mgpt.planning.sizes import Sizes, sizes_of
-from mgpt.planning.work import Lengths, training_flops
+from mgpt.planning.flops import Lengths, training_flops
+from mgpt.planning.memory import BatchShape, Dtypes, StepOptions, training_memory
+from mgpt.planning.sizes import ModelSizes, sizes_from_configs
 from mgpt.training.batch import IGNORE, Batch
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -25,12 +28,12 @@ STAGES = [
     "minigpt-v2-multitask",
     "minigpt-v2-instruct",
 ]
-WAYS = {
-    "supervised": Way(),  # plain layers, as another architecture has them
-    "packed": Way("varlen"),
-    "lean": Way("varlen"),
-    "cached": Way("varlen", features="fp32"),
-    "checkpointed": Way("varlen", recomputed=True),
+VARIANTS = {
+    "supervised": StepOptions(),  # layers as transformers computes them
+    "packed": StepOptions("varlen"),
+    "lean": StepOptions("varlen"),
+    "cached": StepOptions("varlen", features="fp32"),
+    "checkpointed": StepOptions("varlen", recompute=True),
 }
 
 
@@ -45,56 +48,55 @@ def measured() -> dict[str, Any]:
 @pytest.fixture
 def benchmark_script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu_step  # it imports its neighbours as a script does
+    import gpu_step  # imports its neighbours as a script does
 
     return gpu_step
 
 
-def sizes_for(model: str) -> Sizes:
+def model_sizes(model: str) -> ModelSizes:
     parts = preset_parts(model)
-    return sizes_of(parts, parts["merge"], LoraSettings(**parts["lora"]) if parts["lora"] else None)
+    return sizes_from_configs(parts, parts["merge"], LoraSettings(**parts["lora"]) if parts["lora"] else None)
 
 
-def drawn(script: ModuleType, stage: str, way: str, sizes: Sizes) -> list[Batch]:
-    """The rows that were measured: lengths do not depend on the images, which are one pixel here."""
+def measured_batches(script: ModuleType, stage: str, variant: str, sizes: ModelSizes) -> list[Batch]:
+    """Returns the batches that were measured, with images of one pixel, since lengths do not depend on them."""
     images = {"num_image_tokens": sizes.image_tokens, "image_token_id": 1, "image_size": 1, "projection_inputs": 1}
     stand_in = SimpleNamespace(**images, text_config=SimpleNamespace(vocab_size=sizes.language.vocabulary))
-    return [batch for step in script.batches(stand_in, script.STAGES[stage], script.WAYS[way]) for batch in step]
+    return [batch for step in script.batches(stand_in, script.STAGES[stage], script.WAYS[variant]) for batch in step]
 
 
-def rows_of(batch: Batch) -> Rows:
+def batch_shape(batch: Batch) -> BatchShape:
     (rows, length), samples = batch.tensors["labels"].shape, len(batch.ids)
-    return Rows(rows, length, samples, int(batch.tensors["labels"].ne(IGNORE).sum()), samples)
+    return BatchShape(rows, length, samples, int(batch.tensors["labels"].ne(IGNORE).sum()), samples)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_memory_of_a_full_size_step_is_predicted_within_a_tenth(
+def test_full_size_memory_is_planned_within_tolerance(
     measured: dict[str, Any], benchmark_script: ModuleType, stage: str
 ) -> None:
-    sizes = sizes_for(benchmark_script.STAGES[stage].model)
-    for name, way in WAYS.items():
-        lean = benchmark_script.WAYS[name].lean
-        built = replace(sizes, language=replace(sizes.language, lean=lean))
-        rows = [rows_of(batch) for batch in drawn(benchmark_script, stage, name, sizes)]
+    sizes = model_sizes(benchmark_script.STAGES[stage].model)
+    for name, options in VARIANTS.items():
+        fused = benchmark_script.WAYS[name].lean
+        built = replace(sizes, language=replace(sizes.language, fused=fused))
+        rows = [batch_shape(batch) for batch in measured_batches(benchmark_script, stage, name, sizes)]
         fullest = max(
-            (training_memory(built, one, Kinds("bf16", None, "bf16"), way) for one in rows), key=lambda one: one.total
+            (training_memory(built, one, Dtypes("bf16", None, "bf16"), options) for one in rows),
+            key=lambda one: one.total,
         )
         found = measured[stage][name]["memory_gib"] * 2**30
         assert fullest.total == pytest.approx(found, rel=0.02), name
-        # Weights are most of it and hardly to be missed, so what comes on top of them is held to a tenth too.
+        # Weights dominate and are easily counted, so the rest is compared separately.
         assert fullest.total - fullest.weights == pytest.approx(found - fullest.weights, rel=0.1), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_flops_are_counted_as_the_curve_counts_them(
-    measured: dict[str, Any], benchmark_script: ModuleType, stage: str
-) -> None:
-    """So that an MFU which was measured may be planned with."""
-    sizes = sizes_for(benchmark_script.STAGES[stage].model)
-    rows = [rows_of(batch) for batch in drawn(benchmark_script, stage, "lean", sizes)]
+def test_flops_match_training_counter(measured: dict[str, Any], benchmark_script: ModuleType, stage: str) -> None:
+    """The same rule on both sides lets a measured MFU be used in a plan."""
+    sizes = model_sizes(benchmark_script.STAGES[stage].model)
+    rows = [batch_shape(batch) for batch in measured_batches(benchmark_script, stage, "lean", sizes)]
     samples, supervised = (sum(getattr(one, name) for one in rows) for name in ("samples", "supervised"))
     text = sum(one.positions for one in rows) / samples - sizes.image_tokens
-    for name in WAYS:
+    for name in VARIANTS:
         planned = training_flops(sizes, Lengths(text, supervised / samples, 1, 0, 0), cached=name == "cached").counted
         found = measured[stage][name]
         assert planned / 1e12 == pytest.approx(found["teraflops"] / found["samples_per_second"], rel=0.02), name

@@ -1,0 +1,1 @@
+"""The stage runner, fingerprints, preflight checks and the summary of a chain."""

@@ -1,0 +1,1 @@
+"""HTML pages and drawings about data and models; no stage's result depends on them."""

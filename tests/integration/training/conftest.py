@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.fixtures.training import *  # noqa: F403

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,11 @@ class CodeBase:
     def installed(cls) -> CodeBase:
         """Returns the code that this Python imports: a project's folder, or an installed wheel."""
         return cls({package: _package_folder(package) for package in PACKAGES})
+
+    def without(self, edited: Iterable[Path]) -> CodeBase:
+        """Returns the same code base, which reads the edited files again."""
+        skipped = set(edited)
+        return CodeBase(self.roots, {path: one for path, one in self._sources.items() if path not in skipped})
 
     def digest(self, stage: str) -> str:
         """Returns the digest of a stage's code: changes when the result can change, and with no comment, docstring or

@@ -36,11 +36,13 @@ _SHIPPED_BACKBONES = "mgpt/models/shapes"  # read by download, and no module
 
 def render(settings: Settings, project: Path, code: CodeBase) -> str:
     """Returns the text of dvc.yaml."""
-    stages = {
-        name: _group(list(members), project, code)
-        for name, members in groupby(pipeline_stages(settings), key=lambda one: one.stage)
-    }
+    stages = _stages(settings, project, code)
     return _HEADER + yaml.safe_dump({"stages": stages}, sort_keys=False, width=120, default_flow_style=False)
+
+
+def _stages(settings: Settings, project: Path, code: CodeBase) -> dict[str, Any]:
+    grouped = groupby(pipeline_stages(settings), key=lambda one: one.stage)
+    return {name: _group(list(members), project, code) for name, members in grouped}
 
 
 def check_dvc_yaml(settings: Settings, project: Path) -> None:
@@ -52,8 +54,8 @@ def check_dvc_yaml(settings: Settings, project: Path) -> None:
     path = project / PIPELINE_FILE
     if not path.is_file():
         return
-    expected = yaml.safe_load(render(settings, project, CodeBase({})))["stages"]
-    if _without_code(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) != _without_code(expected):
+    found = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    if _without_code(found) != _without_code(_stages(settings, project, CodeBase({}))):
         raise ValueError(f"{PIPELINE_FILE} does not fit {PARAMS_FILE}: models or sections differ; run `{COMMAND}`")
 
 

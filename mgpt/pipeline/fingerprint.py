@@ -23,7 +23,7 @@ from mgpt.config.restricted_view import child
 from mgpt.pipeline.code import CodeBase
 from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage.hashing import content_digest, sha256_json
-from mgpt.storage.names import RUN_FILE
+from mgpt.storage.names import DATA_STAGES, RUN_FILE
 
 _LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits, and short enough to read
 # Params that name a file: it counts by content. `*` stands for every key.
@@ -60,14 +60,18 @@ class Fingerprints:
         return sha256_json(content)[:_LENGTH]
 
     def changed_before(self, stage: Stage) -> list[str]:
-        """Returns the names of earlier stages, in order, whose results here are of other work than is declared now."""
+        """Returns the names of earlier stages, in order, whose results here are of other work than is declared now.
+
+        A stage that reads what a changed one makes counts as changed. Data stages are the exception: which of the files
+        that they list change is known when they have run.
+        """
         folders = {one.folder: one for one in self._stages}
         changed: list[str] = []
         for one in self._stages:
             if one.name in self._ancestors(stage, folders):
                 record = self.project / one.folder / RUN_FILE
                 recorded = json.loads(record.read_text(encoding="utf-8"))["fingerprint"] if record.is_file() else None
-                behind = set(changed) & self._ancestors(one, folders)
+                behind = set(changed).difference(DATA_STAGES) & self._ancestors(one, folders)
                 if behind or recorded != self.fingerprint(one):
                     changed.append(one.name)
         return changed

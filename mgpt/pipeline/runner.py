@@ -29,6 +29,7 @@ from mgpt.pipeline.timing import Clock
 from mgpt.storage import Manifest, Store, is_remote, write_atomic
 from mgpt.storage.artifacts import ArtifactStore, replace_folder
 from mgpt.storage.names import (
+    DATA_STAGES,
     FINISHED_STAGES,
     MLFLOW_ARTIFACTS,
     PARAMS_FILE,
@@ -198,10 +199,12 @@ def run(stage: str, model_name: str | None, body: Body, *, dry: bool = False) ->
 
 def _state(work: Work, fingerprints: Fingerprints) -> str:
     """Returns what `--dry` prints: the work is finished, runs, or is to be done."""
-    if changed := fingerprints.changed_before(work.stage):
-        return f"would run after {', '.join(changed)}, whose results are of other work"
+    changed = fingerprints.changed_before(work.stage)
+    if certain := [name for name in changed if name not in DATA_STAGES]:
+        return f"would run after {', '.join(certain)}, whose results are of other work"
     if work.artifacts.outputs(work.fingerprint) is not None:
-        return "finished: the outputs are in the store"
+        after = f", unless {' and '.join(changed)}, still to run, changes the data" if changed else ""
+        return f"finished: the outputs are in the store{after}"
     if work.settings.cluster.address:
         return jobs.job_state(work.job, work.settings.cluster)
     begun = work.store.exists(work.store.uri(RUNS, work.fingerprint))

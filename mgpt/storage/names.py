@@ -6,7 +6,7 @@ from __future__ import annotations
 # results.
 STAGES = ("download", "curate", "pretrain", "describe", "multitask", "instruct", "evaluate", "promote")
 TRAINING_STAGES = ("pretrain", "multitask", "instruct")  # in the order in which a model goes through them
-PER_MODEL_STAGES = ("pretrain", "multitask", "instruct", "evaluate", "promote")
+DATA_STAGES = ("download", "curate")  # they list files, of which each later stage uses some
 UNTRAINED = "untrained"  # the checkpoint before the first training stage
 DESCRIBED = "described"  # the dataset that the describe stage makes
 DESCRIBING_MODEL = "minigpt4"  # the model whose pretrained checkpoint describes images

@@ -46,9 +46,7 @@ _DROPPED = {"ctx", "type_comment", "type_ignores"}
 
 @dataclass(frozen=True)
 class Source:
-    """One module of a closure: the digest of its code, the modules and names that it imports, and its package's files
-    that it names.
-    """
+    """One file of a closure: digest of its code, imports (module, names), and the files of its package that it names."""
 
     digest: str
     imports: tuple[tuple[str, tuple[str, ...]], ...]
@@ -57,10 +55,14 @@ class Source:
 
 @dataclass(frozen=True)
 class CodeBase:
-    """The modules of `PACKAGES`, found where Python would import them, or below other `roots` (folder by package)."""
+    """The modules of `PACKAGES`, found where Python would import them, or below other `roots` (folder by package).
+
+    Files are read once, so an instance is of one moment.
+    """
 
     roots: Mapping[str, Path]
     _sources: dict[Path, Source] = field(default_factory=dict, compare=False, repr=False)
+    _imports: dict[Path, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def installed(cls) -> CodeBase:
@@ -70,7 +72,8 @@ class CodeBase:
     def without(self, edited: Iterable[Path]) -> CodeBase:
         """Returns the same code base, which reads the edited files again."""
         skipped = set(edited)
-        return CodeBase(self.roots, {path: one for path, one in self._sources.items() if path not in skipped})
+        sources = {path: one for path, one in self._sources.items() if path not in skipped}
+        return CodeBase(self.roots, sources, {path: one for path, one in self._imports.items() if path in sources})
 
     def digest(self, stage: str) -> str:
         """Returns the digest of a stage's code: changes when the result can change, and with no comment, docstring or
@@ -87,8 +90,8 @@ class CodeBase:
         todo = [module]
         while todo:
             name = todo.pop()
-            path = self.file_of(name)
-            if name in found or path is None or is_ignored(name):
+            path = None if name in found or is_ignored(name) else self.file_of(name)
+            if path is None:
                 continue
             found[name] = path
             todo += self._imported(path)
@@ -103,12 +106,20 @@ class CodeBase:
         files = (path.with_suffix(".py"), path / "__init__.py") if rest else (path / "__init__.py",)
         return next((file for file in files if file.is_file()), None)
 
-    def _imported(self, path: Path) -> Iterator[str]:
+    def _imported(self, path: Path) -> tuple[str, ...]:
+        """Returns the modules of `PACKAGES` that a file imports."""
+        if path not in self._imports:
+            self._imports[path] = tuple(dict.fromkeys(self._resolved(path)))
+        return self._imports[path]
+
+    def _resolved(self, path: Path) -> Iterator[str]:
         for module, names in self._source(path).imports:
-            inside = [f"{module}.{name}" for name in names]
-            yield from (name for name in inside if self.file_of(name) is not None)
-            if not names or any(self.file_of(name) is None for name in inside):
-                yield module
+            if module.partition(".")[0] in self.roots:
+                inside = [f"{module}.{name}" for name in names]
+                modules = [name for name in inside if self.file_of(name) is not None]
+                yield from modules
+                if not names or len(modules) < len(inside):
+                    yield module
 
     def _source(self, path: Path) -> Source:
         if path not in self._sources:
@@ -133,7 +144,7 @@ def read_source(path: Path, package: str) -> Source:
     tree = ast.parse(path.read_bytes(), str(path))
     _drop_docstrings(tree)
     # A package that imports its names on first use lists their modules for type checkers.
-    imports = tuple(_imports(tree, package, for_types=path.name == "__init__.py"))
+    imports = tuple(imports_of(tree, package, for_types=path.name == "__init__.py"))
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     named = (path.parent / text for text in sorted(strings) if _is_file_name(text))
     resources = tuple(file for file in named if file.is_file())
@@ -180,7 +191,7 @@ def _drop_docstrings(tree: ast.AST) -> None:
             node.body = node.body[1:]
 
 
-def _imports(tree: ast.AST, package: str, for_types: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+def imports_of(tree: ast.AST, package: str, for_types: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields each imported module with the names taken from it, none for `import module`; `for_types` adds those that
     run nowhere.
     """

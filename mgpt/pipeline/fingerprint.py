@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,15 @@ class Fingerprints:
         return cls(project, settings, CodeBase.installed())
 
     def fingerprint(self, stage: Stage) -> str:
-        """Returns the fingerprint of a stage's work. Raises ValueError where an input is missing or a param names
-        nothing.
+        """Returns the fingerprint of a stage's work.
+
+        Raises ValueError where an input is missing, or a param names nothing.
         """
+        if stage.name not in self._known:
+            self._known[stage.name] = self._compute(stage)
+        return self._known[stage.name]
+
+    def _compute(self, stage: Stage) -> str:
         content = {
             "stage": [stage.stage, stage.model_name],
             "params": param_values(stage, self.settings),

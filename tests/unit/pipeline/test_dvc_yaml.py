@@ -11,7 +11,7 @@ from mgpt.config import Settings, load
 from mgpt.pipeline.code import CodeBase
 from mgpt.pipeline.dvc_yaml import COMMAND, check_dvc_yaml, render
 from mgpt.pipeline.stages import pipeline_stages
-from tests.fixtures.pipeline import ROOT
+from tests.fixtures.pipeline import ROOT, installed_code
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def settings() -> Settings:
 
 
 def test_dvc_yaml_is_up_to_date(settings: Settings) -> None:
-    assert (ROOT / "dvc.yaml").read_text() == render(settings, ROOT, CodeBase.installed()), f"run `{COMMAND}`"
+    assert (ROOT / "dvc.yaml").read_text() == render(settings, ROOT, installed_code()), f"run `{COMMAND}`"
 
 
 def test_dvc_reads_the_stages_of_the_params_file(
@@ -43,7 +43,7 @@ def test_dvc_reads_the_stages_of_the_params_file(
 
 def test_file_of_other_params_is_refused(settings: Settings, tmp_path: Path) -> None:
     check_dvc_yaml(settings, tmp_path)
-    content = yaml.safe_load(render(settings, ROOT, CodeBase.installed()))
+    content = yaml.safe_load(render(settings, ROOT, installed_code()))
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(content))
     check_dvc_yaml(settings, tmp_path)
     del content["stages"]["pretrain"]["foreach"]["minigpt4"]

@@ -46,7 +46,7 @@ _DROPPED = {"ctx", "type_comment", "type_ignores"}
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a closure: digest of its code, imports (module, names), and the files of its package that it names."""
+    """One file of a closure: digest of its code, imports (module, names), and files of its package that it names."""
 
     digest: str
     imports: tuple[tuple[str, tuple[str, ...]], ...]

@@ -40,6 +40,7 @@ class Fingerprints:
     project: Path
     settings: Settings
     code: CodeBase
+    _known: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, project: Path, settings: Settings) -> Fingerprints:

@@ -1,24 +1,23 @@
-"""Downloaded files in, shards of samples and a manifest of them out."""
+"""The `curate` stage: from downloaded files to shards of samples and a manifest of them."""
 
 from __future__ import annotations
 
 from mgpt.pipeline.runner import StageContext, run
-from mgpt.storage import Manifest
+from mgpt.storage.names import CURATED
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
-    """The `curate` stage."""
+    """Runs the stage."""
     run("curate", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Checks every record and keeps what may stay."""
+    """Checks every record and keeps those that may stay."""
     from mgpt.curation import curate
 
-    downloaded = Manifest.load(context.result("download") / "manifest.json")
-    folder = context.store.uri("curated", context.fingerprint)
+    folder = context.store.uri(CURATED, context.fingerprint)
     with context.ray(), context.work("curate"):
-        curated = curate(downloaded, context.settings.sources, context.section, context.store, folder)
+        curated = curate(context.manifest("download"), context.settings.sources, context.section, context.store, folder)
     curated.save(context.out)
     context.tracker.log_artifact(context.out / "card.html")
     rows = sum(int(entry.meta["rows"]) for entry in curated.manifest.entries)

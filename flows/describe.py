@@ -1,21 +1,21 @@
-"""The pretrained MiniGPT-4 describes images; what is mended and survives becomes its instruction data."""
+"""The `describe` stage: the pretrained MiniGPT-4 describes images; repaired and filtered, that becomes its instruction
+data.
+"""
 
 from __future__ import annotations
 
 from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
-from mgpt.storage import Manifest
-
-SYSTEM = "minigpt4"
+from mgpt.storage.names import DESCRIBING_MODEL, DESCRIPTIONS
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
-    """The `describe` stage."""
+    """Runs the stage."""
     run("describe", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Writes, mends, filters."""
+    """Generates, repairs and filters descriptions."""
     with context.ray():
         from mgpt.captioning.describe import DescribeRequest, describe
         from mgpt.execution.batch_inference import answer_on_ray
@@ -23,18 +23,18 @@ def body(context: StageContext) -> dict[str, object]:
         request = DescribeRequest(
             settings=context.section,
             store=context.store,
-            curated=Manifest.load(context.result("curate") / "manifest.json"),
-            backbones=backbones(context, SYSTEM),
-            weights=context.result("pretrain", SYSTEM) / "weights",
-            folder=context.store.uri("described", context.fingerprint),
+            curated=context.manifest("curate"),
+            backbones=backbones(context, DESCRIBING_MODEL),
+            weights=context.weights()["pretrain"],
+            folder=context.store.uri(DESCRIPTIONS, context.fingerprint),
             out=context.out,
         )
         with context.work("describe"):
-            result = describe(request, answer_on_ray(request.settings.generation, report))
+            result = describe(request, answer_on_ray(request.settings.generation, print_progress))
     context.tracker.log_artifact(context.out / "review.csv")
     return result.summary
 
 
-def report(done: int, total: int) -> None:
-    """Progress."""
+def print_progress(done: int, total: int) -> None:
+    """Prints how many images are described."""
     print(f"describe: {done} of {total} images", flush=True)

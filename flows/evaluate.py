@@ -1,21 +1,18 @@
-"""Held-out scores of every checkpoint of a model, with a grid of images."""
+"""The `evaluate` stage: held-out scores of every checkpoint of a model, and a page of images."""
 
 from __future__ import annotations
 
 from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
-from mgpt.storage import Manifest
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
-    """The `evaluate` stage of a model."""
+    """Runs the stage of a model."""
     run("evaluate", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Asks, scores, draws."""
-    assert context.model_name is not None
-    stages = [name for name in context.section.checkpoints if name != "untrained"]
+    """Generates answers, scores them and draws some."""
     with context.ray():
         from mgpt.evaluation import EvaluateRequest, evaluate
         from mgpt.execution.batch_inference import answer_on_ray
@@ -25,13 +22,13 @@ def body(context: StageContext) -> dict[str, object]:
             model_name=context.model_name,
             settings=context.section,
             store=context.store,
-            curated=Manifest.load(context.result("curate") / "manifest.json"),
+            curated=context.manifest("curate"),
             backbones=backbones(context, context.model_name),
-            checkpoints={name: context.result(name, context.model_name) / "weights" for name in stages},
+            checkpoints=context.weights(),
             out=context.out,
         )
         with context.work("evaluate"):
-            evaluation = evaluate(request, answer_on_ray(request.settings.generation, report))
+            evaluation = evaluate(request, answer_on_ray(request.settings.generation, print_progress))
             if request.settings.images:
                 write_gallery(evaluation, request.settings.images, context.out / GALLERY)
     last = evaluation.scores[context.section.checkpoints[-1]]
@@ -40,6 +37,6 @@ def body(context: StageContext) -> dict[str, object]:
     return {"scores": (context.out / "scores.txt").read_text(encoding="utf-8")}
 
 
-def report(done: int, total: int) -> None:
-    """Progress."""
+def print_progress(done: int, total: int) -> None:
+    """Prints how many questions are answered."""
     print(f"evaluate: {done} of {total} questions", flush=True)

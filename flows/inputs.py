@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from mgpt.config.models import ModelSettings
+from mgpt.data.extract import backbone_folders
 from mgpt.pipeline.runner import StageContext
-from mgpt.storage import Manifest
-
-
-def model_settings(context: StageContext, model_name: str) -> ModelSettings:
-    """The settings of a model's model."""
-    return context.settings.models[model_name]
 
 
 def backbones(context: StageContext, model_name: str) -> dict[str, str]:
-    """Folder or URI of each base of a model by part: `SOURCE/FOLDER` of the download manifest."""
-    from mgpt.download import backbone_folders
-
-    manifest, model = Manifest.load(context.result("download") / "manifest.json"), model_settings(context, model_name)
-    return backbone_folders(manifest, model.backbones, context.store)
+    """Returns the folder or URI of each of a model's backbones by part; the params name `SOURCE/FOLDER` of the download
+    manifest.
+    """
+    return backbone_folders(context.manifest("download"), context.settings.models[model_name].backbones, context.store)

@@ -1,18 +1,11 @@
-"""MiniGPT-v2's second stage: fine-grained tasks, balanced."""
+"""The `multitask` stage: fine-grained tasks, balanced, from the pretrained weights."""
 
 from __future__ import annotations
 
 from flows.training import train_stage
-from mgpt.pipeline.runner import StageContext, run
+from mgpt.pipeline.runner import run
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
-    """The `multitask` stage."""
-    run("multitask", model_name, body, dry=dry)
-
-
-def body(context: StageContext) -> dict[str, object]:
-    """Trains on from the pretrained weights."""
-    assert context.model_name is not None
-    weights = context.result("pretrain", context.model_name) / "weights"
-    return train_stage(context, context.model_name, context.result("curate") / "manifest.json", weights)
+    """Runs the stage of a model."""
+    run("multitask", model_name, train_stage, dry=dry)

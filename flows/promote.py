@@ -1,4 +1,4 @@
-"""Registers the trained model and moves `champion` to it if the gate holds."""
+"""The `promote` stage: registers the trained model, and moves `champion` to it where the gate holds."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import json
 
 from flows.inputs import backbones
 from mgpt.pipeline.runner import StageContext, run
+from mgpt.pipeline.stages import DATA_FILE
 from mgpt.storage import write_atomic
-from mgpt.storage.artifacts import RECORD
+from mgpt.storage.names import METRICS_FILE, RUN_FILE
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
-    """The `promote` stage of a model."""
+    """Runs the stage of a model."""
     run("promote", model_name, body, dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Registers, judges, decides."""
+    """Registers the weights of the last training stage, checks their scores, and decides."""
     from mgpt.registry.promotion import Candidate, promote
 
-    assert context.model_name is not None
     evaluated = context.result("evaluate", context.model_name)
-    record = json.loads((evaluated / RECORD).read_text(encoding="utf-8"))
+    record = json.loads((evaluated / RUN_FILE).read_text(encoding="utf-8"))
     lineage = record["lineage"] | {record["name"]: record["fingerprint"]}
+    context.manifest("curate").save(context.out / DATA_FILE)
+    stage, weights = list(context.weights().items())[-1]
     candidate = Candidate(
         model_name=context.model_name,
-        weights=context.result("instruct", context.model_name) / "weights",
-        metrics=evaluated / "metrics.json",
-        data=context.result("curate") / "manifest.json",
+        weights=weights,
+        metrics=evaluated / METRICS_FILE,
+        data=context.out / DATA_FILE,
         backbones=backbones(context, context.model_name),
         stages={name.partition("@")[0]: fingerprint for name, fingerprint in lineage.items()},
+        checkpoint=stage,
     )
     with context.work("promote"):
         decision = promote(candidate, context.section, context.store, context.tracker, context.project)
-    write_atomic(
-        context.out / "decision.json", (json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n").encode()
-    )
+    content = json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n"
+    write_atomic(context.out / "decision.json", content.encode())
     return {"decision": decision.text()}

@@ -1,117 +1,63 @@
-"""What the three training stages share: from a stage's inputs to its weights."""
+"""The body of the three training stages: from a stage's inputs to its weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flows.inputs import backbones, model_settings
+from flows.inputs import backbones
+from mgpt.data.mixture import Mixture
 from mgpt.pipeline.runner import StageContext
-from mgpt.storage import Manifest, write_atomic
+from mgpt.reporting.training_summary import step_seconds, summary_rows
+from mgpt.storage import write_atomic
+from mgpt.storage.names import FEATURES, METRICS_FILE
 
-if TYPE_CHECKING:
-    from mgpt.data.mixture import Mixture
-    from mgpt.execution.train import TrainRequest, TrainResult
-
-FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
-LOADING = {
-    "precision",
-    "quantization",
-    "attn_implementation",
-    "checkpoint_vision",
-    "checkpoint_language",
-}  # that say how it is held
+# Settings of a model that make its trained part, and those that say how it is held in memory.
+INITIALISATION = {"merge", "lora", "seed", "image_size"}
+LOADING = {"precision", "quantization", "attn_implementation", "checkpoint_vision", "checkpoint_language"}
 
 
-def train_stage(context: StageContext, model_name: str, manifest: Path, weights: Path | None) -> dict[str, object]:
-    """Trains one model in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
+def train_stage(context: StageContext) -> dict[str, object]:
+    """Trains a model on the datasets of the mixture, from the weights of the training stage before or newly
+    initialised.
+    """
     from mgpt.execution.train import TrainRequest, train
 
-    model = model_settings(context, model_name)
+    model = context.settings.models[context.model_name]
     request = TrainRequest(
         settings=context.section,
         workers=context.settings.cluster.training,
-        manifest=Manifest.load(manifest),
-        backbones=backbones(context, model_name),
+        manifest=context.manifest("curate", "describe"),
+        backbones=backbones(context, context.model_name),
         run_uri=context.run_uri,
         out=context.out,
-        weights=weights,
-        fresh=model.model_dump(include=FRESH),
+        weights=next(iter(context.weights().values()), None),
+        fresh=model.model_dump(include=INITIALISATION),
         loading=model.model_dump(include=LOADING),
         tracker=context.tracker,
-        features=context.store.uri("features"),
+        features=context.store.uri(FEATURES),
     )
     with context.ray():
+        # Imported here: it imports Ray, which reads the token of the stage's own local Ray when it is imported.
+        from mgpt.execution.data_feed import Feed
+        from mgpt.models.loading import ModelSpec
+
         result = train(request)
+        mixture = Feed.of(request.settings, request.manifest, ModelSpec(request.backbones, None)).mixture()
     if result.cached is not None:
         context.worked("features", result.cached.work_seconds)
     context.worked("train", step_seconds(result.curve, result.resumed_from))
-    mix = mixture_shares(planned(request), result.steps)
-    metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps, "mixture": mix}
-    write_atomic(context.out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    return {
-        "steps": result.steps,
-        "began at step": result.resumed_from,
-        "weights sha256": result.sha256,
-        **speed(result),
-        "loss": f"{result.curve[0]['loss']:.3f} -> {result.curve[-1]['loss']:.3f}",
-        "mixture": mixture_table(mix),
-        "checkpoints": held_up(result.stalls),
-    }
-
-
-def planned(request: TrainRequest) -> Mixture:
-    """The plan that the workers followed. Call it after `context.ray()`: its modules import Ray, which must first be told its token."""
-    from mgpt.execution.data_feed import Feed
-    from mgpt.models.loading import ModelSpec
-
-    return Feed.of(request.settings, request.manifest, ModelSpec(request.backbones, None)).mixture()
+    shares = mixture_shares(mixture, result.steps)
+    metrics = {"loss": result.curve[-1]["loss"], "steps": result.steps, "mixture": shares}
+    write_atomic(context.out / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+    return summary_rows(result, shares)
 
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:
-    """By dataset: its declared share, its share of what the first `steps` steps really saw, and how many samples these were."""
+    """Returns for each dataset its declared share, its share of the samples of the first `steps` steps, and their
+    number.
+    """
     realised, counts = mixture.realised(steps), mixture.counts(steps)
     return {
         name: {"declared": round(share, 6), "realised": round(realised[name], 6), "samples": counts[name]}
         for name, share in mixture.shares.items()
     }
-
-
-def mixture_table(mix: Mapping[str, Mapping[str, float]]) -> str:
-    """Declared beside realised shares, a line each, for the summary."""
-    width = max(map(len, mix))
-    return "\n".join(
-        f"{name:<{width}}  declared {one['declared']:6.2%}  realised {one['realised']:6.2%}  {one['samples']:>7} samples"
-        for name, one in mix.items()
-    )
-
-
-def held_up(stalls: Sequence[float]) -> str:
-    """How many checkpoints there were since the workers last started, and for how long they held up training."""
-    if not stalls:
-        return "none"
-    mean, longest = sum(stalls) / len(stalls) * 1e3, max(stalls) * 1e3
-    return f"{len(stalls)}, each held up training for {mean:.0f} ms (longest {longest:.0f} ms)"
-
-
-def speed(result: TrainResult) -> dict[str, object]:
-    """Rows of the summary: time of a step, waiting for data, and what the feature cache gave."""
-    shown = [row for row in result.curve if row["step"] > result.resumed_from]
-    if not shown:
-        return {}
-    each = step_seconds(result.curve, result.resumed_from) / (shown[-1]["step"] - result.resumed_from)
-    waits = sum(row["data_wait"] * row["step_seconds"] for row in shown) / sum(row["step_seconds"] for row in shown)
-    rows: dict[str, object] = {"step": f"{each:.3f} s", "data wait": f"{waits:.1%} of step time"}
-    return rows if result.cached is None else rows | {"feature cache": result.cached.effect(each, result.steps)}
-
-
-def step_seconds(curve: Sequence[Mapping[str, float]], resumed_from: int) -> float:
-    """Seconds of this run that went into training steps: not those in which workers started, imported or waited for data."""
-    worked, before = 0.0, float(resumed_from)
-    for row in curve:
-        if row["step"] > resumed_from:
-            worked += (row["step"] - before) * row["step_seconds"] * (1 - row["data_wait"])
-            before = row["step"]
-    return worked

@@ -18,7 +18,7 @@ class StorageSettings(Section):
     @field_validator("root")
     @classmethod
     def _known_scheme(cls, root: str) -> str:
-        if "://" in root and not root.startswith("s3://"):
+        if root.startswith(("http://", "https://")):
             raise mistake(
                 "a local folder or s3://bucket/prefix",
                 "write one of the two; S3-compatible servers are reached through AWS_ENDPOINT_URL",

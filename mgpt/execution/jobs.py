@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from mgpt.config import JOB_FINGERPRINT, Settings
 from mgpt.config.infrastructure import ClusterSettings
 from mgpt.execution.session import forwarded_environment
-from mgpt.pipeline.fingerprint import Declaration
-from mgpt.pipeline.runner import JOB_INPUTS
+from mgpt.execution.types import JOB_INPUTS, JobSpec
 from mgpt.storage import Store
-from mgpt.storage.artifacts import RECORD, ArtifactStore
+from mgpt.storage.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -33,25 +32,25 @@ _START_SECONDS = 120.0  # how long a cluster may take until it accepts jobs
 _PATIENCE_SECONDS = 600.0  # how long a client waits for a job server that does not answer
 
 
-def submission_id(declared: Declaration, fingerprint: str) -> str:
-    """The job's id: readable, and the same for the same work."""
-    return f"{declared.name.replace('@', '-')}-{fingerprint}"
+def submission_id(spec: JobSpec) -> str:
+    """Returns the job's id: readable, and the same for the same work."""
+    return f"{spec.name.replace('@', '-')}-{spec.fingerprint}"
 
 
-def job_state(declared: Declaration, fingerprint: str, settings: ClusterSettings) -> str:
-    """The job's id and state, or that there is none yet. Raises ValueError when the job server cannot be used."""
-    name = submission_id(declared, fingerprint)
+def job_state(spec: JobSpec, settings: ClusterSettings) -> str:
+    """Returns the job's id and state, or that there is none yet. Raises ValueError when the job server cannot be used."""
+    name = submission_id(spec)
     return f"job {name} at {settings.address}: {_status(_client(settings), name) or 'not submitted'}"
 
 
-def follow(declared: Declaration, fingerprint: str, settings: Settings, store: Store, project: Path) -> None:
+def follow(spec: JobSpec, settings: Settings, store: Store, project: Path) -> None:
     """Submits the stage, or attaches to its running job, prints the job's log, and returns when it succeeded.
 
     Raises:
         ValueError: the job server cannot be used, or what would be sent is too large.
         SystemExit: the job failed; the code is that of its entry point.
     """
-    client, name = _client(settings.cluster), submission_id(declared, fingerprint)
+    client, name = _client(settings.cluster), submission_id(spec)
     status = _status(client, name)
     if status in ("PENDING", "RUNNING"):
         print(f"attached to job {name} ({status}) at {settings.cluster.address}", flush=True)
@@ -60,7 +59,7 @@ def follow(declared: Declaration, fingerprint: str, settings: Settings, store: S
             status is not None
         ):  # it ended without a record of finished work: the training goes on from its last checkpoint
             client.delete_job(name)
-        _submit(client, name, declared, fingerprint, settings, store, project)
+        _submit(client, name, spec, settings, store, project)
     code = _wait(client, name)
     if code != 0:
         raise SystemExit(code)
@@ -95,20 +94,17 @@ def _status(client: JobSubmissionClient, name: str) -> str | None:
 def _submit(
     client: JobSubmissionClient,
     name: str,
-    declared: Declaration,
-    fingerprint: str,
+    spec: JobSpec,
     settings: Settings,
     store: Store,
     project: Path,
 ) -> None:
-    inputs = {path: ArtifactStore(store).put(project / path) for path in _needed(declared, project)}
-    variables = forwarded_environment() | _job_variables(fingerprint, inputs, settings, store, project)
-    command = " ".join(
-        ["python", "-m", "flows", declared.stage, *([declared.model_name] if declared.model_name else [])]
-    )
+    inputs = {path: ArtifactStore(store).put(project / path) for path in spec.inputs}
+    variables = forwarded_environment() | _job_variables(spec.fingerprint, inputs, settings, store, project)
+    command = " ".join(["python", "-m", "flows", spec.stage, *([spec.model_name] if spec.model_name else [])])
     with tempfile.TemporaryDirectory() as folder:
         size = collect(project, Path(folder), settings.cluster.upload_limit_mb)
-        metadata = {"stage": declared.name, "fingerprint": fingerprint}
+        metadata = {"stage": spec.name, "fingerprint": spec.fingerprint}
         _hand_in(client, command, name, {"working_dir": folder, "env_vars": variables}, metadata)
     print(f"submitted job {name} to {settings.cluster.address} ({size / 1e6:.1f} MB of code)", flush=True)
 
@@ -116,7 +112,9 @@ def _submit(
 def _hand_in(
     client: JobSubmissionClient, command: str, name: str, environment: dict[str, Any], metadata: dict[str, str]
 ) -> None:
-    """Submits the job; a cluster that has only just started is given time, and a job that another client submitted is ours too."""
+    """Submits the job; a cluster that has only just started is given time, and a job that another client submitted is
+    ours too.
+    """
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -131,18 +129,6 @@ def _hand_in(
             time.sleep(1)
         else:
             return
-
-
-def _needed(declared: Declaration, project: Path) -> list[str]:
-    """The stage's inputs, and the record beside each that says where it comes from."""
-    paths = set(declared.inputs)
-    for path in declared.inputs:
-        record = next(
-            (folder / RECORD for folder in (project / path).parents if (folder / RECORD).is_file()),
-            None,
-        )
-        paths |= {record.relative_to(project).as_posix()} if record is not None else set()
-    return sorted(paths)
 
 
 def _job_variables(

@@ -1,1 +1,1 @@
-"""The stage runner, fingerprints, preflight checks and the summary of a chain."""
+"""Runs stages: what each reads and writes, its fingerprint, checks before it starts, and the summary of the chain."""

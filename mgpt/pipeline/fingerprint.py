@@ -1,169 +1,161 @@
-"""One fingerprint a piece of work: hash(stage, the params it declared, the digests of its inputs, the code it runs).
+"""One fingerprint a piece of work: hash(stage, declared params, digests of the inputs it uses, code that can change its
+result).
 
-It names the Ray run, the Ray job, the MLflow run and the checkpoint folder, so equal work is found again and changed work starts afresh.
-What a stage declares stands in dvc.yaml and nowhere else: DVC and the fingerprint read the same lines.
+It names the Ray run, the Ray job, the MLflow run and the checkpoint folder, so that equal work is found again and
+changed work starts from scratch. It changes when a result can change, and only then: see `stages` for the inputs,
+`code` for the code.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from mgpt.config import Settings
 from mgpt.config.restricted_view import child
-from mgpt.storage import Manifest, sha256_file
+from mgpt.pipeline.code import CodeBase
+from mgpt.pipeline.stages import Stage, pipeline_stages
+from mgpt.storage.hashing import content_digest, sha256_json
+from mgpt.storage.names import DATA_STAGES, RUN_FILE
 
-RESULTS = "results"
 _LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits, and short enough to read
-_IGNORED = ("__pycache__", ".pytest_cache")
+# Params that name a file: it counts by content. `*` stands for every key.
+FILE_PARAMS = ("describe.filters.vocabulary", "describe.review", "evaluate.*.vocabulary")
+# Of each source, what changes what is downloaded, or what is made of it.
+_READ_BY_CURATE = ("kind", "licence", "datasets")
+_PACKAGE = "package://"
 
 
 @dataclass(frozen=True)
-class Declaration:
-    """What dvc.yaml says of one stage. `name` is DVC's (`pretrain@minigpt-v2`); stage and model are those of its command; `params` are
-    dotted keys; `code`, `inputs` and `outputs` are paths from the project's folder.
+class Fingerprints:
+    """Fingerprints of a project's stages as its files are now. Digests are computed once."""
+
+    project: Path
+    settings: Settings
+    code: CodeBase
+    _known: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, project: Path, settings: Settings) -> Fingerprints:
+        """Returns those of a project whose code is the code that this Python imports."""
+        return cls(project, settings, CodeBase.installed())
+
+    def fingerprint(self, stage: Stage) -> str:
+        """Returns the fingerprint of a stage's work.
+
+        Raises ValueError where an input is missing, or a param names nothing.
+        """
+        if stage.name not in self._known:
+            self._known[stage.name] = self._compute(stage)
+        return self._known[stage.name]
+
+    def _compute(self, stage: Stage) -> str:
+        content = {
+            "stage": [stage.stage, stage.model_name],
+            "params": param_values(stage, self.settings),
+            "inputs": input_digests(self.project, stage),
+            "files": self.file_digests(stage),
+            "code": self.code.digest(stage.stage),
+        }
+        return sha256_json(content)[:_LENGTH]
+
+    def changed_before(self, stage: Stage) -> list[str]:
+        """Returns the names of earlier stages, in order, whose results here are of other work than is declared now.
+
+        A stage that reads what a changed one makes counts as changed. Data stages are the exception: which of the files
+        that they list change is known when they have run.
+        """
+        folders = {one.folder: one for one in self._stages}
+        changed: list[str] = []
+        for one in self._stages:
+            if one.name in self._ancestors(stage, folders):
+                record = self.project / one.folder / RUN_FILE
+                recorded = json.loads(record.read_text(encoding="utf-8"))["fingerprint"] if record.is_file() else None
+                behind = set(changed).difference(DATA_STAGES) & self._ancestors(one, folders)
+                if behind or recorded != self.fingerprint(one):
+                    changed.append(one.name)
+        return changed
+
+    def file_digests(self, stage: Stage) -> dict[str, str]:
+        """Returns the digests of the files that a stage's params name, and of local folders that `download` reads."""
+        named = {key: self._named_file(value) for key, value in _file_params(param_values(stage, self.settings))}
+        if stage.stage == "download":
+            named |= {f"sources.{name} {location}": path for name, location, path in self._local_sources()}
+        return {key: content_digest(path) for key, path in sorted(named.items()) if path.exists()}
+
+    @cached_property
+    def _stages(self) -> list[Stage]:
+        return pipeline_stages(self.settings)
+
+    def _ancestors(self, stage: Stage, folders: dict[str, Stage]) -> set[str]:
+        before = [folders[folder] for one in stage.inputs if (folder := one.path.rpartition("/")[0]) in folders]
+        return {one.name for one in before}.union(*(self._ancestors(one, folders) for one in before))
+
+    def _named_file(self, value: str) -> Path:
+        """Returns the file of a vocabulary that ships, or the path of a user's own."""
+        shipped = self.code.roots["mgpt"] / "data" / "vocabularies" / f"{value}.yaml"
+        return shipped if shipped.is_file() else self.project / Path(value).expanduser()
+
+    def _local_sources(self) -> Iterator[tuple[str, str, Path]]:
+        for name, source in self.settings.sources.items():
+            for location in source.locations:
+                if location.startswith(_PACKAGE):
+                    package, *rest = location.removeprefix(_PACKAGE).split("/")
+                    if package in self.code.roots:
+                        yield name, location, self.code.roots[package].joinpath(*rest)
+                elif "://" not in location:
+                    yield name, location, self.project / Path(location).expanduser()
+
+
+def param_values(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """Returns the values of the declared params as plain JSON values by dotted key, defaults included.
+
+    Of `sources` each stage has the part that it reads: a further mirror does not repeat curation, a further dataset no
+    download.
     """
-
-    name: str
-    stage: str
-    model_name: str | None
-    params: tuple[str, ...]
-    code: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def folder(self) -> str:
-        """Where its results lie, from the project's folder."""
-        return f"{RESULTS}/{self.stage}/{self.model_name}" if self.model_name else f"{RESULTS}/{self.stage}"
+    values = {key: _value(settings, key, stage.name) for key in stage.params}
+    if "sources" in values:
+        values["sources"] = _read_sources(stage.stage, values["sources"])
+    return values
 
 
-def declarations(project: Path) -> list[Declaration]:
-    """Every stage of the project's dvc.yaml, in the file's order."""
-    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    found = []
-    for name, body in stages.items():
-        if "foreach" not in body:
-            found.append(_declaration(name, body))
-            continue
-        each = body["foreach"]
-        for key, item in each.items() if isinstance(each, dict) else ((one, one) for one in each):
-            found.append(_declaration(f"{name}@{key}", _fill(body["do"], key, item)))
-    return found
-
-
-def declaration(project: Path, stage: str, model_name: str | None) -> Declaration:
-    """The declaration of one stage. Raises ValueError that lists the stages there are."""
-    known = declarations(project)
-    for one in known:
-        if (one.stage, one.model_name) == (stage, model_name):
-            return one
-    asked = f"{stage}@{model_name}" if model_name else stage
-    raise ValueError(f"dvc.yaml has no stage {asked}; it has {', '.join(one.name for one in known)}")
-
-
-def identify(project: Path, declared: Declaration, settings: Settings, extra: Mapping[str, str] | None = None) -> str:
-    """The fingerprint of a stage's work now.
-
-    Args:
-        project: the folder of dvc.yaml.
-        declared: what the stage reads.
-        settings: values of the declared params are taken from here, so defaults count as if written.
-        extra: digests of inputs that dvc.yaml cannot name, such as a folder of a user's own images.
-
-    Raises:
-        ValueError: an input is missing, or a declared param names nothing.
-    """
-    content = {
-        "stage": [declared.stage, declared.model_name],
-        "params": declared_values(declared, settings),
-        "inputs": input_digests(project, declared) | dict(extra or {}),
-        "code": {path: digest(project / path) for path in declared.code},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:_LENGTH]
-
-
-def declared_values(declared: Declaration, settings: Settings) -> dict[str, Any]:
-    """The values of the declared params, as plain JSON values by dotted key."""
-    return {key: _value(settings, key, declared.name) for key in declared.params}
-
-
-def input_digests(project: Path, declared: Declaration) -> dict[str, str]:
-    """The digest of each input by path. Raises ValueError that names the stage to run where one is missing."""
-    digests = {}
-    for path in declared.inputs:
-        if not (project / path).exists():
+def input_digests(project: Path, stage: Stage) -> dict[str, str]:
+    """Returns the digest of each input by path. Raises ValueError that names the stage to run where one is missing."""
+    for one in stage.inputs:
+        if not (project / one.path).exists():
             raise ValueError(
-                f"{declared.name} needs {path}, which is not there; run `dvc repro {declared.name}`, which makes it first"
+                f"{stage.name} needs {one.path}, which is not there; run `dvc repro {stage.name}`, which makes it first"
             )
-        digests[path] = digest(project / path)
-    return digests
+    return {one.path: one.digest(project) for one in stage.inputs}
 
 
-def digest(path: Path) -> str:
-    """The digest of a file's or folder's content. A manifest counts by what it lists, not by where that lies."""
-    if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not set(_IGNORED) & set(file.parts) and file.suffix != ".pyc"
-        )
-        lines = "\n".join(f"{file.relative_to(path).as_posix()} {digest(file)}" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    return Manifest.load(path).digest if path.name == "manifest.json" else sha256_file(path)
+def _read_sources(stage: str, sources: dict[str, Any]) -> dict[str, Any]:
+    if stage == "curate":
+        with_data = {name: source for name, source in sources.items() if source["datasets"]}
+        return {name: {key: source[key] for key in _READ_BY_CURATE} for name, source in with_data.items()}
+    return {name: {key: one for key, one in source.items() if key != "datasets"} for name, source in sources.items()}
 
 
-def _declaration(name: str, body: dict[str, Any]) -> Declaration:
-    command = body["cmd"].split()
-    if command[:3] != ["python", "-m", "flows"] or len(command) not in (4, 5):
-        raise ValueError(
-            f"dvc.yaml: the command of {name} is {body['cmd']!r}; write `python -m flows STAGE` or `python -m flows STAGE SYSTEM`"
-        )
-    dependencies = body.get("deps", [])
-    outputs = [
-        next(iter(one)) if isinstance(one, dict) else one
-        for kind in ("outs", "metrics", "plots")
-        for one in body.get(kind, [])
-    ]
-    return Declaration(
-        name,
-        stage=command[3],
-        model_name=command[4] if len(command) == 5 else None,
-        params=tuple(body.get("params", [])),
-        code=tuple(path for path in dependencies if not path.startswith(f"{RESULTS}/")),
-        inputs=tuple(path for path in dependencies if path.startswith(f"{RESULTS}/")),
-        outputs=tuple(outputs),
-    )
+def _file_params(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the dotted key and the value of every file that params name."""
+    for key, value in _flat(values):
+        if value and any(fnmatch.fnmatchcase(key, pattern) for pattern in FILE_PARAMS):
+            yield key, str(value)
 
 
-def _fill(template: Any, key: str, item: Any) -> Any:
-    """Puts `${key}`, `${item}` and `${item.field}` of a DVC foreach into a stage's body."""
-    if isinstance(template, dict):
-        return {_fill(name, key, item): _fill(value, key, item) for name, value in template.items()}
-    if isinstance(template, list):
-        return [_fill(value, key, item) for value in template]
-    if isinstance(template, str):
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(match.group(1), key, item)), template)
-    return template
-
-
-def _lookup(name: str, key: str, item: Any) -> Any:
-    if name == "key":
-        return key
-    head, *rest = name.split(".")
-    if head != "item":
-        raise ValueError(f"dvc.yaml: ${{{name}}} is not understood; stages use ${{key}}, ${{item}} and ${{item.field}}")
-    for part in rest:
-        item = item[part]
-    return item
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _value(settings: Settings, dotted: str, stage: str) -> Any:
@@ -172,9 +164,7 @@ def _value(settings: Settings, dotted: str, stage: str) -> Any:
         try:
             value = child(value, part)
         except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"params.yaml has no {dotted}, which dvc.yaml declares for {stage}; add it, or correct dvc.yaml"
-            ) from error
+            raise ValueError(f"params.yaml has no {dotted}, which {stage} reads; add it") from error
     return _plain(value)
 
 

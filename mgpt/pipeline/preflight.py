@@ -1,6 +1,7 @@
-"""Looks before work starts: on this machine at the files behind a stage's inputs; on a cluster for the same Python and libraries on every
-node, store and base weights within reach of each, the inputs as their manifests say, and memory for what is planned. It takes seconds and
-no GPU, and tells everything that is wrong at once.
+"""Checks before work starts, which take seconds and no GPU, and report everything that is wrong at once.
+
+On this machine: the files behind a stage's inputs. On a cluster: the same Python and libraries on every node, store and
+backbones within reach of each, the inputs as their manifests list them, and memory for what is planned.
 """
 
 from __future__ import annotations
@@ -9,79 +10,77 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgpt.config import Settings, load, section
-from mgpt.pipeline.fingerprint import RESULTS, declaration
+import psutil
+
+from mgpt.config import Settings
+from mgpt.pipeline.stages import Stage
+from mgpt.planning.accelerators import ACCELERATORS
+from mgpt.planning.stages import training_plan_memory
 from mgpt.storage import Entry, Manifest, Store
-from mgpt.storage.artifacts import RECORD, ArtifactStore
+from mgpt.storage.artifacts import ArtifactStore
+from mgpt.storage.names import RUN_FILE, TRAINING_STAGES
 
 # A difference in any of these between nodes changes results or breaks unpickling.
 PACKAGES = ("ray", "torch", "transformers", "peft", "numpy", "pyarrow", "s3fs")
-TRAINING = ("pretrain", "multitask", "instruct")
-_SECONDS = 60.0
+_SECONDS = 60.0  # how long a node may take to report
 _HASHED_BYTES = 64 << 20  # of each manifest: all sizes are compared, and digests of about so much
 _SHOWN = 10  # files that are named
-_AT_ONCE = 32  # requests to the store
+_CONNECTIONS = 32  # requests to the store at a time
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What a stage needs to find: files of backbones and of data that its manifests name."""
-
-    backbones: tuple[Entry, ...] = ()
-    data: tuple[Entry, ...] = ()
-    configs: tuple[str, ...] = ()  # URIs of the backbones' configurations, for every node to read
-
-
-def preflight(stage: str, model_name: str | None, project: Path, store: Store) -> list[dict[str, Any]]:
-    """Looks at the connected cluster and at a stage's inputs; returns each node's report.
+def preflight(stage: Stage, settings: Settings, project: Path, store: Store) -> list[dict[str, Any]]:
+    """Checks the connected cluster and a stage's inputs; returns each node's report.
 
     Raises:
         ValueError: everything that would fail later, a line each, with its fix.
     """
-    settings = load(project / "params.yaml")
-    needed = needed_by(stage, model_name, project, settings)
-    reports = look(store, needed.configs)
-    wrong = [line for report in reports for line in differences(versions(), report)]
-    wrong += input_problems(needed)
-    if model_name is not None and stage in TRAINING:
-        wrong += memory_problems(settings, stage, model_name, reports)
+    inputs = [one.entries(project) for one in stage.inputs if one.is_manifest]
+    backbones = [entry for one in stage.inputs if one.holds_backbones for entry in one.entries(project)]
+    reports = node_reports(store, [entry.uri for entry in backbones if entry.name.endswith("/config.json")])
+    here = versions()
+    wrong = [line for report in reports for line in node_problems(here, report)]
+    wrong += [line for entries in inputs for line in input_problems(entries)]
+    if stage.model_name is not None and stage.stage in TRAINING_STAGES:
+        wrong += memory_problems(settings, stage.stage, stage.model_name, reports)
     if wrong:
         raise ValueError("preflight: nothing was started\n  " + "\n  ".join(wrong))
     return reports
 
 
-def check_inputs(stage: str, model_name: str | None, project: Path, store: Store) -> None:
-    """Of a stage that runs here: looks for the files behind its inputs, and forgets the finished work of those stages whose files are gone
-    or of another size.
+def check_inputs(stage: Stage, project: Path, store: Store) -> None:
+    """Checks size and presence of the files behind the inputs of a stage that runs here.
+
+    The finished work of the stages whose files are gone or of another size is dropped, so that it is repeated.
 
     Raises:
-        ValueError: with the first such files, and what makes them again.
+        ValueError: names the first such files, and the command that makes them.
     """
-    needed = needed_by(stage, model_name, project, load(project / "params.yaml"))
-    entries = [*needed.backbones, *needed.data]
-    wrong = {entry.uri: line for entry, line in zip(entries, _size_problems(entries), strict=True) if line}
-    if not wrong:
-        return
-    made = []
-    for path, manifest in _manifests(stage, model_name, project).items():
-        if any(entry.uri in wrong for entry in manifest.entries):
-            record = json.loads((project / path).with_name(RECORD).read_text(encoding="utf-8"))
+    lines: list[str] = []
+    stages: list[str] = []
+    for one in stage.inputs:
+        found = [line for line in _size_problems(one.entries(project)) if line]
+        if found:
+            record = json.loads((project / one.path).with_name(RUN_FILE).read_text(encoding="utf-8"))
             ArtifactStore(store).invalidate(record["fingerprint"])
-            made.append(record["name"])
-    shown = [*list(wrong.values())[:_SHOWN], *([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])]
-    what = "files that earlier stages wrote are not in the store as they were; was it emptied, or moved (storage.root)?"
-    raise ValueError("\n  ".join([what, *shown]) + f"\n`dvc repro --force {' '.join(made)}` makes them again")
+            lines, stages = lines + found, [*stages, record["name"]]
+    if lines:
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        what = (
+            "files of earlier stages are not in the store as they were written; was it emptied or moved (storage.root)?"
+        )
+        listed = "\n  ".join([what, *lines[:_SHOWN], *more])
+        raise ValueError(f"{listed}\n`dvc repro --force {' '.join(stages)}` makes them")
 
 
 def versions() -> dict[str, str]:
-    """This process's Python and library versions; "missing" where a library is not installed."""
+    """Returns this process's Python and library versions; "missing" for a library that is not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -91,113 +90,70 @@ def versions() -> dict[str, str]:
     return found
 
 
-def needed_by(stage: str, model_name: str | None, project: Path, settings: Settings) -> Needed:
-    """The files behind a stage's declared inputs: of the backbones those of its model, of data those that it reads."""
-    manifests = _manifests(stage, model_name, project)
-    download = manifests.pop(f"{RESULTS}/download/manifest.json", None)
-    data = [entry for manifest in manifests.values() for entry in manifest.entries]
-    read = _datasets(stage, model_name, settings)
-    data = [entry for entry in data if read is None or entry.meta.get("dataset") in read]
-    if download is None:
-        return Needed(data=tuple(data))
-    if stage == "curate":
-        return Needed(data=tuple(download.entries))
-    backbones = _backbones(settings, model_name or "minigpt4", download)
-    return Needed(
-        tuple(backbones), tuple(data), tuple(entry.uri for entry in backbones if entry.name.endswith("/config.json"))
-    )
-
-
-def _datasets(stage: str, model_name: str | None, settings: Settings) -> Collection[str] | None:
-    """The datasets that a stage reads, by name; None for all."""
-    if stage in TRAINING and model_name is not None:
-        mixture: Mapping[str, float] = section(settings, stage, model_name).mixture
-        return mixture
-    if stage in ("describe", "evaluate"):
-        datasets: Collection[str] = section(settings, stage, model_name).datasets
-        return datasets
-    return None
-
-
-def _manifests(stage: str, model_name: str | None, project: Path) -> dict[str, Manifest]:
-    named = [path for path in declaration(project, stage, model_name).inputs if path.endswith("manifest.json")]
-    return {path: Manifest.load(project / path) for path in named}
-
-
-def _backbones(settings: Settings, model_name: str, download: Manifest) -> list[Entry]:
-    model = settings.models[model_name]
-    names = [name for name in (model.vision, model.language, model.qformer) if name]
-    return [entry for name in names for entry in download.entries if entry.name.startswith(f"{name}/")]
-
-
-def look(store: Store, configs: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every node's report: its versions, what it cannot reach, and the memory of each of its GPUs and of itself, in bytes."""
+def node_reports(store: Store, configs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Returns every node's report: versions, what it cannot reach, and the memory of each of its GPUs and of itself in
+    bytes.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    task = ray.remote(num_cpus=0)(_look)
+    task = ray.remote(num_cpus=0)(_node_report)
     placed = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    asked = [task.options(scheduling_strategy=strategy).remote(store, tuple(configs)) for strategy in placed]
-    answers = ray.get(asked, timeout=_SECONDS)
-    return [{"node": node["NodeManagerAddress"], **answer} for node, answer in zip(nodes, answers, strict=True)]
+    tasks = [task.options(scheduling_strategy=strategy).remote(store, tuple(configs)) for strategy in placed]
+    reports = ray.get(tasks, timeout=_SECONDS)
+    return [{"node": node["NodeManagerAddress"], **report} for node, report in zip(nodes, reports, strict=True)]
 
 
-def differences(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]:
-    """What is wrong with one node's report, a line each."""
+def node_problems(here: Mapping[str, str], report: Mapping[str, Any]) -> list[str]:
+    """Returns the problems of one node's report, a line each; `here` are the versions of the driver."""
+    node, there = report["node"], report["versions"]
     lines = [
-        f"{report['node']}: {name} is {report['versions'].get(name)}, here {wanted}; install the same, as constraints.txt has it"
-        for name, wanted in here.items()
-        if report["versions"].get(name) != wanted
+        f"{node}: {name} is {there.get(name)}, here {expected}; install the same, as constraints.txt has it"
+        for name, expected in here.items()
+        if there.get(name) != expected
     ]
-    return lines + [f"{report['node']}: {problem}" for problem in report["problems"]]
+    return lines + [f"{node}: {problem}" for problem in report["problems"]]
 
 
-def input_problems(needed: Needed) -> list[str]:
-    """Files that are gone, of another size, or, in a sample of each manifest, of another content."""
-    lines: list[str] = []
-    for entries in (needed.backbones, needed.data):
-        found = list(zip(entries, _size_problems(entries), strict=True))
-        lines += [line for _, line in found if line]
-        try:
-            Manifest(list(_sample([entry for entry, line in found if not line]))).verify()
-        except ValueError as error:
-            lines += [line.strip() for line in str(error).splitlines()[1:-1]]
-    return [f"{line}; run the stage that made it again (`mgpt verify` reads every byte)" for line in lines]
+def input_problems(entries: Sequence[Entry]) -> list[str]:
+    """Returns the files that are gone, of another size, or, in a sample, of another content."""
+    found = list(zip(entries, _size_problems(entries), strict=True))
+    lines = [line for _, line in found if line]
+    try:
+        Manifest(list(_sample([entry for entry, line in found if not line]))).verify()
+    except ValueError as error:
+        lines += [line.strip() for line in str(error).splitlines()[1:-1]]
+    return [f"{line}; re-run the stage that made it (`mgpt verify` reads every byte)" for line in lines]
 
 
 def memory_problems(settings: Settings, stage: str, model_name: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Nodes on whose GPUs (or, without GPUs, in whose memory) a worker's plan does not fit. A model or data that cannot be planned are no
-    problem: that is told when the plan is asked for."""
-    from mgpt.planning.accelerators import ACCELERATORS
-    from mgpt.planning.stages import training_plan_memory
+    """Returns the nodes on whose GPUs (without GPUs: in whose memory) a worker's plan does not fit.
 
+    A model or data that cannot be planned is no problem here: `mgpt plan` reports it.
+    """
     workers = settings.cluster.training
-    # What CUDA takes beside tensors is much the same on every kind.
-    device = (
-        ACCELERATORS["a100-80"]
-        if workers.gpus_per_worker
-        else replace(ACCELERATORS["a100-80"], name="cpu", reserve=0, slack=0.0)
-    )
+    # What CUDA takes next to tensors is much the same on every kind.
+    gpu = ACCELERATORS["a100-80"]
+    device = gpu if workers.gpus_per_worker else replace(gpu, name="cpu", reserve=0, slack=0.0)
     try:
-        wanted = training_plan_memory(settings, stage, model_name, device).total
+        planned = training_plan_memory(settings, stage, model_name, device).total
     except ValueError:
         return []
+    fix = f"lower micro_batch_size, set models.{model_name}.checkpoint_language, or take larger GPUs (`mgpt plan`)"
     lines = []
     for report in reports:
-        there = min(report["gpus"], default=0) if workers.gpus_per_worker else report["memory"]
-        if there and wanted > there:
-            place = "its smallest GPU has" if workers.gpus_per_worker else "it has"
-            what = f"{report['node']}: {stage}@{model_name} is planned with {wanted / 2**30:.1f} GiB a worker, and {place} {there / 2**30:.1f}"
-            lines.append(
-                f"{what}; lower micro_batch_size, set models.{model_name}.checkpoint_language, or take larger GPUs (`mgpt plan`)"
-            )
+        available = min(report["gpus"], default=0) if workers.gpus_per_worker else report["memory"]
+        if available and planned > available:
+            owner = "its smallest GPU has" if workers.gpus_per_worker else "it has"
+            sizes = f"{planned / 2**30:.1f} GiB a worker, and {owner} {available / 2**30:.1f}"
+            lines.append(f"{report['node']}: {stage}@{model_name} is planned with {sizes}; {fix}")
     return lines
 
 
 def _size_problems(entries: Sequence[Entry]) -> list[str]:
-    """What is wrong with each file's size; empty where nothing is."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    """Returns a line for each file: empty where its size is right."""
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
         return list(pool.map(_size_problem, entries))
 
 
@@ -210,7 +166,7 @@ def _size_problem(entry: Entry) -> str:
 
 
 def _sample(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Entries of about `_HASHED_BYTES`, in the order of their digests, which has nothing to do with their content's."""
+    """Yields entries of about `_HASHED_BYTES` in the order of their digests, which is unrelated to their content."""
     left = _HASHED_BYTES
     for entry in sorted(entries, key=lambda entry: (entry.sha256, entry.name)):
         if entry.size <= left:
@@ -218,9 +174,7 @@ def _sample(entries: Sequence[Entry]) -> Iterator[Entry]:
             yield entry
 
 
-def _look(store: Store, configs: tuple[str, ...]) -> dict[str, Any]:
-    import psutil
-
+def _node_report(store: Store, configs: tuple[str, ...]) -> dict[str, Any]:
     problems = []
     try:
         store.check()
@@ -230,21 +184,18 @@ def _look(store: Store, configs: tuple[str, ...]) -> dict[str, Any]:
         try:
             Store(uri.rsplit("/", 1)[0]).read(uri)
         except Exception as error:  # every kind of store raises its own
-            problems.append(
-                f"base weights: {uri} cannot be read ({type(error).__name__}); give this node the store's AWS_* variables"
-            )
-    return {
-        "versions": versions(),
-        "problems": problems,
-        "gpus": _gpu_memory(),
-        "memory": psutil.virtual_memory().total,
-    }
+            problem = f"backbones: {uri} cannot be read ({type(error).__name__})"
+            problems.append(f"{problem}; give this node the store's AWS_* variables")
+    memory = psutil.virtual_memory().total
+    return {"versions": versions(), "problems": problems, "gpus": _gpu_memory(), "memory": memory}
 
 
 def _gpu_memory() -> list[int]:
-    """Bytes of each GPU of this node, as its driver says: a task that asked for no GPU sees none through CUDA."""
+    """Returns the bytes of each GPU of this node, as its driver reports them: a task without a GPU sees none through
+    CUDA.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-    return [int(line) << 20 for line in answer.stdout.split() if line.isdigit()]
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return [int(line) << 20 for line in listed.stdout.split() if line.isdigit()]

@@ -1,4 +1,4 @@
-"""`mgpt data validate`: the curation's checks for people's own data, in one process, before anything is trained."""
+"""`mgpt data validate`: the checks of curation on a user's own data, in one process, before anything is trained."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ from mgpt.data.types import SCHEMA, Sample
 from mgpt.download import download
 from mgpt.storage import Manifest, Store
 
-OFFENDERS = 5
-SHOWN = 5
-_LOOKED_AT = 64  # rows in memory
+OFFENDERS = 5  # rejected rows that are listed
+SHOWN = 5  # conversations that are shown
+_BATCH_ROWS = 64  # rows in memory
 _FATAL = ("missing image",)
 
 
 class ValidationError(ValueError):
-    """The data would not train: no samples, no supervised text, or images that are not there. The message names the first offenders."""
+    """The data would not train: no samples, no supervised text, or missing images; lists the first rejected rows."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found: counts and reasons (a curation's report), the first offenders, and a few conversations as they are trained on."""
+    """The findings.
+
+    `report` holds counts and reject reasons, as a curation's; `offenders` the first rejected rows; `shown` a few
+    conversations as they are trained on, each as pieces of text with True where the loss sees them.
+    """
 
     report: dict[str, Any]
     offenders: list[dict[str, str]]
     shown: list[list[tuple[str, bool]]]
 
     def text(self) -> str:
-        """The findings for a terminal; supervised text stands between » and «."""
+        """Returns the findings for a terminal; supervised text stands between » and «."""
         lines = [f"{self.report['records']} records, {self.report['kept']} usable, {self.report['quarantined']} not"]
         lines += [f"  {count:>8}  {reason}" for reason, count in self.report["reasons"].items()]
-        lines += [f"  {count:>8}  mended: {what}" for what, count in self.report["mended"].items()]
+        lines += [f"  {count:>8}  repaired: {what}" for what, count in self.report["mended"].items()]
         if self.offenders:
             lines += [
-                "first offenders:",
+                "first rejected rows:",
                 *(f"  {row['source']}: {row['reason']} ({row['detail']})" for row in self.offenders),
             ]
         for marks in self.shown:
@@ -60,18 +64,18 @@ class Validation:
 def validate(
     path: Path, reader: str = "jsonl", settings: CurateSettings | None = None, mark: Marker = plain_marks
 ) -> Validation:
-    """Judges a folder (or the JSONL file in one) as the chain's curation would.
+    """Validates a folder, or one JSONL file in it, as the curate stage would.
 
     Raises:
-        ValidationError: 0 samples, 0 supervised characters, or missing images; the message is the whole finding.
-        ValueError: the path or the reader is not there, or the folder has none of the reader's files.
+        ValidationError: 0 samples, 0 supervised characters, or missing images; the message has all findings.
+        ValueError: the path or the reader does not exist, or the folder has none of the reader's files.
     """
     if reader not in READERS:
         raise ValueError(f"reader {reader!r} is not known; use one of {', '.join(sorted(READERS))}")
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a folder, or a JSONL file with its images beside it")
+        raise ValueError(f"{path} does not exist; give a folder, or a JSONL file with its images next to it")
     if path.is_dir() and not any(child.is_file() for child in path.rglob("*")):
-        raise ValueError(f"{path} has no files; put a JSONL file there, with its images beside it")
+        raise ValueError(f"{path} has no files; put a JSONL file there, with its images next to it")
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
         found, problem = _curate(path, reader, settings or CurateSettings(), store)
@@ -101,19 +105,19 @@ def _curate(path: Path, reader: str, settings: CurateSettings, store: Store) -> 
 
 
 def _offenders(quarantine: Manifest, store: Store) -> list[dict[str, str]]:
-    """The first of what makes the validation fail, then the first of the others."""
+    """Returns the first rejected rows: those that make the validation fail before the others."""
     with store.open(quarantine.entries[0].uri) as file:
-        lost = pq.read_table(file)
-    fatal = pc.is_in(lost.column("reason"), pa.array(_FATAL))
-    return pa.concat_tables([lost.filter(fatal), lost.filter(pc.invert(fatal))]).slice(0, OFFENDERS).to_pylist()
+        rejected = pq.read_table(file)
+    fatal = pc.is_in(rejected.column("reason"), pa.array(_FATAL))
+    return pa.concat_tables([rejected.filter(fatal), rejected.filter(pc.invert(fatal))]).slice(0, OFFENDERS).to_pylist()
 
 
 def _shown(manifest: Manifest, store: Store, mark: Marker) -> list[list[tuple[str, bool]]]:
-    """The first sample of each task that the first shards hold."""
+    """Returns the first sample of each task that the first shards hold."""
     samples: dict[str, Sample] = {}
     for entry in manifest.entries[:SHOWN]:
         with store.open(entry.uri) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=_LOOKED_AT, columns=SCHEMA.names):
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):
                 for row, task in enumerate(batch.column("task").to_pylist()):
                     if task not in samples and len(samples) < SHOWN:
                         samples[task] = Sample.from_row(batch.slice(row, 1).to_pylist()[0])

@@ -10,13 +10,13 @@ from mgpt.registry.audit_log import Journal, Record
 from mgpt.registry.versions import CHAMPION, RECIPE, SCORES, Version, find, models, stored_manifest, versions
 from mgpt.storage import Store
 from mgpt.tracking.client import connect
-from mgpt.tracking.lineage import COMMIT, DIRTY, DVC_LOCK, PARAMS
+from mgpt.tracking.lineage import COMMIT, DIRTY, PARAMS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # Tags in the order that a reader asks: which code, which settings, which data, which backbones, which stages.
-ORDER = (COMMIT, DIRTY, PARAMS, DVC_LOCK, "mgpt.data", "mgpt.test_data", "mgpt.base.", "mgpt.")
+ORDER = (COMMIT, DIRTY, PARAMS, "mgpt.data", "mgpt.test_data", "mgpt.base.", "mgpt.")
 
 
 def audit(store: Store, tracking_uri: str, model: str | None = None) -> list[str]:

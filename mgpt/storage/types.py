@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored file. `size` in bytes; `version_id` where the bucket keeps versions; `meta` is the writer's (dataset, split, rows ...)."""
+    """One stored file.
+
+    `size` is in bytes; `version_id` is set where the bucket keeps versions; `meta` is the writer's (dataset, split,
+    rows and so on).
+    """
 
     name: str
     uri: str

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgpt.storage import Manifest
+from mgpt.storage import Manifest, names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STAGE, SYSTEM, FINGERPRINT, INPUT = "mgpt.stage", "mgpt.model", "mgpt.fingerprint", "mgpt.input."
-COMMIT, DIRTY, DVC_LOCK, PARAMS = "git.commit", "git.dirty", "dvc.lock.sha256", "params.sha256"
-DATA, TEST_DATA = "mgpt.data", "mgpt.test_data"
+STAGE, SYSTEM, FINGERPRINT, INPUT = names.TAG_STAGE, names.TAG_MODEL, names.TAG_FINGERPRINT, names.TAG_INPUT
+COMMIT, DIRTY, PARAMS = names.TAG_COMMIT, names.TAG_DIRTY, names.TAG_PARAMS
+DATA, TEST_DATA = names.TAG_DATA, names.TAG_TEST_DATA
 
 
 def _git(project: Path, *arguments: str) -> str | None:
@@ -25,8 +25,8 @@ def _git(project: Path, *arguments: str) -> str | None:
 
 
 def code_tags(project: Path) -> dict[str, str]:
-    """`git.commit`, `git.dirty` and the sha256 of `params.yaml` and `dvc.lock` of a project folder; "unknown" or "absent"
-    where there is none.
+    """Returns `git.commit`, `git.dirty` and the sha256 of `params.yaml` of a project folder; "unknown" or "absent" where
+    there is none.
 
     Untracked files do not make the tree dirty: results and logs lie beside the code. Changed tracked files do, but for `dvc.lock`, which
     the chain itself rewrites.
@@ -37,7 +37,6 @@ def code_tags(project: Path) -> dict[str, str]:
         COMMIT: commit or "unknown",
         DIRTY: "unknown" if changes is None else str(bool(changes)).lower(),
         PARAMS: _sha256(project / "params.yaml"),
-        DVC_LOCK: _sha256(project / "dvc.lock"),
     }
 
 
@@ -57,8 +56,8 @@ def data_tags(manifest: Path) -> dict[str, str]:
     held_out = [entry for entry in whole.entries if entry.meta.get("split") != "train"]
     if not held_out:
         raise ValueError(f"{manifest}: only training data, so nothing could have been measured; curate a test split")
-    names = sorted({str(entry.meta["dataset"]) for entry in whole.entries if "dataset" in entry.meta})
-    datasets = {f"{DATA}.{name}": Manifest(whole.select(dataset=name)).digest for name in names}
+    known = sorted({str(entry.meta["dataset"]) for entry in whole.entries if "dataset" in entry.meta})
+    datasets = {f"{DATA}.{name}": Manifest(whole.select(dataset=name)).digest for name in known}
     return {DATA: whole.digest, TEST_DATA: Manifest(held_out).digest, **datasets}
 
 

@@ -42,7 +42,6 @@ def test_the_chain_and_a_second_run_of_it_leave_one_version_with_the_alias(regis
     assert {
         "git.commit",
         "params.sha256",
-        "dvc.lock.sha256",
         "mgpt.data",
         "mgpt.test_data",
         "mgpt.base.vision.sha256",

@@ -1,4 +1,4 @@
-"""The store on a local disk and on a real S3-compatible server."""
+"""The store on a local disk, on a real S3-compatible server, and on another file system of fsspec."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from mgpt.storage import Manifest, Store, write_atomic
+from mgpt.storage.s3 import s3_options
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    root = str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("bucket") + "/prefix"
-    return Store(root)
+    if request.param == "memory":
+        return Store(f"memory://{tmp_path.name}/prefix")
+    return Store(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("bucket") + "/prefix")
 
 
-def test_reads_what_was_written(store: Store) -> None:
+def test_write_replaces_content(store: Store) -> None:
     uri = store.uri("a", "b/c.bin")
     store.write(uri, b"one")
     store.write(uri, b"two")
@@ -26,7 +28,7 @@ def test_reads_what_was_written(store: Store) -> None:
     assert not store.exists(store.uri("a", "d"))
 
 
-def test_lists_and_deletes_below_a_folder_only(store: Store) -> None:
+def test_list_and_delete_stay_below_a_folder(store: Store) -> None:
     for name in ("runs/1/x", "runs/1/deep/y", "runs/10/z"):
         store.write(store.uri(name), b".")
     assert store.list(store.uri("runs/1")) == [store.uri("runs/1/deep/y"), store.uri("runs/1/x")]
@@ -35,12 +37,12 @@ def test_lists_and_deletes_below_a_folder_only(store: Store) -> None:
     store.delete(store.uri("never"))
 
 
-def test_deletes_nothing_outside_its_root(store: Store) -> None:
+def test_delete_outside_the_root_is_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="outside the store"):
         store.delete(store.root + "-neighbour/file")
 
 
-def test_a_write_that_fails_leaves_the_old_content(store: Store) -> None:
+def test_failed_write_keeps_old_content(store: Store) -> None:
     uri = store.uri("file")
     store.write(uri, b"old")
     with pytest.raises(RuntimeError, match="half"):
@@ -55,7 +57,7 @@ def _break_off(store: Store, uri: str) -> None:
         raise RuntimeError("half way")
 
 
-def test_folders_travel_whole(store: Store, tmp_path: Path) -> None:
+def test_folder_round_trip(store: Store, tmp_path: Path) -> None:
     (tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "in" / "a").write_bytes(b"a" * 3_000_000)
     (tmp_path / "in" / "deep" / "b").write_bytes(b"b")
@@ -73,7 +75,7 @@ def test_folders_travel_whole(store: Store, tmp_path: Path) -> None:
         store.fetch_folder(store.uri("nothing"), tmp_path / "none")
 
 
-def test_of_many_at_once_one_puts(store: Store) -> None:
+def test_put_if_absent_has_one_winner(store: Store) -> None:
     uri, start, won = store.uri("claim"), threading.Barrier(8), []
 
     def claim(number: int) -> None:
@@ -89,7 +91,7 @@ def test_of_many_at_once_one_puts(store: Store) -> None:
     assert [str(number).encode() for number in won] == [store.read(uri)]
 
 
-def test_a_manifest_finds_one_altered_byte(store: Store, tmp_path: Path) -> None:
+def test_manifest_finds_one_altered_byte(store: Store, tmp_path: Path) -> None:
     for name in ("x", "y"):
         store.write(store.uri(name), name.encode() * 100)
     manifest = Manifest([store.entry(name, store.uri(name), rows=1) for name in ("y", "x")])
@@ -104,7 +106,7 @@ def test_a_manifest_finds_one_altered_byte(store: Store, tmp_path: Path) -> None
     assert "x:" not in str(caught.value)
 
 
-def test_a_manifests_digest_is_its_contents_not_its_place(tmp_path: Path) -> None:
+def test_manifest_digest_ignores_location(tmp_path: Path) -> None:
     digests = []
     for place in ("one", "two"):
         store = Store(str(tmp_path / place))
@@ -115,7 +117,7 @@ def test_a_manifests_digest_is_its_contents_not_its_place(tmp_path: Path) -> Non
     assert Manifest([store.entry("x", store.uri("x"), rows=1)]).digest != digests[0]
 
 
-def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+def test_edited_manifest_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write(store.uri("x"), b"1")
     path = tmp_path / "manifest.json"
@@ -128,7 +130,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.load(path)
 
 
-def test_an_object_keeps_its_version(bucket: str) -> None:
+def test_entry_has_the_object_version(bucket: str) -> None:
     import boto3
 
     name = bucket.removeprefix("s3://")
@@ -142,18 +144,48 @@ def test_an_object_keeps_its_version(bucket: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [("..", "x"), ("/etc", "passwd"), ("a/../../b",)])
-def test_a_uri_stays_in_the_store(parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_uri_stays_in_the_store(parts: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves the store"):
         Store(str(tmp_path)).uri(*parts)
 
 
-@pytest.mark.parametrize("root", ["gs://bucket", "s3://", "https://host/x"])
-def test_other_roots_are_refused(root: str) -> None:
-    with pytest.raises(ValueError, match=r"storage\.root"):
+@pytest.mark.parametrize(
+    ("root", "cause"),
+    [("s3://", "no bucket"), ("https://host/x", "scheme"), ("nonsense://x", "scheme"), ("gs://bucket", "gcsfs")],
+)
+def test_unusable_root_is_refused(root: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgpt.storage.filesystem.find_spec", lambda name: None if name == "gcsfs" else name)
+    with pytest.raises(ValueError, match=rf"storage\.root.*{cause}"):
         Store(root)
 
 
-def test_the_check_names_the_cause(tmp_path: Path, s3_environment: dict[str, str]) -> None:
+def test_folder_keys_of_a_bucket_are_no_files(bucket: str) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    client.put_object(Bucket=bucket.removeprefix("s3://"), Key="data/", Body=b"")
+    client.put_object(Bucket=bucket.removeprefix("s3://"), Key="data/deep/", Body=b"")
+    store = Store(bucket)
+    store.write(store.uri("data", "x"), b"1")
+    assert store.list(store.uri("data")) == [store.uri("data", "x")]
+
+
+def test_server_without_conditional_writes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://overwrites")
+    monkeypatch.setattr("mgpt.storage.filesystem.create_remote", lambda uri, data: True)
+    with pytest.raises(ValueError, match="conditional writes"):
+        store.put_if_absent(store.uri("x"), b"1")
+
+
+def test_s3_options_follow_the_environment() -> None:
+    options = s3_options({"AWS_ENDPOINT_URL": "http://a", "AWS_PROFILE": "p", "AWS_REGION": "r", "AWS_CA_BUNDLE": "c"})
+    assert options["endpoint_url"] == "http://a"
+    assert options["profile"] == "p"
+    assert options["client_kwargs"] == {"region_name": "r", "verify": "c"}
+    assert s3_options({"AWS_ENDPOINT_URL": "a", "AWS_ENDPOINT_URL_S3": "b"})["endpoint_url"] == "b"
+
+
+def test_check_names_the_cause(tmp_path: Path, s3_environment: dict[str, str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ValueError, match="permissions and space"):
         Store(str(tmp_path / "file")).check()
@@ -162,7 +194,7 @@ def test_the_check_names_the_cause(tmp_path: Path, s3_environment: dict[str, str
     Store(str(tmp_path)).check()
 
 
-def test_an_atomic_write_leaves_no_parts(tmp_path: Path) -> None:
+def test_atomic_write_leaves_no_parts(tmp_path: Path) -> None:
     write_atomic(tmp_path / "new" / "file", b"1")
     write_atomic(tmp_path / "new" / "file", b"2")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]

@@ -11,7 +11,6 @@ from mgpt.tracking.lineage import (
     COMMIT,
     DATA,
     DIRTY,
-    DVC_LOCK,
     PARAMS,
     TEST_DATA,
     backbone_tags,
@@ -40,14 +39,13 @@ def test_code_tags_tell_commit_and_changes(tmp_path):
         COMMIT: git(tmp_path, "rev-parse", "HEAD"),
         DIRTY: "false",
         PARAMS: hashlib.sha256(b"seed: 1\n").hexdigest(),
-        DVC_LOCK: hashlib.sha256(b"b\n").hexdigest(),
     }
     (tmp_path / "params.yaml").write_text("seed: 2\n")
     assert code_tags(tmp_path)[DIRTY] == "true"
 
 
 def test_without_git_the_commit_is_unknown(tmp_path):
-    assert code_tags(tmp_path) == {COMMIT: "unknown", DIRTY: "unknown", PARAMS: "absent", DVC_LOCK: "absent"}
+    assert code_tags(tmp_path) == {COMMIT: "unknown", DIRTY: "unknown", PARAMS: "absent"}
 
 
 def entry(name, split, sha256="a" * 64):

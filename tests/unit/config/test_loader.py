@@ -56,7 +56,7 @@ def test_several_mistakes_of_one_section_are_all_told(params: dict[str, Any]) ->
 
 def test_what_is_required_and_absent_is_told_with_the_rest(params: dict[str, Any]) -> None:
     del params["pretrain"]["minigpt4"]["steps"]
-    params["storage"]["root"] = "gs://bucket"
+    params["storage"]["root"] = "https://host/bucket"
     found = refused(params)
     assert set(found) == {"pretrain.minigpt4.steps", "storage.root"}
     assert found["pretrain.minigpt4.steps"].absent

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mgpt.models.assembly import TRAINABLE_FILE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mgpt.conversion.convert import convert_backbones, convert_original, to_original
 from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTImageProcessor, MiniGPTProcessor
-from mgpt.models.assembly import TRAINABLE_FILE
 from mgpt.models.backbones import load_language, load_qformer, load_vision, quantization_config, save_backbone
 from mgpt.models.configuration_minigpt import LoraSpec
 from mgpt.models.tokenizer import build_tokenizer, load_tokenizer

@@ -1,143 +1,160 @@
-"""A fingerprint changes with everything that the work depends on, and with nothing else."""
+"""A fingerprint changes with everything that can change the result, and with nothing else."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mgpt.config import load
-from mgpt.pipeline.fingerprint import declaration, declarations, digest, identify
-from mgpt.storage import Manifest, Store
+from mgpt.pipeline.fingerprint import FILE_PARAMS, Fingerprints, input_digests, param_values
+from mgpt.pipeline.stages import find_stage
+from mgpt.storage import Manifest
+from tests.fixtures.pipeline import FinishedProject, entry, finished_project
 
-ROOT = Path(__file__).parents[3]
-PIPELINE = """
-stages:
-  first:
-    cmd: python -m flows first
-    deps: [code.py]
-    params: [download]
-    outs: [results/first/manifest.json]
-  second:
-    foreach:
-      minigpt4: {data: results/first/manifest.json}
-      minigpt-v2: {data: results/other/weights}
-    do:
-      cmd: python -m flows second ${key}
-      deps: ["code.py", "package", "${item.data}"]
-      params: ["pretrain.${key}"]
-      outs: ["results/second/${key}/weights"]
-      metrics: ["results/second/${key}/metrics.json"]
-      plots: [{"results/second/${key}/curve.csv": {x: step}}]
-"""
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> FinishedProject:
+    return finished_project(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "dvc.yaml").write_text(PIPELINE)
-    (tmp_path / "code.py").write_text("1")
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "a.py").write_text("a")
-    store = Store(str(tmp_path / "store"))
-    store.write(store.uri("x"), b"x")
-    Manifest([store.entry("x", store.uri("x"))]).save(tmp_path / "results/first/manifest.json")
-    return tmp_path
+def project(template: FinishedProject, tmp_path: Path) -> FinishedProject:
+    shutil.copytree(template.folder, tmp_path, dirs_exist_ok=True)
+    return FinishedProject(tmp_path, template.code)
 
 
-def of(project: Path, params: Path = ROOT / "params.yaml", model_name: str = "minigpt4", **extra: str) -> str:
-    return identify(project, declaration(project, "second", model_name), load(params, {}), extra)
+def of(project: FinishedProject, stage: str = "pretrain", model_name: str | None = "minigpt4") -> str:
+    return project.fingerprints.fingerprint(find_stage(project.settings, stage, model_name))
 
 
-def test_a_declaration_is_what_dvc_yaml_says(project: Path) -> None:
-    assert [one.name for one in declarations(project)] == ["first", "second@minigpt4", "second@minigpt-v2"]
-    second = declaration(project, "second", "minigpt-v2")
-    assert second.params == ("pretrain.minigpt-v2",)
-    assert second.code == ("code.py", "package")
-    assert second.inputs == ("results/other/weights",)
-    assert second.outputs == tuple(
-        f"results/second/minigpt-v2/{name}" for name in ("weights", "metrics.json", "curve.csv")
-    )
-    assert second.folder == "results/second/minigpt-v2"
+def change(project: FinishedProject, dotted: str, value: Any) -> None:
+    content = project.params()
+    *above, last = dotted.split(".")
+    place = content
+    for part in above:
+        place = place[part]
+    place[last] = value
+    project.write_params(content)
 
 
-def test_an_unknown_stage_is_refused_with_the_known(project: Path) -> None:
-    with pytest.raises(ValueError, match="second@minigpt4"):
-        declaration(project, "second", None)
-
-
-def test_a_missing_input_names_the_way_to_make_it(project: Path) -> None:
-    with pytest.raises(ValueError, match=r"results/other/weights.*dvc repro"):
-        of(project, model_name="minigpt-v2")
-
-
-def test_a_declared_param_that_is_not_there_is_refused(project: Path) -> None:
-    (project / "dvc.yaml").write_text(PIPELINE.replace("pretrain.${key}", "pretrain.${key}.nonsense"))
-    with pytest.raises(ValueError, match=r"pretrain\.minigpt4\.nonsense"):
-        of(project)
-
-
-def test_declared_params_count_and_others_do_not(project: Path, tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
+def test_params_of_other_stages_do_not_count(project: FinishedProject) -> None:
     before = of(project)
-    (tmp_path / "other.yaml").write_text(
-        text.replace("  experiment: mgpt", "  experiment: else").replace("root: store", "root: elsewhere")
-    )
-    assert of(project, tmp_path / "other.yaml") == before
-    head, tail = text.split("pretrain:\n  minigpt4:\n", 1)
-    (tmp_path / "other.yaml").write_text(head + "pretrain:\n  minigpt4:\n    seed: 43\n" + tail)
-    assert of(project, tmp_path / "other.yaml") != before
-    (tmp_path / "other.yaml").write_text(head + "pretrain:\n  minigpt4:\n    seed: 42\n" + tail)
-    assert of(project, tmp_path / "other.yaml") == before, "a default that is written out changes nothing"
-
-
-def test_code_counts_and_its_caches_do_not(project: Path) -> None:
-    before = of(project)
-    (project / "package" / "__pycache__").mkdir()
-    (project / "package" / "__pycache__" / "a.pyc").write_bytes(b"x")
-    (project / "elsewhere.py").write_text("x")
+    change(project, "tracking.experiment", "other")
+    change(project, "storage.root", "elsewhere")
+    change(project, "describe.images", 7)
+    change(project, "pretrain.minigpt-v2.seed", 43)
     assert of(project) == before
-    (project / "package" / "b.py").write_text("")
+
+
+def test_declared_params_count(project: FinishedProject) -> None:
+    before = of(project)
+    change(project, "pretrain.minigpt4.seed", 43)
+    assert of(project) != before
+    change(project, "pretrain.minigpt4.seed", 42)
+    assert of(project) == before, "a default that is written out changes nothing"
+    change(project, "models.minigpt4.seed", 1)
     assert of(project) != before
 
 
-def test_inputs_count_by_content_not_by_place(project: Path) -> None:
-    before = of(project)
-    other = Store(str(project / "other-store"))
-    other.write(other.uri("x"), b"x")
-    Manifest([other.entry("x", other.uri("x"))]).save(project / "results/first/manifest.json")
-    assert of(project) == before
-    other.write(other.uri("x"), b"y")
-    Manifest([other.entry("x", other.uri("x"))]).save(project / "results/first/manifest.json")
+def test_training_does_not_see_sources(project: FinishedProject) -> None:
+    stage = find_stage(project.settings, "pretrain", "minigpt4")
+    assert set(param_values(stage, project.settings)) == {"models.minigpt4", "pretrain.minigpt4"}
+
+
+def test_mirror_repeats_download_alone(project: FinishedProject) -> None:
+    before = [of(project, stage, None) for stage in ("download", "curate")]
+    change(project, "sources.world.success_floor", 0.5)
+    after = [of(project, stage, None) for stage in ("download", "curate")]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+def test_inputs_count_by_content(project: FinishedProject) -> None:
+    path, before = project.folder / "results/curate/manifest.json", of(project)
+    entries = Manifest.load(path).entries
+    Manifest([replace(one, uri=f"elsewhere/{one.name}") for one in entries]).save(path)
+    assert of(project) == before, "where files lie does not count"
+    Manifest([replace(one, sha256="f" * 64) if one.name.startswith("laion/train") else one for one in entries]).save(
+        path
+    )
     assert of(project) != before
 
 
-def test_extra_inputs_count(project: Path) -> None:
-    assert of(project, images="1") != of(project, images="2")
+def test_entries_that_a_stage_does_not_use_do_not_count(project: FinishedProject) -> None:
+    path, before = project.folder / "results/curate/manifest.json", of(project)
+    entries = [one for one in Manifest.load(path).entries if one.meta["split"] == "train"]
+    Manifest([*entries, entry("new/train/0.parquet", dataset="new", split="train")]).save(path)
+    assert of(project) == before
 
 
-def test_the_same_project_elsewhere_has_the_same_identities(
-    project: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    copy = tmp_path_factory.mktemp("copy") / "project"
-    shutil.copytree(project, copy)
-    assert of(copy) == of(project)
+def test_weights_of_the_stage_before_count(project: FinishedProject) -> None:
+    before = of(project, "instruct")
+    (project.folder / "results/pretrain/minigpt4/weights/trainable.safetensors").write_text("other")
+    assert of(project, "instruct") != before
 
 
-def test_a_renamed_file_is_another_folder(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_text("1")
-    before = digest(tmp_path / "a")
-    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-    assert digest(tmp_path / "a") != before
+def test_missing_input_names_the_command(project: FinishedProject) -> None:
+    shutil.rmtree(project.folder / "results/multitask/minigpt-v2")
+    stage = find_stage(project.settings, "instruct", "minigpt-v2")
+    with pytest.raises(ValueError, match=r"results/multitask/minigpt-v2/weights.*dvc repro instruct@minigpt-v2"):
+        input_digests(project.folder, stage)
 
 
-def test_every_stage_of_the_project_declares_code_that_is_there() -> None:
-    import subprocess
+def test_files_that_params_name_count_by_content(project: FinishedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    (project.folder / "words.yaml").write_text("nouns: {a: []}")
+    (project.folder / "review.csv").write_text("key\n")
+    change(project, "describe.filters.vocabulary", "words.yaml")
+    change(project, "describe.review", "review.csv")
+    before = of(project, "describe", None)
+    (project.folder / "words.yaml").write_text("nouns: {b: []}")
+    after = of(project, "describe", None)
+    assert after != before
+    (project.folder / "review.csv").write_text("key\n1\n")
+    assert of(project, "describe", None) != after
 
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    for one in declarations(ROOT):
-        for path in one.code:
-            assert any(name == path or name.startswith(path + "/") for name in tracked), f"{one.name} declares {path}"
+
+def test_every_setting_that_names_a_file_is_known(project: FinishedProject) -> None:
+    """A new one of these names must be added to FILE_PARAMS, or a change of the file would go unseen."""
+
+    def walk(value: Any, prefix: str) -> set[str]:
+        if isinstance(value, dict):
+            return set().union(*(walk(one, f"{prefix}.{key}") for key, one in value.items()))
+        return {prefix} if prefix.rpartition(".")[2] in ("vocabulary", "review", "task_files") else set()
+
+    content = project.settings.model_dump(by_alias=True)
+    found = set().union(*(walk(content[name], name) for name in content))
+    by_model = {key.replace(f".{name}.", ".*.") for key in found for name in content["models"] if f".{name}." in key}
+    plain = {key for key in found if not any(f".{name}." in key for name in content["models"])}
+    assert by_model | plain == set(FILE_PARAMS)
+
+
+def test_images_added_to_a_local_source_count(project: FinishedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    (project.folder / "photographs").mkdir()
+    (project.folder / "photographs" / "a.jpg").write_bytes(b"a")
+    change(project, "sources.mine", {"locations": ["photographs"], "datasets": {"mine": {"reader": "jsonl"}}})
+    before = of(project, "download", None)
+    (project.folder / "photographs" / "b.jpg").write_bytes(b"b")
+    assert of(project, "download", None) != before
+
+
+def test_the_same_project_elsewhere_has_the_same_fingerprints(project: FinishedProject, tmp_path: Path) -> None:
+    copy = tmp_path.parent / "copy"
+    shutil.copytree(project.folder, copy)
+    stage = find_stage(project.settings, "evaluate", "minigpt-v2")
+    elsewhere = Fingerprints(copy, project.settings, project.code)
+    assert elsewhere.fingerprint(stage) == project.fingerprints.fingerprint(stage)
+
+
+def test_changed_work_before_is_named_in_order(project: FinishedProject) -> None:
+    assert project.unfinished() == set()
+    change(project, "pretrain.minigpt-v2.steps", 7)
+    change(project, "pretrain.minigpt-v2.warmup_steps", 1)
+    stage = find_stage(project.settings, "evaluate", "minigpt-v2")
+    expected = ["pretrain@minigpt-v2", "multitask@minigpt-v2", "instruct@minigpt-v2"]
+    assert project.fingerprints.changed_before(stage) == expected
+    assert project.fingerprints.changed_before(find_stage(project.settings, "evaluate", "minigpt4")) == []

@@ -1,4 +1,4 @@
-"""What people are told about their own data before training."""
+"""Validation of a user's own data before training."""
 
 import re
 
@@ -10,7 +10,7 @@ from mgpt.pipeline.validate import ValidationError, validate
 from tests.fixtures.worlds import encoded, photo, write_own
 
 
-def test_good_data_shows_counts_and_what_is_trained_on(tmp_path):
+def test_valid_data_shows_counts_and_conversations(tmp_path):
     rows = [
         {"image": "a.jpg", "caption": "a blurred image"},
         {"image": "a.jpg", "expression": "the left half", "box": [0, 0, 24, 40]},
@@ -24,7 +24,7 @@ def test_good_data_shows_counts_and_what_is_trained_on(tmp_path):
     assert text.count("trained on as:") == 2, "one sample of each task"
 
 
-def test_one_file_of_a_folder_may_be_named(tmp_path):
+def test_one_file_of_a_folder(tmp_path):
     write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred image"}], {"a.jpg": encoded(photo(1))})
     write_own(tmp_path, [{"image": "none.jpg", "caption": "gone"}], {}, "other.jsonl")
     assert validate(tmp_path / "train.jsonl").report["records"] == 1
@@ -32,7 +32,7 @@ def test_one_file_of_a_folder_may_be_named(tmp_path):
         validate(tmp_path / "other.jsonl")
 
 
-def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
+def test_missing_images_fail_with_the_first_five_rows(tmp_path):
     rows = [{"image": f"none{number}.jpg", "caption": "a blurred image"} for number in range(7)]
     write_own(tmp_path, [{"image": "a.jpg", "caption": "a blurred image"}, *rows], {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError) as failure:
@@ -42,23 +42,23 @@ def test_missing_images_fail_with_the_first_five_offenders(tmp_path):
     assert message.count("no file none") == 5
 
 
-def test_offenders_that_fail_it_come_before_those_that_do_not(tmp_path):
+def test_fatal_rows_come_first(tmp_path):
     rows = [{"image": "a.jpg", "caption": f"http://a/{number}"} for number in range(9)]
     rows += [{"image": "a.jpg", "caption": "a blurred image"}, {"image": "none.jpg", "caption": "a blurred image"}]
     write_own(tmp_path, rows, {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError, match="1 images are missing") as failure:
         validate(tmp_path)
-    assert re.search(r"first offenders:\n  train\.jsonl#11: missing image", str(failure.value))
+    assert re.search(r"first rejected rows:\n  train\.jsonl#11: missing image", str(failure.value))
     assert str(failure.value).count("junk text (") == 4
 
 
-def test_nothing_usable_fails(tmp_path):
+def test_no_usable_sample_fails(tmp_path):
     write_own(tmp_path, [{"image": "a.jpg", "caption": ""}], {"a.jpg": encoded(photo(1))})
     with pytest.raises(ValidationError, match=r"0 samples[\s\S]*missing answer"):
         validate(tmp_path)
 
 
-def test_mistakes_of_the_call_are_named(tmp_path):
+def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         validate(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="reader 'x' is not known; use one of"):
@@ -71,7 +71,7 @@ def test_mistakes_of_the_call_are_named(tmp_path):
         validate(tmp_path)
 
 
-def test_every_source_is_listed_with_licence_and_format():
+def test_every_reader_is_listed_with_licence_and_format():
     text = sources_text()
     for reader in READERS.values():
         assert any(

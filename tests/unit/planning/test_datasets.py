@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from mgpt.models.assembly import config_from_backbones
 from PIL import Image
 
 from mgpt.config import Settings, load
@@ -13,7 +14,6 @@ from mgpt.data.datasets import READERS, Problem
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
 from mgpt.models import BackboneReference, MiniGPTProcessor
-from mgpt.models.assembly import config_from_backbones
 from mgpt.planning.datasets import mixture_lengths
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,25 @@
+"""How clients of this project reach an S3-compatible server: one set of options, from the usual `AWS_*` variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+
+def s3_options(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Returns the keywords of `s3fs.S3FileSystem`.
+
+    Reads `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION` or `AWS_DEFAULT_REGION`, `AWS_PROFILE` and
+    `AWS_CA_BUNDLE`. Keys are found by botocore itself. Listings are not cached, since other processes write to the same
+    prefixes.
+    """
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    client = {"region_name": region, "verify": environment.get("AWS_CA_BUNDLE")}
+    return {
+        "endpoint_url": environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
+        "profile": environment.get("AWS_PROFILE"),
+        "client_kwargs": {name: value for name, value in client.items() if value},
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+    }

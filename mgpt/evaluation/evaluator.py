@@ -89,7 +89,7 @@ def choose_items(
     """Task -> its items. Raises ValueError that names every task without items."""
     vocabulary = load_vocabulary(settings.vocabulary)
     items = {
-        name: build_items(samples, name, vocabulary, ItemRules(ask.items, settings.seed, settings.size_limits, tasks))
+        name: build_items(samples, name, vocabulary, ItemRules(ask.examples, settings.seed, settings.size_limits, tasks))
         for name, ask in settings.tasks.items()
     }
     empty = [name for name, found in items.items() if not found]
@@ -104,7 +104,7 @@ def choose_items(
 
 def _ask(settings: ModelEvaluationSettings, item: Item, position: int) -> Ask:
     asked = settings.tasks[item.task]
-    early = settings.checkpoints if position < asked.early_items else settings.checkpoints[-1:]
+    early = settings.checkpoints if position < asked.early_examples else settings.checkpoints[-1:]
     choices = item.choices if item.dataset in settings.ranked_datasets else ()
     return Ask(Request((item.image,), item.messages), tuple(early), asked.max_new_tokens, choices=choices)
 
@@ -122,7 +122,7 @@ def score_answers(
     for position, checkpoint in enumerate(settings.checkpoints):
         for task, members in items.items():
             is_last = position == len(settings.checkpoints) - 1
-            asked = members if is_last else members[: settings.tasks[task].early_items]
+            asked = members if is_last else members[: settings.tasks[task].early_examples]
             given = [answers.get(item.id, {}).get(checkpoint) for item in asked]
             replies = [None if found is None else Reply(found.text, found.finished) for found in given]
             chance = chance_levels(known[task], asked, replies, settings.seed)

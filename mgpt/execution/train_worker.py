@@ -84,7 +84,7 @@ def make_loop(todo: Work) -> Loop:
         after_notice=obey,
     )
     callbacks: list[Callback] = [NonFinite(lambda step: _is_watched(settings, step)), curve, checkpoint]
-    if todo.workers.ledger:
+    if todo.workers.sample_log:
         callbacks.insert(2, Ledger())
     if settings.early_stop_rows is not None:
         callbacks.insert(2, EarlyStop(curve, settings.early_stop_rows))

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgpt.config import Settings, load, section
+from mgpt.config import Settings, load_settings, section
 from mgpt.pipeline.fingerprint import RESULTS, declaration
 from mgpt.storage import Entry, Manifest, Store
 from mgpt.storage.artifacts import RECORD, ArtifactStore
@@ -45,7 +45,7 @@ def preflight(stage: str, model_name: str | None, project: Path, store: Store) -
     Raises:
         ValueError: everything that would fail later, a line each, with its fix.
     """
-    settings = load(project / "params.yaml")
+    settings = load_settings(project / "params.yaml")
     needed = needed_by(stage, model_name, project, settings)
     reports = look(store, needed.configs)
     wrong = [line for report in reports for line in differences(versions(), report)]
@@ -64,7 +64,7 @@ def check_inputs(stage: str, model_name: str | None, project: Path, store: Store
     Raises:
         ValueError: with the first such files, and what makes them again.
     """
-    needed = needed_by(stage, model_name, project, load(project / "params.yaml"))
+    needed = needed_by(stage, model_name, project, load_settings(project / "params.yaml"))
     entries = [*needed.backbones, *needed.data]
     wrong = {entry.uri: line for entry, line in zip(entries, _size_problems(entries), strict=True) if line}
     if not wrong:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mgpt.config import JOB_FINGERPRINT, Settings, load, section
+from mgpt.config import JOB_FINGERPRINT, JOB_INPUTS, Settings, section
 from mgpt.config.restricted_view import DeclaredView
+from mgpt.pipeline.check import load_checked_settings
 from mgpt.pipeline.fingerprint import RESULTS, Declaration, declaration, declared_values, identify, input_digests
 from mgpt.storage import Store, is_remote, write_atomic
 from mgpt.storage.artifacts import RECORD, ArtifactStore, replace_folder
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from mgpt.tracking.runs import Tracker
 
 SUMMARY, TIMING = "summary.txt", "timing.json"
-# How the client tells a job what it is (with JOB_IDENTITY); the job neither looks for changes nor for another job.
-JOB_INPUTS = "MGPT_JOB_INPUTS"
 
 
 @dataclass
@@ -141,7 +140,7 @@ def run(
         ValueError: settings, inputs or the store are not as they must be; nothing was started.
     """
     project, clock = Path.cwd(), Clock()
-    settings = load(project / "params.yaml")
+    settings = load_checked_settings(project / "params.yaml")
     declared = declaration(project, stage, model_name)
     store = Store(settings.storage.root)
     if JOB_INPUTS in os.environ:

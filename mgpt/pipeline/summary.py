@@ -64,11 +64,11 @@ def summarise(project: Path, declared: list[Declaration]) -> dict[str, Any]:
 
 def _champions(project: Path, model_names: list[str]) -> dict[str, int | None]:
     """Who is champion now, by the registry: a stage's own record tells who was when it decided, and a rollback comes after it."""
-    from mgpt.config import load
+    from mgpt.config import load_settings
     from mgpt.registry.versions import champion
     from mgpt.tracking.client import absolute_uri, connect
 
-    client = connect(absolute_uri(load(project / "params.yaml").tracking.uri, project))
+    client = connect(absolute_uri(load_settings(project / "params.yaml").tracking.uri, project))
     reigning = {model_name: champion(client, model_name) for model_name in model_names}
     return {model_name: version.number if version is not None else None for model_name, version in reigning.items()}
 

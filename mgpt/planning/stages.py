@@ -88,7 +88,7 @@ def plan(settings: Settings, means: Means) -> list[StagePlan]:
     """The plan of all stages, in their order. Raises ValueError where sizes or lengths are not known."""
     stages = [StagePlan("download", 0, 0), StagePlan("curate", 0, 0)]
     stages += _trainings(settings, "pretrain", means)
-    stages.append(_describe(settings, means))
+    stages += _describe(settings, means)
     stages += _trainings(settings, "multitask", means) + _trainings(settings, "instruct", means)
     stages += _evaluations(settings, means)
     return stages + [StagePlan(f"promote@{model_name}", 0, 0) for model_name in settings.promote]
@@ -191,19 +191,20 @@ def _folder(settings: Settings, name: str) -> Path | None:
     return None
 
 
-def _describe(settings: Settings, means: Means) -> StagePlan:
+def _describe(settings: Settings, means: Means) -> list[StagePlan]:
     section = settings.describe
+    if section is None:
+        return []
     tokens = section.max_new_tokens * (2 if section.continue_below else 1)
     work = _Generation("describe", "minigpt4", section.generation, ((section.images, tokens),))
-    return _generation(settings, work, means, "every answer as long as it may be, and continued once")
+    return [_generation(settings, work, means, "every answer as long as it may be, and continued once")]
 
 
 def _evaluations(settings: Settings, means: Means) -> list[StagePlan]:
     plans = []
-    for model_name in settings.models:
-        section = getattr(settings.evaluate, model_name.replace("-", "_"))
+    for model_name, section in settings.evaluate.items():
         earlier = len(section.checkpoints) - 1
-        asked = tuple((task.items + earlier * task.early_items, task.max_new_tokens) for task in section.tasks.values())
+        asked = tuple((task.examples + earlier * task.early_examples, task.max_new_tokens) for task in section.tasks.values())
         work = _Generation(f"evaluate@{model_name}", model_name, section.generation, asked)
         plans.append(_generation(settings, work, means, "every answer as long as it may be"))
     return plans

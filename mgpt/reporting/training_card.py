@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mgpt.config import Settings, load, section
+from mgpt.config import Settings, load_settings, section
 from mgpt.storage import Manifest, Store, write_atomic
 
 STAGES = ("multitask", "instruct", "pretrain")  # the first that trains a model shows its prompt format
@@ -22,7 +22,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
     from mgpt.curation.dataset_stats import gather, token_marks
     from mgpt.reporting.data_card import card_html
 
-    settings = load(project / "params.yaml")
+    settings = load_settings(project / "params.yaml")
     prompt_format = _format(settings, model_name, stage)
     curated = project / "results" / "curate"
     if not (curated / "manifest.json").is_file():

@@ -1,12 +1,13 @@
 import pytest
 
-from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import choose_items, run_suite, score_answers
+from mgpt.evaluation.metrics import TASKS
 from mgpt.inference.types import Answer
 
 
 def settings(**more):
-    asks = {"items": 30, "early_items": 10, "max_new_tokens": 6}
+    asks = {"examples": 30, "early_examples": 10, "max_new_tokens": 6}
     return ModelEvaluationSettings(
         **{
             "format": "minigpt-v2",
@@ -49,7 +50,7 @@ def test_truths_dealt_to_other_items_are_at_chance(samples):
 
 
 def test_an_answer_that_did_not_come_is_missing_and_wrong(samples):
-    chosen = settings(tasks={"refer": {"items": 10, "early_items": 10}})
+    chosen = settings(tasks={"refer": {"examples": 10, "early_examples": 10}})
     items = choose_items(chosen, samples)
     answers = answers_of(chosen, items, lambda item: Answer(item.references[0], True))
     del answers[items["refer"][0].id]["instruct"]

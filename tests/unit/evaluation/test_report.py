@@ -4,15 +4,16 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import choose_items, score_answers
+from mgpt.evaluation.metrics import TASKS
 from mgpt.evaluation.report import FILES, markdown_table, text_table, write_report
 from mgpt.inference.types import Answer
 
 
 @pytest.fixture(scope="module")
 def evaluation(samples):
-    asks = {"items": 20, "early_items": 10}
+    asks = {"examples": 20, "early_examples": 10}
     settings = ModelEvaluationSettings(
         format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, asks), resamples=200
     )

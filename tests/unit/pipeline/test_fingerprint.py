@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.pipeline.fingerprint import declaration, declarations, digest, identify
 from mgpt.storage import Manifest, Store
 
@@ -46,7 +46,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def of(project: Path, params: Path = ROOT / "params.yaml", model_name: str = "minigpt4", **extra: str) -> str:
-    return identify(project, declaration(project, "second", model_name), load(params, {}), extra)
+    return identify(project, declaration(project, "second", model_name), load_settings(params, {}), extra)
 
 
 def test_a_declaration_is_what_dvc_yaml_says(project: Path) -> None:

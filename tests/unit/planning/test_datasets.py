@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.data.datasets import READERS, Problem
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
@@ -23,7 +23,7 @@ SAMPLES = 25  # of each dataset
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return load(ROOT / "params.yaml", {})
+    return load_settings(ROOT / "params.yaml", {})
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mgpt.reporting.visualize import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose
 
 @pytest.fixture(scope="module")
 def evaluation(samples):
-    asks = {"items": 12, "early_items": 12}
+    asks = {"examples": 12, "early_examples": 12}
     settings = ModelEvaluationSettings(
         format="minigpt-v2", checkpoints=("instruct",), tasks={"refer": asks, "vqa": asks}, resamples=100
     )

@@ -40,4 +40,4 @@ def test_cosine_reaches_its_peak_and_ends_at_its_minimum_without_a_jump():
 
 def test_settings_choose_the_schedule(settings):
     assert make_schedule(settings()) == WarmupCosine(1e-2, 0.0, 0.0, 2, 12)
-    assert make_schedule(settings(schedule="original", steps_per_epoch=6)) == Original(1e-2, 0.0, 0.0, 2, 12, 6)
+    assert make_schedule(settings(lr_scheduler="original", steps_per_epoch=6)) == Original(1e-2, 0.0, 0.0, 2, 12, 6)

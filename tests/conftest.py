@@ -120,4 +120,4 @@ def chain(fresh_project: Project, mlflow_template: Path, tmp_path_factory: pytes
         project.first_output = project.elsewhere(**TWO_WORKERS).repro("pretrain@minigpt-v2") + project.repro()
         yield project
     finally:
-        project.run("python", "-m", "mgpt", "cluster", "stop")
+        project.run("python", "-m", "mgpt", "ray", "stop")

@@ -41,9 +41,8 @@ def probe_store(settings: Settings) -> ConfigIssue | None:
         fix = (
             "check the address, the credentials (AWS_*), that the bucket exists, or the folder's permissions and space"
         )
-        return ConfigIssue(
-            ("storage", "root"), root, f"a store that can be written, read and deleted from ({error})", fix
-        )
+        rule = f"a store that can be written, read and deleted from ({error.__cause__ or error})"
+        return ConfigIssue(("storage", "root"), root, rule, fix)
     return None
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
 
 from mgpt.planning.accelerators import Accelerator
 from mgpt.planning.stages import StagePlan, published
 
+_WIDTH = 100  # columns
+_SHORT = {"gradients": "grads", "optimiser": "optim.", "activations": "activ."}  # in a heading
 _PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "buffers", "reserve")
 
 
@@ -50,9 +56,9 @@ def memory(plans: Iterable[StagePlan], device: Accelerator) -> str:
     for one in plans:
         if one.memory is not None:
             parts = asdict(one.memory)
-            fits = "fits" if one.memory.total <= device.memory else "DOES NOT FIT"
+            fits = "fits" if one.memory.total <= device.memory else "TOO BIG"
             rows.append([one.name, *(_bytes(parts[part]) for part in _PARTS), _bytes(one.memory.total), fits])
-    return _table(["memory of a worker", *_PARTS, "total", f"of {_bytes(device.memory)}"], rows)
+    return _table(["memory of a worker", *(_SHORT.get(part, part) for part in _PARTS), "total", f"of {_bytes(device.memory)}"], rows)
 
 
 def notes(plans: Sequence[StagePlan], device: Accelerator) -> str:
@@ -112,14 +118,18 @@ def markdown(plans: Iterable[StagePlan], device: Accelerator) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return "\n".join(_line(row, widths) for row in [head, *rows])
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """The first cell at its left end, numbers at their right."""
-    numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
+    """Formats rows in at most `_WIDTH` columns, the first cell to the left and numbers to the right."""
+    natural = sum(max(len(row[column]) for row in [head, *rows]) for column in range(len(head)))
+    gap = 2 if natural + 2 * (len(head) - 1) <= _WIDTH else 1
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(name, no_wrap=number == 0, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=_WIDTH, file=StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(table, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _or_dash(value: int) -> str:
@@ -133,7 +143,7 @@ def _flops(value: float) -> str:
 def _bytes(value: float) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
         if value >= size:
-            return f"{value / size:.1f} {unit}"
+            return f"{value / size:.{0 if value >= 100 * size else 1}f} {unit}"
     return f"{value / 1024:.0f} KiB" if value else "0"
 
 

@@ -149,9 +149,9 @@ def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str], monk
         "promote@minigpt4",
     ):
         assert name in printed
-    assert "DOES NOT FIT" not in printed
+    assert "TOO BIG" not in printed
     assert main(["plan", "--recipe", "a100", "--gpu", "a100-40"]) == 0
-    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert "TOO BIG" in capsys.readouterr().out
     assert main(["plan", "--recipe", "a100", "--mfu", "1.5"]) == 2
     assert "--mfu" in capsys.readouterr().err
 

@@ -10,7 +10,8 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="Convert the original files of both models into folders, and back.")
 
-ModelName = Literal["minigpt4", "minigpt4-llama2", "minigpt-v2"]  # mgpt.models.presets.MODEL_NAMES, whose import is slow
+# mgpt.models.presets.MODEL_NAMES, whose import is slow
+ModelName = Literal["minigpt4", "minigpt4-llama2", "minigpt-v2"]
 Model = Annotated[ModelName, typer.Argument()]
 EvaVit = Annotated[Path, typer.Option("--eva-vit", help="eva_vit_g.pth")]
 Qformer = Annotated[Path | None, typer.Option(help="blip2_pretrained_flant5xxl.pth, for minigpt4")]

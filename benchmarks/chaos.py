@@ -75,7 +75,7 @@ def trained(folder: Path, address: str, name: str, workers: str, dropout: float,
     out.mkdir(parents=True, exist_ok=True)
     least, _, most = workers.partition("-")
     size = {"workers": int(least), "maximum_workers": int(most) if most else None, "resize_seconds": 5}
-    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=failures, ledger=True)
+    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=failures, sample_log=True)
     settings = SETTINGS.model_copy(update={"steps": steps})
     fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
     train(

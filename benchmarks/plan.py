@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.config.models import LoraSettings
 from mgpt.data.packing import pack_rows
 from mgpt.models import MiniGPTForConditionalGeneration
@@ -146,7 +146,7 @@ def peak(step: Callable[[], object]) -> int:
 
 def settings_of(case: Case) -> Settings:
     """Loads params.yaml with the case's LoRA and backbone precision."""
-    settings = load(ROOT / "params.yaml", {})
+    settings = load_settings(ROOT / "params.yaml", {})
     changed = {"precision": case.backbones} | ({"lora": case.lora} if case.lora else {})
     model = settings.models[case.model_name].model_copy(update=changed)
     return settings.model_copy(update={"models": {**settings.models, case.model_name: model}})

@@ -1,4 +1,4 @@
-"""`python -m flows STAGE [SYSTEM] [--dry]`: what dvc.yaml calls."""
+"""`python -m flows STAGE [MODEL] [--dry]`: the command of every stage in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ STAGES = ("download", "curate", "pretrain", "describe", "multitask", "instruct",
 
 
 def main() -> int:
-    """Runs one stage; a user's mistake ends with its message and code 2."""
-    parser = argparse.ArgumentParser(prog="python -m flows", description="Runs one stage of the pipeline.")
+    """Runs one stage and returns the exit code. An error that a user can cause ends with its message and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Run one stage of the pipeline.")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("model_name", nargs="?", help="where the stage runs once a model: minigpt4 or minigpt-v2")
     parser.add_argument(
-        "--dry", action="store_true", help="only say what would happen: fingerprint and state, or job id and state"
+        "model_name", nargs="?", metavar="MODEL", help="for stages that run once a model: minigpt4 or minigpt-v2"
     )
-    asked = parser.parse_args()
-    # Looking for garbage, of which they leave none, took a fifth of the imports' time, and a second or two at the end.
+    parser.add_argument(
+        "--dry", action="store_true", help="print only the fingerprint and whether the work is finished, running or due"
+    )
+    options = parser.parse_args()
+    # Imports leave no garbage, but collecting it took a fifth of their time, and a second or two at exit.
     gc.set_threshold(100_000, 50, 50)
     try:
-        importlib.import_module(f"flows.{asked.stage}").main(asked.model_name, dry=asked.dry)
+        importlib.import_module(f"flows.{options.stage}").main(options.model_name, dry=options.dry)
     except ValueError as error:
-        print(f"{asked.stage}: {error}", file=sys.stderr)
+        print(f"{options.stage}: {error}", file=sys.stderr)
         return 2
     finally:
         gc.freeze()

@@ -1,1 +1,3 @@
-"""mgpt: train, judge, promote and serve MiniGPT-4 and MiniGPT-v2."""
+"""Trains, evaluates, promotes and serves MiniGPT-4 and MiniGPT-v2."""
+
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""`python -m mgpt` is the `mgpt` command."""
+"""The `mgpt` command as `python -m mgpt`."""
 
 import sys
 

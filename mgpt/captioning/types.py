@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mgpt.data.types import Sample
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Description:
     """
 
     sample: Sample
-    answer: Answer
+    answer: GenerationOutput
     repaired: RepairedText
     change: float
     reject_reason: str

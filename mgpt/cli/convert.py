@@ -1,57 +1,63 @@
-"""`mgpt convert`: original files to our folders, and back."""
+"""`mgpt convert`: original files to folders of this project, and back."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from mgpt.models.presets import ARCHITECTURES
+import typer
 
+app = typer.Typer(no_args_is_help=True, help="Convert the original files of both models into folders, and back.")
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the `convert` subcommand its three forms; `run` answers them."""
-    forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
-    original = forms.add_parser("original", help="join the original files into one Hugging Face folder")
-    backbones = forms.add_parser("backbones", help="the original vision side as frozen base folders, to train from")
-    for form in (original, backbones):
-        form.add_argument("model_name", choices=ARCHITECTURES)
-        form.add_argument("--eva-vit", type=Path, required=True, help="eva_vit_g.pth")
-        form.add_argument("--qformer", type=Path, help="blip2_pretrained_flant5xxl.pth, for minigpt4")
-        form.add_argument("--sizes", type=Path, help="JSON of non-standard sizes")
-        form.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    original.add_argument("--llm", type=Path, required=True, help="the language model's Hugging Face folder")
-    original.add_argument("--released", type=Path, required=True, help="the released .pth")
-    back = forms.add_parser("to-original", help="write a .pth that the original code loads")
-    back.add_argument("folder", type=Path, help="a whole folder, or one of trained weights")
-    back.add_argument(
-        "--base",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="for a folder of trained weights: its backbones",
-    )
-    back.add_argument("--out", type=Path, required=True)
+# mgpt.models.presets.ARCHITECTURES, whose import is slow
+ModelName = Literal["minigpt4", "minigpt4-llama2", "minigpt-v2"]
+Model = Annotated[ModelName, typer.Argument()]
+EvaVit = Annotated[Path, typer.Option("--eva-vit", help="eva_vit_g.pth")]
+Qformer = Annotated[Path | None, typer.Option(help="blip2_pretrained_flant5xxl.pth, for minigpt4")]
+Sizes = Annotated[Path | None, typer.Option(help="JSON file of non-standard sizes")]
+Folder = Annotated[Path, typer.Option(help="A folder that does not exist yet.")]
 
 
-def run(asked: argparse.Namespace) -> None:
-    """Convert as asked and say where the result is; ValueError as the called functions raise."""
+@app.command()
+def original(
+    model: Model,
+    eva_vit: EvaVit,
+    llm: Annotated[Path, typer.Option(help="Hugging Face folder of the language model")],
+    released: Annotated[Path, typer.Option(help="the released .pth")],
+    out: Folder,
+    qformer: Qformer = None,
+    sizes: Sizes = None,
+) -> None:
+    """Join the original files into one Hugging Face folder."""
     from mgpt.conversion import convert
 
-    if asked.form == "to-original":
-        state = convert.to_original(_load(asked.folder, asked.base), asked.out)
-        print(f"{asked.out}: {len(state)} tensors")
-        return
-    sizes = _sizes(asked.sizes)
-    if asked.form == "backbones":
-        hashes = convert.convert_backbones(asked.model_name, asked.eva_vit, asked.out, asked.qformer, sizes)
-        print("\n".join(f"{asked.out / name}: sha256 {sha256}" for name, sha256 in hashes.items()))
-        return
-    out = convert.convert_original(
-        asked.model_name, asked.eva_vit, asked.llm, asked.released, asked.out, asked.qformer, sizes
-    )
-    print(f"{out}: {asked.model_name}, ready for MiniGPTForConditionalGeneration.from_pretrained")
+    folder = convert.convert_original(model, eva_vit, llm, released, out, qformer, _sizes(sizes))
+    print(f"{folder}: {model}, ready for MiniGPTForConditionalGeneration.from_pretrained")
+
+
+@app.command()
+def backbones(model: Model, eva_vit: EvaVit, out: Folder, qformer: Qformer = None, sizes: Sizes = None) -> None:
+    """Convert the original vision side into frozen backbones, to train from."""
+    from mgpt.conversion import convert
+
+    hashes = convert.convert_backbones(model, eva_vit, out, qformer, _sizes(sizes))
+    print("\n".join(f"{out / name}: sha256 {sha256}" for name, sha256 in hashes.items()))
+
+
+@app.command()
+def to_original(
+    folder: Annotated[Path, typer.Argument(help="A whole model, or trained weights.")],
+    out: Annotated[Path, typer.Option(help="The .pth to write.")],
+    backbone: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="For trained weights: a backbone; repeatable.")
+    ] = None,
+) -> None:
+    """Write a .pth that the original code loads."""
+    from mgpt.conversion import convert
+
+    state = convert.to_original(_load(folder, backbone or []), out)
+    print(f"{out}: {len(state)} tensors")
 
 
 def _load(folder: Path, backbones: list[str]) -> Any:
@@ -61,7 +67,7 @@ def _load(folder: Path, backbones: list[str]) -> Any:
         return MiniGPTForConditionalGeneration.from_pretrained(folder)
     wrong = [pair for pair in backbones if "=" not in pair]
     if wrong:
-        raise ValueError(f"--base: {', '.join(wrong)} has no '='; write vision=FOLDER")
+        raise ValueError(f"--backbone: {', '.join(wrong)} has no '='; write vision=FOLDER")
     return MiniGPTForConditionalGeneration.from_trainable(folder, dict(pair.split("=", 1) for pair in backbones))
 
 
@@ -69,6 +75,7 @@ def _sizes(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"--sizes: {path} cannot be read as JSON ({error})") from error
+    return found

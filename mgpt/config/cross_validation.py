@@ -1,171 +1,145 @@
-"""Rules over several sections of the settings: names that one section gives and another uses, and places that must be reachable.
+"""Rules over several sections: names that one section defines and another uses, and addresses that must be reachable.
 
-A wrong name would otherwise be found out only when its stage starts, after the stages before it have worked. Names count as given when
-the file gives them, even where something else below them is wrong: one mistake is not told twice.
+Without them a wrong name would be found when its stage starts, after the stages before it have finished. A name counts
+as defined when the file has its key, even where something below that key is wrong: one error is reported once.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
-from mgpt.config.loader import Mistake
+from mgpt.config.issues import ConfigIssue, KeyPath
+from mgpt.config.params_file import ParamsFile
+from mgpt.config.settings import Settings
 
-if TYPE_CHECKING:
-    from mgpt.config import Settings
-    from mgpt.config.evaluation import ModelEvaluationSettings
-
-DESCRIBED = "described"  # the dataset that the describe stage makes
-_TRAININGS = ("pretrain", "multitask", "instruct")
-_PARTS = ("vision", "language", "qformer")
-Found: TypeAlias = Iterator[Mistake]
-
-
-@dataclass(frozen=True)
-class Given:
-    """The names that the params file gives to others, from its plain content."""
-
-    content: Any
-
-    def below(self, *path: str) -> set[str]:
-        """The keys that stand below a path; `*` stands for every key."""
-        places = [self.content]
-        for part in path:
-            maps = [place for place in places if isinstance(place, dict)]
-            places = [value for place in maps for key, value in place.items() if part in ("*", key)]
-        return {str(key) for place in places if isinstance(place, dict) for key in place}
-
-    @property
-    def datasets(self) -> set[str]:
-        """What curation can make."""
-        return self.below("sources", "*", "datasets")
+DESCRIBED = "described"  # the dataset that the describe stage writes
+DESCRIBE_MODEL = "minigpt4"  # the model whose pretrained weights the describe stage uses
+TRAINING_STAGES = ("pretrain", "multitask", "instruct")  # in their order
+_BACKBONES = ("vision", "language", "qformer")
+_LOCAL_SERVERS = ("http://127.0.0.1", "http://localhost", "https://localhost")
+Issues: TypeAlias = Iterator[ConfigIssue]
 
 
-def mistakes_between_sections(settings: Settings, content: Any, in_job: bool) -> list[Mistake]:
-    """All of them.
+def cross_section_issues(settings: Settings, params: ParamsFile, in_job: bool) -> list[ConfigIssue]:
+    """Returns every broken rule.
 
     Args:
-        content: the params file as plain values, before anything wrong was dropped from it.
-        in_job: a job does not look for local sources: they lie where its client runs.
+        settings: what is valid in the file.
+        params: the file, wrong values included.
+        in_job: skips local sources, which are on the machine of the job's client.
     """
-    given, checks = (
-        Given(content),
-        [_models, _backbones, _mixtures, _datasets, _checkpoints, _gates, _cluster, _sharding],
-    )
-    return [one for check in checks + ([] if in_job else [_sources]) for one in check(settings, given)]
+    checks = [_models, _backbones, _mixtures, _datasets, _checkpoints, _stage_order, _cluster, _sharding]
+    found = [issue for check in checks for issue in check(settings, params)]
+    return found if in_job else [*_sources(settings, params), *found]
 
 
-def _unknown(key: str, value: object, rule: str, known: Iterable[str]) -> Mistake:
-    return Mistake(key, value, rule, f"correct the name, or add it; there are: {', '.join(sorted(known)) or 'none'}")
+def unknown_name(path: KeyPath, value: object, rule: str, known: Iterable[str]) -> ConfigIssue:
+    """Returns the issue of a name that is not among the known ones.
+
+    The name is `value`, or the last part of `path` where it is a key.
+    """
+    names = sorted(known)
+    close = [*difflib.get_close_matches(str(value), names), *difflib.get_close_matches(str(path[-1]), names)]
+    fix = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else f"use one of {', '.join(names) or 'none'}"
+    return ConfigIssue(path, value, rule, fix)
 
 
-def _sources(settings: Settings, _: Given) -> Found:
-    """A source all of whose places are folders of this machine needs one that is there."""
+def _dataset_names(params: ParamsFile) -> set[str]:
+    return params.names("sources", "*", "datasets", "*")
+
+
+def _sources(settings: Settings, params: ParamsFile) -> Issues:
+    """There is a source, and one all of whose locations are local has a location that exists."""
+    if not params.names("sources", "*"):
+        yield ConfigIssue(("sources",), None, "at least one source", "add sources; see docs/own-data.md", absent=True)
     for name, source in settings.sources.items():
-        local = [place for place in source.locations if "://" not in place]
-        if (
-            local
-            and len(local) == len(source.locations)
-            and not any(Path(place).expanduser().exists() for place in local)
-        ):
-            fix = f"create {Path(local[0]).expanduser().absolute()} or correct the path"
-            yield Mistake(f"sources.{name}.locations", ", ".join(local), "a local file or folder must exist", fix)
+        local = [Path(location).expanduser() for location in source.locations if "://" not in location]
+        if local and len(local) == len(source.locations) and not any(path.exists() for path in local):
+            fix = f"create {local[0].absolute()}, or correct the path"
+            path = ("sources", name, "locations")
+            yield ConfigIssue(path, ", ".join(source.locations), "the file or folder must exist", fix)
 
 
-def _models(settings: Settings, given: Given) -> Found:
-    for stage in (*_TRAININGS, "promote"):
-        for model_name in getattr(settings, stage):
-            if model_name not in given.below("models"):
-                fix = f"add models.{model_name}, or remove this section; models: {', '.join(settings.models)}"
-                yield Mistake(f"{stage}.{model_name}", "...", "a model that is trained or promoted has a model", fix)
+def _models(settings: Settings, params: ParamsFile) -> Issues:
+    known = params.names("models", "*")
+    for stage in (*TRAINING_STAGES, "evaluate", "promote"):
+        for name in sorted(params.names(stage, "*") - known):
+            rule = "a model of the section models"
+            fix = f"add models.{name}, or remove this section; models: {', '.join(sorted(known)) or 'none'}"
+            yield ConfigIssue((stage, name), "...", rule, fix)
 
 
-def _backbones(settings: Settings, given: Given) -> Found:
-    for model_name, model in settings.models.items():
-        for part in _PARTS:
-            base = getattr(model, part)
-            if base is not None and base.partition("/")[0] not in given.below("sources"):
-                yield _unknown(
-                    f"models.{model_name}.{part}",
-                    base,
-                    "SOURCE/FOLDER, with SOURCE one of sources",
-                    given.below("sources"),
-                )
+def _backbones(_: Settings, params: ParamsFile) -> Issues:
+    known = params.names("sources", "*")
+    for part in _BACKBONES:
+        for path, backbone in params.select("models", "*", part):
+            if isinstance(backbone, str) and backbone.partition("/")[0] not in known:
+                yield unknown_name(path, backbone, "SOURCE/FOLDER, with SOURCE one of sources", known)
 
 
-def _mixtures(settings: Settings, given: Given) -> Found:
-    for stage in _TRAININGS:
-        allowed = given.datasets | ({DESCRIBED} if stage == "instruct" else set())
-        for model_name, training in getattr(settings, stage).items():
-            for name in sorted(set(training.mixture) - allowed):
-                yield _unknown(
-                    f"{stage}.{model_name}.mixture.{name}", training.mixture[name], "one of sources.*.datasets", allowed
-                )
+def _mixtures(_: Settings, params: ParamsFile) -> Issues:
+    for stage in TRAINING_STAGES:
+        known = _dataset_names(params)
+        if stage == "instruct" and "describe" in params.values:
+            known.add(DESCRIBED)
+        for path, weight in params.select(stage, "*", "mixture", "*"):
+            if path[-1] not in known:
+                yield unknown_name(path, weight, "a dataset of sources.*.datasets", known)
 
 
-def _datasets(settings: Settings, given: Given) -> Found:
-    named = {"describe": settings.describe.datasets} | {
-        f"evaluate.{model_name}": of.datasets for model_name, of in _evaluated(settings)
-    }
-    for section, datasets in named.items():
-        for name in sorted(set(datasets) - given.datasets):
-            yield _unknown(f"{section}.datasets", name, "one of sources.*.datasets", given.datasets)
+def _datasets(_: Settings, params: ParamsFile) -> Issues:
+    known = _dataset_names(params)
+    for pattern in (("describe", "datasets", "*"), ("evaluate", "*", "datasets", "*")):
+        for path, name in params.select(*pattern):
+            if name not in known:
+                yield unknown_name(path, name, "a dataset of sources.*.datasets", known)
 
 
-def _evaluated(settings: Settings) -> Iterator[tuple[str, ModelEvaluationSettings]]:
-    for name, field in type(settings.evaluate).model_fields.items():
-        yield field.alias or name, getattr(settings.evaluate, name)
+def _checkpoints(_: Settings, params: ParamsFile) -> Issues:
+    for path, name in params.select("evaluate", "*", "checkpoints", "*"):
+        model_name = path[1]
+        known = ["untrained", *(stage for stage in TRAINING_STAGES if model_name in params.names(stage, "*"))]
+        if name in TRAINING_STAGES and name not in known:
+            yield unknown_name(path, name, f"untrained, or a stage that trains {model_name}", known)
 
 
-def _checkpoints(settings: Settings, given: Given) -> Found:
-    """What is judged must have been trained."""
-    for model_name, judged in _evaluated(settings):
-        trained = {"untrained", *(stage for stage in _TRAININGS if model_name in given.below(stage))}
-        for name in [one for one in judged.checkpoints if one not in trained]:
-            yield _unknown(
-                f"evaluate.{model_name}.checkpoints", name, f"untrained, or a stage that trains {model_name}", trained
-            )
+def _stage_order(_: Settings, params: ParamsFile) -> Issues:
+    """Every stage has the stage whose result it starts from."""
+    trained = {stage: params.names(stage, "*") for stage in TRAINING_STAGES}
+    needed = [("multitask", name, "pretrain", trained["pretrain"]) for name in trained["multitask"]]
+    before = trained["pretrain"] | trained["multitask"]
+    needed += [("instruct", name, "pretrain", before) for name in trained["instruct"]]
+    needed += [("promote", name, "evaluate", params.names("evaluate", "*")) for name in params.names("promote", "*")]
+    for stage, name, origin, known in sorted(needed, key=lambda row: row[:2]):
+        if name not in known:
+            rule = f"{stage} uses the result of {origin}.{name}, which is absent"
+            yield ConfigIssue((stage, name), "...", rule, f"add {origin}.{name}, or remove this section")
+    if params.values.get("describe") is not None and DESCRIBE_MODEL not in trained["pretrain"]:
+        rule = f"describe uses the weights of pretrain.{DESCRIBE_MODEL}, which is absent"
+        yield ConfigIssue(("describe",), "...", rule, f"add pretrain.{DESCRIBE_MODEL}, or remove this section")
 
 
-def _gates(settings: Settings, given: Given) -> Found:
-    """A metric is named after its task: `refer_accuracy` is measured where evaluate asks `refer`."""
-    for model_name, gate in settings.promote.items():
-        asked = sorted(given.below("evaluate", model_name, "tasks"))
-        for rule, metrics in (("floors", gate.floors), ("ceilings", gate.ceilings), ("compare", gate.compare)):
-            for name in metrics:
-                if not name.startswith(tuple(f"{task}_" for task in asked)):
-                    fix = f"correct the name, or ask its task in evaluate.{model_name}.tasks; asked: {', '.join(asked) or 'none'}"
-                    yield Mistake(f"promote.{model_name}.{rule}", name, "a metric of a task that evaluate asks", fix)
-
-
-def _cluster(settings: Settings, _: Given) -> Found:
-    """A job on another machine cannot write to this machine's disk; on this machine it can."""
-    local = ("http://127.0.0.1", "http://localhost", "https://localhost")
-    if not settings.cluster.address or settings.cluster.address.startswith(local):
+def _cluster(settings: Settings, _: ParamsFile) -> Issues:
+    """A job on another machine cannot write to this machine's disk; a cluster on this machine can."""
+    if not settings.cluster.address or settings.cluster.address.startswith(_LOCAL_SERVERS):
         return
-    if "://" not in settings.storage.root:
-        rule = "a cluster elsewhere cannot reach a folder of this machine"
-        yield Mistake(
-            "storage.root", settings.storage.root, rule, "use s3://bucket/prefix, or an empty cluster.address"
-        )
-    if settings.tracking.uri.startswith("sqlite"):
-        rule, fix = (
-            "a cluster elsewhere cannot reach a database file of this machine",
-            "the http(s) address of an MLflow server",
-        )
-        yield Mistake("tracking.uri", settings.tracking.uri, rule, f"use {fix}, or an empty cluster.address")
+    root, uri = settings.storage.root, settings.tracking.uri
+    if "://" not in root:
+        rule = "a remote cluster cannot reach a folder of this machine"
+        yield ConfigIssue(("storage", "root"), root, rule, "use s3://bucket/prefix, or an empty cluster.address")
+    if uri.startswith("sqlite"):
+        rule = "a remote cluster cannot reach a database file of this machine"
+        fix = "use the http(s) address of an MLflow server, or an empty cluster.address"
+        yield ConfigIssue(("tracking", "uri"), uri, rule, fix)
 
 
-def _sharding(settings: Settings, _: Given) -> Found:
-    """Quantised weights are packed: FSDP cannot give each worker a share of them."""
-    for model_name, model in settings.models.items():
+def _sharding(settings: Settings, _: ParamsFile) -> Issues:
+    """Quantized weights are packed, so FSDP cannot shard them."""
+    for name, model in settings.models.items():
         if settings.cluster.training.parallelism == "fsdp" and model.quantization:
-            rule = f"replicated where a language model is quantised, as models.{model_name} is ({model.quantization})"
-            yield Mistake(
-                "cluster.training.parallelism",
-                "fsdp",
-                rule,
-                f"set it to replicated, or models.{model_name}.quantization to null",
-            )
+            rule = f"data_parallel where a language model is quantized, as models.{name} is ({model.quantization})"
+            fix = f"set it to data_parallel, or models.{name}.quantization to null"
+            yield ConfigIssue(("cluster", "training", "parallelism"), "fsdp", rule, fix)

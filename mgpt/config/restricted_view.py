@@ -1,4 +1,4 @@
-"""A view of the settings that shows a stage only the keys it declared in dvc.yaml, so that its fingerprint cannot miss one."""
+"""A view of the settings that is restricted to the keys a stage declares, so that its fingerprint cannot miss one."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Where things lie and run: read by every stage, part of no fingerprint.
-ALWAYS = ("storage", "cluster", "tracking")
+from mgpt.config.environment import SECTIONS
 
 
 def child(value: Any, name: str) -> Any:
-    """The value at `name` of a section or a mapping; a section's field goes by its name in the params file too. Raises KeyError."""
+    """Returns the value of a section or a mapping at `name`. Raises KeyError where there is none."""
     if not isinstance(value, BaseModel):
         return value[name]
-    for key, field in type(value).model_fields.items():
-        if name in (key, field.alias):
-            return getattr(value, key)
-    raise KeyError(name)
+    if name not in type(value).model_fields:
+        raise KeyError(name)
+    return getattr(value, name)
 
 
-def key_of(value: Any, name: str) -> str:
-    """How the params file spells `name`."""
-    field = type(value).model_fields.get(name) if isinstance(value, BaseModel) else None
-    return field.alias or name if field is not None else name
+def section(settings: Any, stage: str, model_name: str | None = None) -> Any:
+    """Returns the settings of a stage, or of one model in it. Raises KeyError for a model without a section."""
+    whole = child(settings, stage)
+    return child(whole, model_name) if model_name else whole
 
 
 class UndeclaredRead(Exception):
-    """A stage read a key that dvc.yaml does not declare for it: its result would depend on what its fingerprint leaves out."""
+    """A stage read a key that it does not declare: its result would depend on a value outside its fingerprint."""
 
 
 class DeclaredView(Mapping[str, Any]):
-    """Attribute and item access to `value`, down to the declared keys; below them the plain settings objects."""
+    """Attribute and item access to `value`, down to the declared keys; below them the plain settings objects.
+
+    `storage`, `cluster` and `tracking` need no declaration: every stage reads them, and no fingerprint contains them.
+    """
 
     def __init__(self, value: Any, declared: tuple[str, ...], stage: str, path: str = "") -> None:
         self._value, self._declared, self._stage, self._path = value, declared, stage, path
@@ -40,26 +41,24 @@ class DeclaredView(Mapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._get(name)
+        return self[name]
 
     def __getitem__(self, name: str) -> Any:
-        return self._get(name)
-
-    def __iter__(self) -> Iterator[str]:
-        whole = self._path or "the settings"
-        raise UndeclaredRead(f"stage {self._stage} lists all of {whole}; declare {whole} under params in dvc.yaml")
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def _get(self, name: str) -> Any:
-        key = key_of(self._value, name)
-        path = f"{self._path}.{key}" if self._path else key
-        inside = any(path == one or path.startswith(one + ".") for one in (*self._declared, *ALWAYS))
-        above = any(one.startswith(path + ".") for one in self._declared)
+        path = f"{self._path}.{name}" if self._path else name
+        inside = any(path == one or path.startswith(f"{one}.") for one in (*self._declared, *SECTIONS))
+        above = any(one.startswith(f"{path}.") for one in self._declared)
         if not inside and not above:
             raise UndeclaredRead(
-                f"stage {self._stage} reads {path}, which it does not declare; add it under params of the stage in dvc.yaml"
+                f"stage {self._stage} reads {path} but does not declare it; add it to the stage's params in dvc.yaml"
             )
         value = child(self._value, name)
         return value if inside else DeclaredView(value, self._declared, self._stage, path)
+
+    def __iter__(self) -> Iterator[str]:
+        whole = self._path or "the settings"
+        raise UndeclaredRead(
+            f"stage {self._stage} lists all of {whole}; declare {whole} in the stage's params in dvc.yaml"
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

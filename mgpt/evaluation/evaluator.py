@@ -71,7 +71,7 @@ def select_examples(
     vocabulary = load_vocabulary(settings.vocabulary)
     examples = {}
     for name, task in settings.tasks.items():
-        options = ExampleOptions(task.items, settings.seed, settings.size_limits, tasks)
+        options = ExampleOptions(task.examples, settings.seed, settings.size_limits, tasks)
         examples[name] = build_examples(samples, name, vocabulary, options)
     empty = [name for name, found in examples.items() if not found]
     if empty:
@@ -85,7 +85,7 @@ def select_examples(
 
 def _request(settings: ModelEvaluationSettings, example: Example, position: int) -> CheckpointRequest:
     task = settings.tasks[example.task]
-    checkpoints = settings.checkpoints if position < task.early_items else settings.checkpoints[-1:]
+    checkpoints = settings.checkpoints if position < task.early_examples else settings.checkpoints[-1:]
     choices = example.choices if example.dataset in settings.ranked_datasets else ()
     request = GenerationRequest((example.image,), example.messages)
     return CheckpointRequest(request, tuple(checkpoints), task.max_new_tokens, choices=choices)
@@ -109,7 +109,7 @@ def score_answers(
     for checkpoint in settings.checkpoints:
         is_last = checkpoint == settings.checkpoints[-1]
         for task, members in examples.items():
-            chosen = members if is_last else members[: settings.tasks[task].early_items]
+            chosen = members if is_last else members[: settings.tasks[task].early_examples]
             given = [answers.get(example.id, {}).get(checkpoint) for example in chosen]
             chance = chance_levels(families[task], chosen, given, settings.seed)
             task_scores, example_scores = score_examples(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mgpt.evaluation.types import Contribution, Example, ExampleScore, MetricFamily, Score
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 PERMUTATIONS = 5  # times that the answers are shuffled among the examples, for the chance level
 MAX_DRAWN = 1_000_000  # examples of bootstrap resamples held in memory at once
@@ -22,7 +22,7 @@ MAX_CONSTANTS = 64  # constant answers tried for the chance level
 def score_examples(
     family: MetricFamily,
     examples: Sequence[Example],
-    answers: Sequence[Answer | None],
+    answers: Sequence[GenerationOutput | None],
     *,
     chance: dict[str, float],
     resamples: int,
@@ -73,7 +73,7 @@ def score_examples(
     return scores, example_scores
 
 
-def score_answer(family: MetricFamily, example: Example, answer: Answer | None) -> ExampleScore:
+def score_answer(family: MetricFamily, example: Example, answer: GenerationOutput | None) -> ExampleScore:
     """Scores one answer; a missing one as an empty, unfinished text."""
     text, finished = ("", False) if answer is None else (answer.text, answer.finished)
     return family.score(example, text, finished)
@@ -106,7 +106,7 @@ def bootstrap(
 
 
 def chance_levels(
-    family: MetricFamily, examples: Sequence[Example], answers: Sequence[Answer | None], seed: int
+    family: MetricFamily, examples: Sequence[Example], answers: Sequence[GenerationOutput | None], seed: int
 ) -> dict[str, float]:
     """Computes the value of each metric that needs no image: the better of two sets of blind answers.
 
@@ -128,7 +128,7 @@ def chance_levels(
 
 
 def _shuffled_answers(
-    family: MetricFamily, examples: Sequence[Example], answers: Sequence[Answer | None], seed: int
+    family: MetricFamily, examples: Sequence[Example], answers: Sequence[GenerationOutput | None], seed: int
 ) -> dict[str, float]:
     order = np.random.default_rng(seed).permutation(len(examples))
     values: dict[str, list[float]] = {metric.name: [] for metric in family.metrics}

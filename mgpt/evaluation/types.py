@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mgpt.data.boxes import Box
 from mgpt.data.tasks import Message
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Prediction:
 
     checkpoint: str
     example: Example
-    answer: Answer | None
+    answer: GenerationOutput | None
     score: ExampleScore
 
 

@@ -1,7 +1,7 @@
 """Connects a stage to Ray: the cluster whose job it is, or a local Ray that the stages of a project share.
 
 Starting Ray costs many seconds, so the local one outlives a stage. It has one owner, the process of `mgpt.execution.local_ray`, which ends it
-when no stage has used it for `cluster.idle_minutes`, or at `mgpt cluster stop`. It is found through a folder of this user and project,
+when no stage has used it for `cluster.idle_minutes`, or at `mgpt ray stop`. It is found through a folder of this user and project,
 guarded by a token, and no other Ray on the machine is ever touched.
 """
 

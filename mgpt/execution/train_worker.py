@@ -89,7 +89,7 @@ def make_loop(todo: Work) -> Trainer:
         after_preemption=obey,
     )
     callbacks: list[Callback] = [NonFiniteCheck(lambda step: _is_watched(settings, step)), curve, checkpoint]
-    if todo.workers.ledger:
+    if todo.workers.sample_log:
         callbacks.insert(2, SampleLog())
     if settings.early_stop_rows is not None:
         callbacks.insert(2, EarlyStopping(curve, settings.early_stop_rows))

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.pipeline.code import CodeBase
 from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage import write_atomic
@@ -138,7 +138,7 @@ def code_folders(stage: str, project: Path, code: CodeBase) -> list[str]:
 def main() -> int:
     """Writes the file, or compares it with `--check`; returns the exit code."""
     project = Path.cwd()
-    text = render(load(project / PARAMS_FILE), project, CodeBase.installed())
+    text = render(load_settings(project / PARAMS_FILE), project, CodeBase.installed())
     path = project / PIPELINE_FILE
     if "--check" not in sys.argv[1:]:
         write_atomic(path, text.encode())

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mgpt.config import JOB_FINGERPRINT, Settings, load, section
+from mgpt.config import JOB_FINGERPRINT, Settings, load_settings, section
 from mgpt.config.restricted_view import DeclaredView
 from mgpt.execution import jobs
 from mgpt.execution.session import connect, inside_job, start, state_folder
 from mgpt.execution.types import JOB_INPUTS, JobSpec
+from mgpt.pipeline.check import load_checked_settings
 from mgpt.pipeline.dvc_yaml import check_dvc_yaml
 from mgpt.pipeline.fingerprint import Fingerprints, input_digests, param_values
 from mgpt.pipeline.preflight import check_inputs, preflight
@@ -149,7 +150,7 @@ class StageContext:
             check_inputs(self.declared, self.project, self.store)
         with connect(self.settings.cluster, self.project):
             if inside_job():
-                preflight(self.declared, load(self.project / PARAMS_FILE), self.project, self.store)
+                preflight(self.declared, load_settings(self.project / PARAMS_FILE), self.project, self.store)
             yield
 
     def warm_ray(self) -> None:
@@ -173,7 +174,7 @@ def run(stage: str, model_name: str | None, body: Body, *, dry: bool = False) ->
     """
     project = Path.cwd()
     clock = Clock(project)
-    settings = load(project / PARAMS_FILE)
+    settings = load_checked_settings(project / PARAMS_FILE)
     declared = find_stage(settings, stage, model_name)
     store = Store(settings.storage.root)
     ArtifactStore(store).check_format(create=not dry)

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.registry.versions import champion
 from mgpt.storage import write_atomic
@@ -32,7 +32,7 @@ def report(project: Path) -> str:
     Raises:
         ValueError: stages have no results yet; names them.
     """
-    stages = pipeline_stages(load(project / PARAMS_FILE))
+    stages = pipeline_stages(load_settings(project / PARAMS_FILE))
     missing = [one.name for one in stages if not (project / one.folder / TIMING_FILE).is_file()]
     if missing:
         raise ValueError(f"no results yet of {', '.join(missing)}; run `dvc repro`")
@@ -123,7 +123,7 @@ def _time_table(content: dict[str, Any]) -> Table:
 
 def _champions(project: Path, model_names: list[str]) -> dict[str, int | None]:
     """Returns the champions of now, by the registry: a rollback comes after the stage that recorded its decision."""
-    client = connect(absolute_uri(load(project / PARAMS_FILE).tracking.uri, project))
+    client = connect(absolute_uri(load_settings(project / PARAMS_FILE).tracking.uri, project))
     found = {model_name: champion(client, model_name) for model_name in model_names}
     return {model_name: version.number if version is not None else None for model_name, version in found.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,11 @@ class Validation:
 
 
 def validate(
-    path: Path, reader: str = "jsonl", settings: CurateSettings | None = None, mark: Marker = plain_marks
+    path: Path,
+    reader: str = "jsonl",
+    settings: CurateSettings | None = None,
+    mark: Marker = plain_marks,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Validation:
     """Validates a folder, or one JSONL file in it, as the curate stage would.
 
@@ -78,18 +83,20 @@ def validate(
         raise ValueError(f"{path} has no files; put a JSONL file there, with its images next to it")
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
-        found, problem = _curate(path, reader, settings or CurateSettings(), store)
+        found, problem = _curate(path, reader, settings or CurateSettings(), store, report)
         validation = Validation(found.report, _offenders(found.quarantine, store), _shown(found.manifest, store, mark))
     if problem or not any(text.strip() for marks in validation.shown for text, supervised in marks if supervised):
         raise ValidationError(f"{path}: {problem or '0 supervised characters'}\n{validation.text()}")
     return validation
 
 
-def _curate(path: Path, reader: str, settings: CurateSettings, store: Store) -> tuple[Curation, str]:
+def _curate(
+    path: Path, reader: str, settings: CurateSettings, store: Store, report: Callable[[str], None]
+) -> tuple[Curation, str]:
     folder, only = (path.parent, path.name) if path.is_file() else (path, "")
     dataset = DatasetSettings(reader=reader, duplicates="samples")
     sources = {"own": SourceSettings(locations=(str(folder),), datasets={"own": dataset})}
-    manifest = download(sources, DownloadSettings(), store, lambda line: None).manifest
+    manifest = download(sources, DownloadSettings(), store, report).manifest
     if only:
         others = [entry for entry in manifest.entries if entry.name.endswith(".jsonl") and entry.name != f"own/{only}"]
         for entry in others:
@@ -97,7 +104,7 @@ def _curate(path: Path, reader: str, settings: CurateSettings, store: Store) -> 
         manifest = Manifest([entry for entry in manifest.entries if entry not in others])
     alone = settings.model_copy(update={"workers": 0, "card_samples": 0})
     try:
-        found = curate(manifest, sources, alone, store, store.uri("curated"), lambda line: None)
+        found = curate(manifest, sources, alone, store, store.uri("curated"), report)
     except NothingLeft as error:
         return Curation(Manifest([]), error.quarantine, error.report, ""), "0 samples"
     missing = sum(found.report["reasons"].get(reason, 0) for reason in _FATAL)

@@ -97,7 +97,7 @@ def plan(settings: Settings, resources: Resources) -> list[StagePlan]:
     """Plans all stages, in their order. Raises ValueError where model sizes or text lengths are unknown."""
     stages = [StagePlan("download", 0, 0), StagePlan("curate", 0, 0)]
     stages += _training_plans(settings, "pretrain", resources)
-    stages.append(_describe_plan(settings, resources))
+    stages += _describe_plans(settings, resources)
     stages += _training_plans(settings, "multitask", resources) + _training_plans(settings, "instruct", resources)
     stages += _evaluation_plans(settings, resources)
     return stages + [StagePlan(f"promote@{model_name}", 0, 0) for model_name in settings.promote]
@@ -225,20 +225,21 @@ class _Generation:
     answers: tuple[tuple[int, int], ...]
 
 
-def _describe_plan(settings: Settings, resources: Resources) -> StagePlan:
+def _describe_plans(settings: Settings, resources: Resources) -> list[StagePlan]:
     describe = settings.describe
+    if describe is None:
+        return []
     tokens = describe.max_new_tokens * (2 if describe.continue_below else 1)
     work = _Generation("describe", "minigpt4", describe.generation, ((describe.images, tokens),))
-    return _generation_plan(settings, work, resources, "every answer has its maximum length, and is continued once")
+    return [_generation_plan(settings, work, resources, "every answer has its maximum length, and is continued once")]
 
 
 def _evaluation_plans(settings: Settings, resources: Resources) -> list[StagePlan]:
     plans = []
-    for model_name in settings.models:
-        evaluate = section(settings, "evaluate", model_name)
+    for model_name, evaluate in settings.evaluate.items():
         earlier = len(evaluate.checkpoints) - 1
         answers = tuple(
-            (task.items + earlier * task.early_items, task.max_new_tokens) for task in evaluate.tasks.values()
+            (task.examples + earlier * task.early_examples, task.max_new_tokens) for task in evaluate.tasks.values()
         )
         work = _Generation(f"evaluate@{model_name}", model_name, evaluate.generation, answers)
         plans.append(_generation_plan(settings, work, resources, "every answer has its maximum length"))

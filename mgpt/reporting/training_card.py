@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mgpt.config import Settings, load, section
+from mgpt.config import Settings, load_settings, section
 from mgpt.curation.dataset_stats import gather, token_marks
 from mgpt.download import backbone_folders
 from mgpt.models.loading import ModelSpec
@@ -24,7 +24,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
     Raises:
         ValueError: no such model or stage, or the data is not curated yet.
     """
-    settings = load(project / "params.yaml")
+    settings = load_settings(project / "params.yaml")
     prompt_format = _prompt_format(settings, model_name, stage)
     curated = project / "results" / "curate"
     if not (curated / "manifest.json").is_file():

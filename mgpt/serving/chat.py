@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from mgpt.serving.images import draw_boxes, read_image
 from mgpt.serving.loading import load
-from mgpt.serving.predictor import MOST_NEW_TOKENS, Reply
+from mgpt.serving.predictor import BATCH_SIZE, MOST_NEW_TOKENS, Reply
 from mgpt.storage import write_atomic
 
 DEFAULT_MODEL = "models:/minigpt-v2@champion"
@@ -43,7 +44,12 @@ def chat(
 
 
 def predict(
-    questions: Path, answers: Path, tracking_uri: str, model: str = DEFAULT_MODEL, max_new_tokens: int = MOST_NEW_TOKENS
+    questions: Path,
+    answers: Path,
+    tracking_uri: str,
+    model: str = DEFAULT_MODEL,
+    max_new_tokens: int = MOST_NEW_TOKENS,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Answers every line of a JSONL file, `{"image": PATH, "prompt": TEXT}`, into a JSONL file; returns how many there are.
 
@@ -55,7 +61,10 @@ def predict(
     """
     rows = _read_questions(questions)
     asked = [(questions.parent / row["image"], row["prompt"]) for row in rows]
-    replies = load(model, tracking_uri).answer_all(asked, max_new_tokens)
+    predictor, replies = load(model, tracking_uri), []
+    for first in range(0, len(asked), BATCH_SIZE):
+        replies += predictor.answer_all(asked[first : first + BATCH_SIZE], max_new_tokens, first=first)
+        report(len(replies), len(asked))
     lines = [
         json.dumps({**row, **reply.as_dict()}, ensure_ascii=False) for row, reply in zip(rows, replies, strict=True)
     ]

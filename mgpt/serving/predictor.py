@@ -56,12 +56,18 @@ class Predictor:
         return self.answer_all([(image, prompt)], max_new_tokens)[0]
 
     def answer_all(
-        self, questions: Sequence[tuple[Any, str]], max_new_tokens: int = MOST_NEW_TOKENS, batch_size: int = BATCH_SIZE
+        self,
+        questions: Sequence[tuple[Any, str]],
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        batch_size: int = BATCH_SIZE,
+        first: int = 0,
     ) -> list[Reply]:
         """Answers in the order of the questions.
 
         Args:
             questions: pairs of an image (anything `read_image` takes) and a prompt, with or without a task identifier such as `[refer]`.
+
+            first: the number of the first question, for messages.
 
         Raises:
             ValueError: an image cannot be read (the message names which), or a prompt is empty.
@@ -70,7 +76,7 @@ class Predictor:
         from mgpt.inference.types import GenerationRequest
 
         images, requests = [], []
-        for number, (image, prompt) in enumerate(questions):
+        for number, (image, prompt) in enumerate(questions, first):
             if not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(
                     f"question {number}: the prompt is empty; ask something, e.g. '[refer] the red circle'"

@@ -134,7 +134,7 @@ def test_stop_ends_the_owner_and_nothing_else(chain: Project) -> None:
         (shared,) = every_local_ray(chain.folder)
         state = shared.read()
         assert state is not None
-        stopped = chain.run("python", "-m", "mgpt", "cluster", "stop").stdout
+        stopped = chain.run("python", "-m", "mgpt", "ray", "stop").stdout
         assert f"stopped the local Ray at {state['address']} (pid {state['pid']})" in stopped
         assert not alive(state["pid"], state["started"])
         assert bystander.poll() is None

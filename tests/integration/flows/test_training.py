@@ -54,7 +54,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from pathlib import Path
 import flows.training
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.storage import Manifest
 
 @contextmanager
@@ -63,7 +63,7 @@ def ray():
     raise SystemExit
     yield
 
-settings = load("params.yaml", {})
+settings = load_settings("params.yaml", {})
 Manifest([]).save(Path(sys.argv[1]))
 flows.training.backbones = lambda context, model: {}
 store = SimpleNamespace(uri=lambda *parts: "/".join(parts))

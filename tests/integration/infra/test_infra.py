@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.storage import Store
 from mgpt.tracking.client import connect, experiment_id
 from tests.fixtures.servers import free_port, wait_for
@@ -86,9 +86,9 @@ def test_ports_match_ray_and_recipe() -> None:
     for cluster in clusters():
         ports = {port["name"]: port["containerPort"] for port in pods(cluster)[0]["containers"][0]["ports"]}
         assert ports == RAY_PORTS
-    assert load(ROOT / "recipes" / "a100.yaml", {}).cluster.address.endswith(f":{RAY_PORTS['dashboard']}")
+    assert load_settings(ROOT / "recipes" / "a100.yaml", {}).cluster.address.endswith(f":{RAY_PORTS['dashboard']}")
     assert f"EXPOSE {' '.join(map(str, RAY_PORTS.values()))}" in (INFRA / "Dockerfile").read_text()
-    assert load(ROOT / "recipes" / "a100.yaml", {}).tracking.uri == "http://mlflow:5000"
+    assert load_settings(ROOT / "recipes" / "a100.yaml", {}).tracking.uri == "http://mlflow:5000"
     assert content("compose.yaml")["services"]["mlflow"]["ports"] == ["5000:5000"]
 
 
@@ -109,7 +109,7 @@ def test_pods_use_defined_secrets() -> None:
 
 
 def test_workers_satisfy_recipe_resources() -> None:
-    training = load(ROOT / "recipes" / "a100.yaml", {}).cluster.training
+    training = load_settings(ROOT / "recipes" / "a100.yaml", {}).cluster.training
     for cluster in clusters():
         group = cluster["workerGroupSpecs"][0]
         limits = pods(cluster)[1]["containers"][0]["resources"]["limits"]
@@ -126,7 +126,7 @@ def test_settings_accept_variables_of_files() -> None:
         "MGPT_STORAGE__ROOT": "s3://mgpt/a100",
         "MGPT_TRACKING__URI": "http://mlflow:5000",
     }
-    settings = load(ROOT / "recipes" / "a100.yaml", {name: values[name] for name in named})
+    settings = load_settings(ROOT / "recipes" / "a100.yaml", {name: values[name] for name in named})
     assert settings.cluster.address == ""
     assert settings.storage.root == values["MGPT_STORAGE__ROOT"]
 

@@ -142,12 +142,12 @@ def test_the_command_rolls_back_in_a_project(registry, monkeypatch, capsys):
     monkeypatch.chdir(registry.folder)
     monkeypatch.setenv("MGPT_STORAGE__ROOT", registry.store.root)
     monkeypatch.setenv("MGPT_TRACKING__URI", registry.uri)
-    assert main(["promote", SYSTEM, "--rollback", "--reason", "draws no boxes"]) == 0
+    assert main(["rollback", SYSTEM, "--reason", "draws no boxes"]) == 0
     told = capsys.readouterr().out
     assert "version 2 is rolled back; champion: version 1" in told
     assert "draws no boxes" in told
     assert reigning(registry) == 1
-    assert main(["promote", SYSTEM, "--rollback"]) == 2
+    assert main(["rollback", SYSTEM]) == 2
     assert "no earlier champion" in capsys.readouterr().err
 
 

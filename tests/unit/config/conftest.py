@@ -1,3 +1,3 @@
-"""Fixtures of this folder."""
+"""Fixtures of the settings' tests."""
 
 from tests.fixtures.config import *  # noqa: F403

@@ -1,3 +1,5 @@
+"""Settings of tracking and promote."""
+
 import pytest
 from pydantic import ValidationError
 
@@ -7,27 +9,27 @@ from mgpt.config.registry import GateSettings, TrackingSettings
 @pytest.mark.parametrize(
     "uri", ["sqlite:///mlflow.db", "http://host:5000", "https://host", "postgresql+psycopg2://u@h/db"]
 )
-def test_stores(uri):
+def test_databases_and_servers_are_accepted(uri):
     assert TrackingSettings(uri=uri).uri == uri
 
 
 @pytest.mark.parametrize("uri", ["", "mlruns", "./mlruns", "file:///mlruns", "sqlite://mlflow.db", "ftp://host"])
-def test_what_is_no_store(uri):
-    with pytest.raises(ValidationError, match="address of an MLflow database or server"):
+def test_other_addresses_are_refused(uri):
+    with pytest.raises(ValidationError, match="MLflow database or server"):
         TrackingSettings(uri=uri)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"patience_seconds": 0}, {"patience_seconds": -1}, {"experiment": ""}, {"server": "x"}]
 )
-def test_tracking_values(wrong):
+def test_invalid_tracking_values_are_refused(wrong):
     with pytest.raises(ValidationError):
         TrackingSettings(**wrong)
 
 
-def test_a_metric_is_limited_on_one_side():
-    with pytest.raises(ValidationError, match="vqa stands under floors and ceilings"):
-        GateSettings(floors={"vqa": 0.5, "refer": 0.5}, ceilings={"vqa": 0.9})
+def test_metric_has_one_limit():
+    with pytest.raises(ValidationError, match="vqa is in floors and in ceilings"):
+        GateSettings(floors={"vqa": 0.5, "rec": 0.5}, ceilings={"vqa": 0.9})
     with pytest.raises(ValidationError):
         GateSettings(floors={"vqa": "high"})
     with pytest.raises(ValidationError):

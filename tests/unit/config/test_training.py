@@ -1,9 +1,11 @@
+"""Settings of the training stages."""
+
 import pytest
 from pydantic import ValidationError
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
 
-GOOD = {
+VALID = {
     "format": "minigpt-v2",
     "mixture": {"a": 2, "b": 1},
     "steps": 10,
@@ -21,20 +23,20 @@ GOOD = {
         ({"micro_batch_size": 9}, "micro_batch_size"),
         ({"minimum_learning_rate": 1e-2}, "minimum_learning_rate"),
         ({"warmup_steps": 10}, "warmup_steps"),
-        ({"schedule": "original"}, "steps_per_epoch"),
+        ({"lr_scheduler": "original"}, "steps_per_epoch"),
         ({"steps_per_epoch": 5}, "steps_per_epoch"),
     ],
 )
-def test_each_rule_names_its_key(change, key):
+def test_broken_rule_names_its_key(change, key):
     with pytest.raises(ValidationError) as caught:
-        TrainingSettings(**{**GOOD, **change})
+        TrainingSettings(**{**VALID, **change})
     assert [error["ctx"]["key"] for error in caught.value.errors()] == [key]
 
 
-def test_good_settings_pass():
-    assert TrainingSettings(**GOOD).mixture == {"a": 2, "b": 1}
+def test_valid_settings_pass():
+    assert TrainingSettings(**VALID).mixture == {"a": 2, "b": 1}
 
 
-def test_elastic_range_is_checked():
+def test_elastic_range_must_ascend():
     with pytest.raises(ValidationError, match="at least workers"):
         WorkerSettings(workers=3, maximum_workers=2)

@@ -7,7 +7,7 @@ from mgpt.inference.types import GenerationOutput
 
 
 def settings(**more):
-    task = {"items": 30, "early_items": 10, "max_new_tokens": 6}
+    task = {"examples": 30, "early_examples": 10, "max_new_tokens": 6}
     return ModelEvaluationSettings(
         **{
             "format": "minigpt-v2",
@@ -57,7 +57,7 @@ def test_references_of_other_examples_score_at_chance(samples):
 
 
 def test_missing_answer_is_counted_and_wrong(samples):
-    chosen = settings(tasks={"rec": {"items": 10, "early_items": 10}})
+    chosen = settings(tasks={"rec": {"examples": 10, "early_examples": 10}})
     examples = select_examples(chosen, samples)
     answers = answer_each(chosen, examples, reference)
     del answers[examples["rec"][0].id]["instruct"]

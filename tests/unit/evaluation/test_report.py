@@ -12,7 +12,7 @@ from mgpt.inference.types import GenerationOutput
 
 @pytest.fixture(scope="module")
 def evaluation(samples):
-    task = {"items": 20, "early_items": 10}
+    task = {"examples": 20, "early_examples": 10}
     settings = ModelEvaluationSettings(
         format="minigpt-v2", checkpoints=("pretrain", "instruct"), tasks=dict.fromkeys(TASKS, task), resamples=200
     )

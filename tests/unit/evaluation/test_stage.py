@@ -26,7 +26,7 @@ def curated(samples, tmp_path):
 
 def request(curated, backbones, checkpoints, out):
     store, manifest = curated
-    task = {"items": 10, "early_items": 5, "max_new_tokens": 5}
+    task = {"examples": 10, "early_examples": 5, "max_new_tokens": 5}
     settings = ModelEvaluationSettings(
         format="minigpt-v2",
         checkpoints=("untrained", "pretrain", "instruct"),

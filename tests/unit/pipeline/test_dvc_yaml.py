@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.pipeline.code import CodeBase
 from mgpt.pipeline.dvc_yaml import COMMAND, check_dvc_yaml, render
 from mgpt.pipeline.stages import pipeline_stages
@@ -16,7 +16,7 @@ from tests.fixtures.pipeline import ROOT, installed_code
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return load(ROOT / "params.yaml", {})
+    return load_settings(ROOT / "params.yaml", {})
 
 
 def test_dvc_yaml_is_up_to_date(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.pipeline.stages import Selection, find_stage, pipeline_stages
 from mgpt.storage import Entry
 from tests.fixtures.pipeline import ROOT, FinishedProject, entry, finished_project
@@ -21,7 +21,7 @@ ALL = """
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return load(ROOT / "params.yaml", {})
+    return load_settings(ROOT / "params.yaml", {})
 
 
 @pytest.fixture

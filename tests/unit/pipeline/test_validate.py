@@ -3,8 +3,8 @@
 import re
 
 import pytest
-
 from mgpt.cli.datasets import sources_text
+
 from mgpt.data.datasets import READERS
 from mgpt.pipeline.validate import ValidationError, validate
 from tests.fixtures.worlds import encoded, photo, write_own

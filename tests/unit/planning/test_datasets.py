@@ -9,7 +9,7 @@ import pytest
 from mgpt.models.assembly import config_from_backbones
 from PIL import Image
 
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.data.datasets import READERS, Problem
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
@@ -23,7 +23,7 @@ SAMPLES = 25  # per dataset
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return load(ROOT / "params.yaml", {})
+    return load_settings(ROOT / "params.yaml", {})
 
 
 @pytest.fixture(scope="module")

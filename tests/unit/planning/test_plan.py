@@ -9,7 +9,7 @@ import pytest
 
 from mgpt.cli.main import main
 from mgpt.cli.plan import UTILISATION
-from mgpt.config import Settings, load
+from mgpt.config import Settings, load_settings
 from mgpt.planning.accelerators import ACCELERATORS, get_accelerator
 from mgpt.planning.datasets import mixture_lengths, nominal_dataset
 from mgpt.planning.features import is_cached
@@ -30,12 +30,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def shapes() -> Settings:
-    return load(ROOT / "params.yaml", {})
+    return load_settings(ROOT / "params.yaml", {})
 
 
 @pytest.fixture(scope="module")
 def a100() -> Settings:
-    return load(ROOT / "recipes" / "a100.yaml", {})
+    return load_settings(ROOT / "recipes" / "a100.yaml", {})
 
 
 def test_published_hours_are_planned_within_a_quarter(a100: Settings) -> None:

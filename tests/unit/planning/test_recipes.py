@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgpt.cli.main import main
-from mgpt.config import Settings, load, section
+from mgpt.config import Settings, load_settings, section
 from mgpt.data.datasets import READERS
 from mgpt.data.mixture import Mixture
 from mgpt.models import PROMPT_FORMATS, MiniGPTConfig, MiniGPTForConditionalGeneration
@@ -26,7 +26,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
 def recipe(request: pytest.FixtureRequest) -> Settings:
-    return load(request.param, {})
+    return load_settings(request.param, {})
 
 
 def test_recipes_are_found() -> None:

@@ -13,7 +13,7 @@ from mgpt.reporting.visualize import PREDICTED_COLOUR, SIDE, TRUE_COLOUR, choose
 
 @pytest.fixture(scope="module")
 def evaluation(samples):
-    task = {"items": 12, "early_items": 12}
+    task = {"examples": 12, "early_examples": 12}
     settings = ModelEvaluationSettings(
         format="minigpt-v2", checkpoints=("instruct",), tasks={"rec": task, "vqa": task}, resamples=100
     )

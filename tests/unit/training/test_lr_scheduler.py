@@ -43,6 +43,6 @@ def test_cosine_is_continuous_from_peak_to_minimum():
 
 def test_schedule_follows_settings(settings):
     assert make_lr_scheduler(settings()) == WarmupCosine(1e-2, 0.0, 0.0, 2, 12)
-    assert make_lr_scheduler(settings(schedule="original", steps_per_epoch=6)) == OriginalSchedule(
+    assert make_lr_scheduler(settings(lr_scheduler="original", steps_per_epoch=6)) == OriginalSchedule(
         1e-2, 0.0, 0.0, 2, 12, 6
     )

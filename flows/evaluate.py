@@ -18,7 +18,7 @@ def body(context: StageContext) -> dict[str, object]:
     stages = [name for name in context.section.checkpoints if name != "untrained"]
     with context.ray():
         from mgpt.evaluation import EvaluateRequest, evaluate
-        from mgpt.execution.batch_inference import answer_on_ray
+        from mgpt.execution.batch_inference import generate_on_ray
 
         request = EvaluateRequest(
             model_name=context.model_name,
@@ -30,7 +30,7 @@ def body(context: StageContext) -> dict[str, object]:
             out=context.out,
         )
         with context.work("evaluate"):
-            evaluation = evaluate(request, answer_on_ray(request.settings.generation, report))
+            evaluation = evaluate(request, generate_on_ray(request.settings.generation, report))
     last = evaluation.scores[context.section.checkpoints[-1]]
     context.tracker.log_metrics({name: score.value for name, score in last.items()})
     context.tracker.log_artifact(context.out)

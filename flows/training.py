@@ -13,7 +13,7 @@ from mgpt.storage import Manifest, write_atomic
 
 if TYPE_CHECKING:
     from mgpt.data.mixture import Mixture
-    from mgpt.execution.train import TrainRequest, TrainResult
+    from mgpt.execution.types import TrainRequest, TrainResult
 
 FRESH = {"merge", "lora", "seed", "image_size"}  # settings of a model that make its trained part
 LOADING = {
@@ -27,7 +27,7 @@ LOADING = {
 
 def train_stage(context: StageContext, model_name: str, manifest: Path, weights: Path | None) -> dict[str, object]:
     """Trains one model in this stage, on the curated data of `manifest`, from `weights` or from a fresh projection."""
-    from mgpt.execution.train import TrainRequest, train
+    from mgpt.execution.types import TrainRequest
 
     model = model_settings(context, model_name)
     request = TrainRequest(
@@ -35,15 +35,18 @@ def train_stage(context: StageContext, model_name: str, manifest: Path, weights:
         workers=context.settings.cluster.training,
         manifest=Manifest.load(manifest),
         backbones=backbones(context, model_name),
+        store_root=context.store.root,
         run_uri=context.run_uri,
         out=context.out,
         weights=weights,
-        fresh=model.model_dump(include=FRESH),
+        init=model.model_dump(include=FRESH),
         loading=model.model_dump(include=LOADING),
         tracker=context.tracker,
         features=context.store.uri("features"),
     )
     with context.ray():
+        from mgpt.execution.train import train
+
         result = train(request)
     if result.cached is not None:
         context.worked("features", result.cached.work_seconds)
@@ -64,10 +67,10 @@ def train_stage(context: StageContext, model_name: str, manifest: Path, weights:
 
 def planned(request: TrainRequest) -> Mixture:
     """The plan that the workers followed. Call it after `context.ray()`: its modules import Ray, which must first be told its token."""
-    from mgpt.execution.data_feed import Feed
+    from mgpt.execution.data_feed import DataPlan
     from mgpt.models.loading import Start
 
-    return Feed.of(request.settings, request.manifest, Start(request.backbones, None)).mixture()
+    return DataPlan.from_settings(request.settings, request.manifest, Start(request.backbones, None)).mixture()
 
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mgpt.config import JOB_FINGERPRINT, Settings, load, section
 from mgpt.config.restricted_view import DeclaredView
+from mgpt.execution.types import JOB_INPUTS, JobSpec
 from mgpt.pipeline.fingerprint import RESULTS, Declaration, declaration, declared_values, identify, input_digests
 from mgpt.storage import Store, is_remote, write_atomic
 from mgpt.storage.artifacts import RECORD, ArtifactStore, replace_folder
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from mgpt.tracking.runs import Tracker
 
 SUMMARY, TIMING = "summary.txt", "timing.json"
-# How the client tells a job what it is (with JOB_IDENTITY); the job neither looks for changes nor for another job.
-JOB_INPUTS = "MGPT_JOB_INPUTS"
 
 
 @dataclass
@@ -155,7 +154,7 @@ def run(
             if settings.cluster.address and JOB_FINGERPRINT not in os.environ:
                 from mgpt.execution.jobs import follow
 
-                follow(declared, fingerprint, settings, store, project)
+                follow(_job(declared, fingerprint), settings, store, project)
             else:
                 _execute(declared, fingerprint, settings, store, project, body, clock)
                 return
@@ -169,12 +168,16 @@ def describe(declared: Declaration, fingerprint: str, settings: Settings, store:
     elif settings.cluster.address:
         from mgpt.execution.jobs import job_state
 
-        state = job_state(declared, fingerprint, settings.cluster)
+        state = job_state(_job(declared, fingerprint), settings.cluster)
     else:
         state = "would run here, on a local Ray" + (
             ", from the last checkpoint" if store.exists(store.uri("runs", fingerprint)) else ""
         )
     return f"{declared.name}  {fingerprint}  {state}"
+
+
+def _job(declared: Declaration, fingerprint: str) -> JobSpec:
+    return JobSpec(declared.name, declared.stage, declared.model_name, fingerprint, tuple(declared.inputs))
 
 
 def _execute(

@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from mgpt.config.training import WorkerSettings
-from mgpt.execution.train import read_curve
+from mgpt.execution.curve import read_curve
 from mgpt.training.callbacks.metrics_logger import Curve, curve_csv
 from mgpt.training.callbacks.monitors import Compute, Memory, Profile
 from mgpt.training.flops import StepFlops

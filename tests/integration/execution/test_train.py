@@ -110,7 +110,8 @@ from tests.fixtures.training_runs import request
 from mgpt.storage import Manifest
 folder, backbones, manifest = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
-train(request((dict(vision=backbones + "/vision", language=backbones + "/language"), Manifest.load(manifest)), Path(folder), "disturbed"))
+backbones = {part: f"{backbones}/{part}" for part in ("vision", "language")}
+train(request((backbones, Manifest.load(manifest)), Path(folder), "disturbed"))
 """
 
 
@@ -135,7 +136,7 @@ def kill_driver(training, folder):
 
 
 def preempt_worker(run_uri, after):
-    """Sends SIGTERM between two regular checkpoints; returns the step of the one that is saved before the worker ends."""
+    """Sends SIGTERM between two regular checkpoints; returns the step of the one saved before the worker ends."""
     wait_for_step(run_uri, after)
     worker = training_workers()[-1]
     worker.terminate()

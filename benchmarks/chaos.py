@@ -1,14 +1,15 @@
-"""Kills in the middle of small real trainings on a Ray cluster of three nodes: does every run end with the weights of one left in peace?
+"""Kills processes and nodes in small trainings on a Ray cluster of three nodes, and compares results bit by bit.
 
-Each trial trains the same thing with two workers in a run of its own, and kills -9, at a random step, one of: a training worker, the
-driver (which is then started again), or the Ray node of a worker (which is replaced). A trial holds when the weights' sha256 and every
-loss of the curve are those of the undisturbed run. The ledger of the run names the samples of each step; they are compared with the
-mixture's plan: lost are those that no step consumed in their place, repeated those that one consumed too often. Two more runs go from
-2 workers to 1 and back, one moved by killing its driver, one elastic, by killing nodes and starting one; their losses are compared
-with an undisturbed run's, all without dropout, which every worker draws for itself. A third one loses a node that Ray was told of before,
-as a cloud takes back a spot machine.
+Each trial is the same training by two workers, and one SIGKILL at a random step: of a training worker, of the driver
+(which is restarted), or of the Ray node of a worker (which is replaced). A trial holds if the weights' sha256 and every
+loss of the curve are those of an undisturbed run. The run's sample log, which names the samples of each step, is
+compared with the mixture's plan: samples that no step consumed in their place are lost, those that one consumed too
+often are repeated. Three more runs change their workers: one goes from 2 to 1 and back by killing its driver; an
+elastic one does so by killing nodes and starting one; and one loses a node after a preemption notification, as from a
+cloud that takes back a spot machine. Their losses are compared with an undisturbed run's, all without dropout, which
+depends on the worker.
 
-Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--no-resize] [--out FILE]. The last line is the summary as JSON.
+Run: python -m benchmarks.chaos [--trials 20] [--seed 0] [--no-resize] [--out FILE]. The last line is a summary as JSON.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ from typing import Any
 import psutil
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
-from mgpt.execution.train import CURVE, FINISHED, LEDGER, TrainRequest, read_curve, train
+from mgpt.execution.checkpoints import CheckpointStore
+from mgpt.execution.curve import read_curve
+from mgpt.execution.types import CURVE, FINISHED, SAMPLE_LOG, TrainRequest
 from mgpt.storage import Manifest, Store
 from mgpt.training.callbacks.sample_log import audit
 
-STEPS, LONGER = 40, 500  # of a trial; of the elastic run, in whose midst nodes come up
-NODES = 3  # of them two have a worker, so one can die
-NODE_CPUS = 3.0  # a worker and a feeding task
-NOTICE_SECONDS = 10
-LIMIT = 420  # seconds that a trial may take
+STEPS, LONGER = 40, 500  # of a trial; of a run during which nodes start
+NODES = 3  # two of them have a worker, so one can die
+NODE_CPUS = 3.0  # a worker and a task that builds batches
+NOTICE_SECONDS = 10  # from the notification of a preemption to the end of the node
+LIMIT = 420  # seconds per trial
 SETTINGS = TrainingSettings(
     format="minigpt-v2",
     mixture={"scenes": 3, "chat": 1},
@@ -52,7 +55,6 @@ SETTINGS = TrainingSettings(
     log_every=1,
     checkpoint_every=5,
 )
-# Small models compute for milliseconds; what a kill meets is the same as in a long training.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
@@ -64,31 +66,41 @@ ENVIRONMENT = {
 }
 
 
-def trained(folder: Path, address: str, name: str, workers: str, dropout: float, steps: int, failures: int) -> None:
-    """What a driver does: the run `name`, from where it stands to its end. `workers` is a number, or a range as `1-2`; `failures` how often
-    its workers may fail."""
+def drive(folder: Path, address: str, name: str, workers: str, dropout: float, steps: int, failures: int) -> None:
+    """Runs or resumes the run `name` to its end, as a driver does.
+
+    Args:
+        workers: a number, or a range as `1-2`.
+        failures: number of failures of the workers that are allowed.
+    """
     import ray
 
+    from mgpt.execution.train import train
+
     ray.init(address=address, log_to_driver=False)
-    backbones = {part: str(folder / "backbones" / part) for part in ("vision", "language")}
     out = folder / "out" / name
     out.mkdir(parents=True, exist_ok=True)
     least, _, most = workers.partition("-")
-    size = {"workers": int(least), "maximum_workers": int(most) if most else None, "resize_seconds": 5}
-    group = WorkerSettings(**size, cpus_per_worker=2, cpus_per_feed=0.5, failures=failures, sample_log=True)
-    settings = SETTINGS.model_copy(update={"steps": steps})
-    fresh = {"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}}
-    train(
-        TrainRequest(
-            settings,
-            group,
-            Manifest.load(folder / "manifest.json"),
-            backbones,
-            str(folder / "runs" / name),
-            out,
-            fresh=fresh,
-        )
+    group = WorkerSettings(
+        workers=int(least),
+        maximum_workers=int(most) if most else None,
+        resize_seconds=5,
+        cpus_per_worker=2,
+        cpus_per_feed=0.5,
+        failures=failures,
+        sample_log=True,
     )
+    request = TrainRequest(
+        SETTINGS.model_copy(update={"steps": steps}),
+        group,
+        Manifest.load(folder / "manifest.json"),
+        {part: str(folder / "backbones" / part) for part in ("vision", "language")},
+        store_root=str(folder / "store"),
+        run_uri=str(folder / "runs" / name),
+        out=out,
+        init={"merge": 4, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": dropout}},
+    )
+    train(request)
 
 
 class Cluster:
@@ -97,10 +109,10 @@ class Cluster:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster as Nodes
 
-        # A node that is gone is noticed in seconds, not in half a minute.
-        noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+        # A dead node is found in seconds, not in half a minute.
+        health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
         self._options = {"num_cpus": NODE_CPUS, "object_store_memory": 100 << 20}
-        head = {**self._options, "include_dashboard": False, "_system_config": noticed}
+        head = {**self._options, "include_dashboard": False, "_system_config": health}
         self._nodes = Nodes(initialize_head=True, head_node_args=head)
         self._others = [self._nodes.add_node(**self._options) for _ in range(NODES - 1)]
 
@@ -108,33 +120,33 @@ class Cluster:
     def address(self) -> str:
         return str(self._nodes.address)
 
-    def kill_a_node(self) -> bool:
-        """Kills a node that is not the head and has a training worker, with all its processes; starts another in its place."""
-        for node in self._others:
-            if any(is_worker(process) for process in family(node)):
-                self._kill(node)
-                self.grow()
-                return True
-        return False
+    def replace_node(self) -> None:
+        """Kills a node with a training worker and all its processes, not the head, and starts another."""
+        node = self._node_with_worker()
+        self._kill(node)
+        self.grow()
 
-    def take_back(self, seconds: int) -> Callable[[], None]:
-        """Tells Ray that a node with a worker goes in so many seconds; returns what makes it go, for another in its place."""
+    def preempt_node(self, seconds: int) -> Callable[[], None]:
+        """Notifies Ray that a node with a worker will end in `seconds`; returns a function that replaces it."""
         from ray._raylet import GcsClient
         from ray.core.generated import autoscaler_pb2
 
-        node = next(node for node in self._others if any(is_worker(process) for process in family(node)))
-        reason, deadline = (
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            int((time.time() + seconds) * 1000),
-        )
-        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "taken back", deadline)
+        node = self._node_with_worker()
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + seconds) * 1000)
+        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "preempted", deadline)
         assert accepted, why
 
-        def gone() -> None:
+        def end() -> None:
             self._kill(node)
             self.grow()
 
-        return gone
+        return end
+
+    def _node_with_worker(self) -> Any:
+        node = next((node for node in self._others if any(map(is_worker, processes_of(node)))), None)
+        assert node is not None, "no node but the head has a worker"
+        return node
 
     def shrink(self) -> None:
         """Kills all nodes but the head."""
@@ -146,13 +158,13 @@ class Cluster:
         self._others.append(self._nodes.add_node(**self._options))
 
     def _kill(self, node: Any) -> None:
-        for process in family(node):
+        for process in processes_of(node):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._others.remove(node)
 
     def workers(self) -> list[psutil.Process]:
-        """The training workers of all nodes."""
+        """Returns the training workers of all nodes."""
         mine = psutil.Process().children(recursive=True)
         return [process for process in mine if is_worker(process)]
 
@@ -160,56 +172,47 @@ class Cluster:
         self._nodes.shutdown()
 
 
-def family(node: Any) -> list[psutil.Process]:
-    """The raylet of a node, and all processes that it started."""
+def processes_of(node: Any) -> list[psutil.Process]:
+    """Returns the raylet of a node, and all processes that it started."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return [raylet, *raylet.children(recursive=True)]
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether a process is a training worker."""
+    """Returns whether a process is a training worker."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return "RayTrainWorker" in " ".join(process.cmdline())
     return False
 
 
 class Trials:
-    """One folder of runs on one cluster."""
+    """The runs of one folder, on one cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         from tests.fixtures.training_data import make_backbones, make_data
 
         self.folder, self.cluster = folder, cluster
-        self.noticed: int | None = None  # the step that was kept when the run was told that a node goes
+        self.saved_on_preemption: int | None = None  # step of that checkpoint
         make_backbones(folder / "backbones")
         make_data(Store(str(folder / "data"))).save(folder / "manifest.json")
 
     def driver(
         self, name: str, workers: str = "2", dropout: float = 0.1, steps: int = STEPS, failures: int = 5
     ) -> subprocess.Popen[bytes]:
-        asked = [
-            "--train",
-            str(self.folder),
-            self.cluster.address,
-            name,
-            workers,
-            str(dropout),
-            str(steps),
-            str(failures),
-        ]
-        command = [sys.executable, "-m", "benchmarks.chaos", *asked]
+        """Starts a process that drives a run."""
+        arguments = [self.folder, self.cluster.address, name, workers, dropout, steps, failures]
+        command = [sys.executable, "-m", "benchmarks.chaos", "--train", *map(str, arguments)]
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
 
     def step(self, name: str) -> int:
-        """The last step that the run has shown."""
-        curve = self.folder / "runs" / name / CURVE
+        """Returns the last step of the run's curve."""
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-            return int(read_curve(curve.read_bytes())[-1]["step"])
+            return int(read_curve((self.folder / "runs" / name / CURVE).read_bytes())[-1]["step"])
         return 0
 
     def wait(self, name: str, driver: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-        """Returns when `reached`. Raises RuntimeError with the driver's last words when it fails or takes too long."""
+        """Returns when `reached`. Raises RuntimeError with the end of the driver's log if it fails or is late."""
         deadline = time.monotonic() + LIMIT
         while not reached():
             if driver.poll() not in (None, 0) or time.monotonic() > deadline:
@@ -221,24 +224,24 @@ class Trials:
         self.wait(name, driver, lambda: driver.poll() == 0)
 
     def disturbed(self, name: str, kind: str, at: int) -> int:
-        """A run with a kill of this kind at step `at`; returns the step at which it came."""
+        """Runs with a kill of this kind at step `at`; returns the step at which it came."""
         driver = self.driver(name)
         self.wait(name, driver, lambda: self.step(name) >= at)
-        came = self.step(name)
+        step = self.step(name)
         if kind == "worker":
             assert self.cluster.workers(), "the run was over before the kill"
             random.Random(at).choice(self.cluster.workers()).kill()
         elif kind == "node":
-            assert self.cluster.kill_a_node(), "no node but the head has a worker"
+            self.cluster.replace_node()
         else:
             driver.kill()
             driver.wait()
             driver = self.driver(name)
         self.finish(name, driver)
-        return came
+        return step
 
     def moved(self, name: str) -> None:
-        """A run on 2 workers, then 1, then 2, moved by killing its driver."""
+        """Runs on 2 workers, then 1, then 2, changed by killing the driver."""
         for workers, until in (("2", 12), ("1", 26)):
             driver = self.driver(name, workers, dropout=0.0)
             self.wait(name, driver, lambda until=until: self.step(name) >= until)  # type: ignore[misc]
@@ -247,7 +250,7 @@ class Trials:
         self.finish(name, self.driver(name, "2", dropout=0.0))
 
     def elastic(self, name: str) -> None:
-        """A run whose nodes with workers die but for one, and get company again."""
+        """Runs while all nodes but the head are killed, and later one starts."""
         driver = self.driver(name, "1-2", dropout=0.0, steps=LONGER)
         self.wait(name, driver, lambda: self.step(name) >= 30)
         self.cluster.shrink()
@@ -257,89 +260,83 @@ class Trials:
         self.finish(name, driver)
 
     def preempted(self, name: str) -> None:
-        """A run one of whose nodes goes, as Ray was told ten seconds before. It keeps a checkpoint at once, and no failure is counted."""
+        """Runs while a node is preempted, which saves a checkpoint at once and counts as no failure."""
         driver = self.driver(name, "2", dropout=0.0, steps=LONGER, failures=0)
         self.wait(name, driver, lambda: self.step(name) >= 30)
-        gone = self.cluster.take_back(NOTICE_SECONDS)
+        end_node = self.cluster.preempt_node(NOTICE_SECONDS)
         deadline = time.monotonic() + NOTICE_SECONDS
         self.wait(
-            name, driver, lambda: bool(self.kept(name) % SETTINGS.checkpoint_every) or time.monotonic() > deadline
+            name, driver, lambda: bool(self.saved(name) % SETTINGS.checkpoint_every) or time.monotonic() > deadline
         )
-        self.noticed = self.kept(name)
-        assert self.noticed % SETTINGS.checkpoint_every, f"no checkpoint but those due came in {NOTICE_SECONDS} s"
+        self.saved_on_preemption = self.saved(name)
+        assert self.saved_on_preemption % SETTINGS.checkpoint_every, f"only regular checkpoints in {NOTICE_SECONDS} s"
         self.wait(name, driver, lambda: time.monotonic() > deadline)
-        assert driver.poll() is None, "the run was over before its node went"
-        gone()
+        assert driver.poll() is None, "the run was over before its node ended"
+        end_node()
         self.finish(name, driver)
 
-    def kept(self, name: str) -> int:
-        """The step of the last checkpoint that counts."""
-        from mgpt.execution.data_feed import committed_step
-
-        return committed_step(str(self.folder / "runs" / name))
+    def saved(self, name: str) -> int:
+        """Returns the step of the newest checkpoint that was not due, else of the newest."""
+        steps = [found.step for found in CheckpointStore(str(self.folder / "runs" / name)).committed()]
+        return next((step for step in reversed(steps) if step % SETTINGS.checkpoint_every), max(steps, default=0))
 
     def workers(self, name: str) -> list[list[int]]:
-        """[workers, steps] of each stretch of steps with the same number of workers."""
-        return [
-            [number, len(list(steps))] for number, steps in groupby(entry["workers"] for entry in self.ledger(name))
-        ]
+        """Returns [workers, steps] of each stretch of steps with the same number of workers."""
+        numbers = (entry["workers"] for entry in self.sample_log(name))
+        return [[number, len(list(steps))] for number, steps in groupby(numbers)]
 
-    def ledger(self, name: str) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = json.loads((self.folder / "runs" / name / LEDGER).read_text())
+    def sample_log(self, name: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = json.loads((self.folder / "runs" / name / SAMPLE_LOG).read_text())
         return entries
 
     def audited(self, name: str, steps: int = STEPS) -> dict[str, int]:
-        """How many samples the run lost and repeated."""
-        from mgpt.execution.data_feed import Feed, SampleReader
+        """Returns how many samples the run lost and repeated."""
+        from mgpt.execution.data_feed import DataPlan, SampleReader
         from mgpt.models.loading import ModelSpec
 
-        feed = Feed.of(
-            SETTINGS.model_copy(update={"steps": steps}),
-            Manifest.load(self.folder / "manifest.json"),
-            ModelSpec({}, None),
-        )
-        mixture, reader = feed.mixture(), SampleReader(feed.entries())
+        settings = SETTINGS.model_copy(update={"steps": steps})
+        plan = DataPlan.from_settings(settings, Manifest.load(self.folder / "manifest.json"), ModelSpec({}, None))
+        mixture, reader = plan.mixture(), SampleReader(plan.entries())
 
         def planned(step: int) -> list[str]:
             samples = [reader.read(pick.dataset, pick.index) for pick in mixture.batch(step)]
             return [f"{sample.dataset}:{sample.id}" for sample in samples]
 
-        lost, repeated = audit(self.ledger(name), planned, steps)
+        lost, repeated = audit(self.sample_log(name), planned, steps)
         return {"lost": lost, "repeated": repeated}
 
     def losses(self, name: str) -> list[float]:
         return [row["loss"] for row in read_curve((self.folder / "runs" / name / CURVE).read_bytes())]
 
-    def outcome(self, name: str) -> tuple[str, list[float]]:
+    def result(self, name: str) -> tuple[str, list[float]]:
+        """Returns the weights' sha256 and all losses."""
         finished = json.loads((self.folder / "runs" / name / FINISHED).read_text())
         return finished["sha256"], self.losses(name)
 
 
 def kills(trials: Trials, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The result of each trial when it is done."""
+    """Yields the result of each trial."""
     rng = random.Random(seed)
     trials.finish("calm", trials.driver("calm"))
-    calm = trials.outcome("calm")
+    calm = trials.result("calm")
     for number in range(count):
         name, kind, at = f"trial-{number:02d}", ("node", "worker", "driver")[number % 3], rng.randrange(1, STEPS - 1)
         began = time.monotonic()
         result: dict[str, Any] = {"trial": number, "killed": kind, "planned": at}
         try:
             result["step"] = trials.disturbed(name, kind, at)
-            result |= {"identical": trials.outcome(name) == calm, **trials.audited(name)}
-        except (
-            Exception
-        ) as error:  # a trial that could not be held counts as one that failed, and the next one is tried
+            result |= {"identical": trials.result(name) == calm, **trials.audited(name)}
+        except Exception as error:  # counts as a failed trial; the next one follows
             result |= {"identical": False, "error": f"{type(error).__name__}: {error}"}
         yield {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
 def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
-    """The result of each run that changes its number of workers, or has to go to another node."""
+    """Yields the result of each run that changes its workers."""
     for name, steps in (("moved", STEPS), ("elastic", LONGER), ("preempted", LONGER)):
         calm, began = f"calm-{steps}", time.monotonic()
         try:
-            trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))  # at once, if it ran before
+            trials.finish(calm, trials.driver(calm, dropout=0.0, steps=steps))  # returns at once if it ran before
             getattr(trials, name)(name)
             pairs = zip(trials.losses(name), trials.losses(calm), strict=True)
             found = {
@@ -348,26 +345,26 @@ def resizes(trials: Trials) -> Iterator[dict[str, Any]]:
             }
             result = {"resized": name, "workers": trials.workers(name), **found}
             if name == "preempted":
-                result["checkpoint_on_notice"] = trials.noticed
+                result["checkpoint_on_notice"] = trials.saved_on_preemption
         except Exception as error:
             result = {"resized": name, "error": f"{type(error).__name__}: {error}"}
         yield {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
 def main() -> None:
-    """Runs the trials, writes the result after each, prints the last line."""
+    """Runs the trials, and writes the results after each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
-    parser.add_argument("--no-resize", action="store_true", help="leave out the runs that move")
+    parser.add_argument("--no-resize", action="store_true", help="leave out the runs that change their workers")
     parser.add_argument(
         "--train", nargs=7, metavar=("FOLDER", "ADDRESS", "NAME", "WORKERS", "DROPOUT", "STEPS", "FAILURES")
     )
-    asked = parser.parse_args()
-    if asked.train:
-        folder, address, name, workers, dropout, steps, failures = asked.train
-        trained(Path(folder), address, name, workers, float(dropout), int(steps), int(failures))
+    arguments = parser.parse_args()
+    if arguments.train:
+        folder, address, name, workers, dropout, steps, failures = arguments.train
+        drive(Path(folder), address, name, workers, float(dropout), int(steps), int(failures))
         return
     os.environ.update({"PYTHONPATH": str(Path(__file__).parents[1]), **ENVIRONMENT})
     results: list[dict[str, Any]] = []
@@ -376,11 +373,11 @@ def main() -> None:
         cluster = Cluster()
         try:
             trials = Trials(Path(folder), cluster)
-            killed = kills(trials, asked.trials, asked.seed) if asked.trials else ()
-            for result in chain(() if asked.no_resize else resizes(trials), killed):
+            killed = kills(trials, arguments.trials, arguments.seed) if arguments.trials else ()
+            for result in chain(() if arguments.no_resize else resizes(trials), killed):
                 results.append(result)
                 print(json.dumps(result), flush=True)
-                asked.out.write_text(
+                arguments.out.write_text(
                     json.dumps({"summary": summary(results), "machine": machine(), "trials": results}, indent=1) + "\n"
                 )
         finally:
@@ -389,8 +386,8 @@ def main() -> None:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many trials there were and held, all samples lost and repeated in runs that ended, and the largest relative difference of a
-    loss in runs that changed their number of workers."""
+    """Returns the number of trials and of identical results, the samples lost and repeated in all runs, and the largest
+    relative difference of a loss in runs that changed their workers."""
     trials = [result for result in results if "trial" in result]
     return {
         "trials": len(trials),
@@ -405,7 +402,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Returns versions, CPUs and date."""
     import ray
     import torch
 

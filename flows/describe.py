@@ -18,7 +18,7 @@ def body(context: StageContext) -> dict[str, object]:
     """Generates, repairs and filters descriptions."""
     with context.ray():
         from mgpt.captioning.describe import DescribeRequest, describe
-        from mgpt.execution.batch_inference import answer_on_ray
+        from mgpt.execution.batch_inference import generate_on_ray
 
         request = DescribeRequest(
             settings=context.section,
@@ -30,7 +30,7 @@ def body(context: StageContext) -> dict[str, object]:
             out=context.out,
         )
         with context.work("describe"):
-            result = describe(request, answer_on_ray(request.settings.generation, print_progress))
+            result = describe(request, generate_on_ray(request.settings.generation, print_progress))
     context.tracker.log_artifact(context.out / "review.csv")
     return result.summary
 

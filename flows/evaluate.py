@@ -15,7 +15,7 @@ def body(context: StageContext) -> dict[str, object]:
     """Generates answers, scores them and draws some."""
     with context.ray():
         from mgpt.evaluation import EvaluateRequest, evaluate
-        from mgpt.execution.batch_inference import answer_on_ray
+        from mgpt.execution.batch_inference import generate_on_ray
         from mgpt.reporting.visualize import GALLERY, write_gallery
 
         request = EvaluateRequest(
@@ -28,7 +28,7 @@ def body(context: StageContext) -> dict[str, object]:
             out=context.out,
         )
         with context.work("evaluate"):
-            evaluation = evaluate(request, answer_on_ray(request.settings.generation, print_progress))
+            evaluation = evaluate(request, generate_on_ray(request.settings.generation, print_progress))
             if request.settings.images:
                 write_gallery(evaluation, request.settings.images, context.out / GALLERY)
     last = evaluation.scores[context.section.checkpoints[-1]]

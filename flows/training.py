@@ -20,7 +20,7 @@ def train_stage(context: StageContext) -> dict[str, object]:
     """Trains a model on the datasets of the mixture, from the weights of the training stage before or newly
     initialised.
     """
-    from mgpt.execution.train import TrainRequest, train
+    from mgpt.execution.types import TrainRequest
 
     model = context.settings.models[context.model_name]
     request = TrainRequest(
@@ -28,21 +28,25 @@ def train_stage(context: StageContext) -> dict[str, object]:
         workers=context.settings.cluster.training,
         manifest=context.manifest("curate", "describe"),
         backbones=backbones(context, context.model_name),
+        store_root=context.store.root,
         run_uri=context.run_uri,
         out=context.out,
         weights=next(iter(context.weights().values()), None),
-        fresh=model.model_dump(include=INITIALISATION),
+        init=model.model_dump(include=INITIALISATION),
         loading=model.model_dump(include=LOADING),
         tracker=context.tracker,
         features=context.store.uri(FEATURES),
     )
     with context.ray():
         # Imported here: it imports Ray, which reads the token of the stage's own local Ray when it is imported.
-        from mgpt.execution.data_feed import Feed
+        from mgpt.execution.data_feed import DataPlan
+        from mgpt.execution.train import train
         from mgpt.models.loading import ModelSpec
 
         result = train(request)
-        mixture = Feed.of(request.settings, request.manifest, ModelSpec(request.backbones, None)).mixture()
+        mixture = DataPlan.from_settings(
+            request.settings, request.manifest, ModelSpec(request.backbones, None)
+        ).mixture()
     if result.cached is not None:
         context.worked("features", result.cached.work_seconds)
     context.worked("train", step_seconds(result.curve, result.resumed_from))

@@ -86,7 +86,7 @@ def bucket(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> st
 
 
 @pytest.fixture(scope="session")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_here() -> Iterator[None]:
     """A local Ray of this test session, apart from any other on the machine.
 
     A process can hold one, so all its tests share it.
@@ -94,10 +94,6 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
-    from mgpt.execution import forks
-
-    if sys.platform == "linux":
-        forks.start(tmp_path_factory.mktemp("forks"))  # as the local Ray of a project does
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
     yield
     ray.shutdown()

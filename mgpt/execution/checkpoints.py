@@ -1,89 +1,139 @@
-"""A run's checkpoints on storage: written with patience, mended before a run goes on, tidied when it is done.
+"""A run's checkpoints on storage: uploaded with retries, verified, dropped where damaged.
 
-Ray Train commits a checkpoint by naming it in its snapshot, one file below the run's URI. What is not named there does not count, so a
-checkpoint is there whole or not at all, whatever is killed.
+Each is a folder `<run>/checkpoints/<step>-<random>/`. Its head file carries the sha256 of the others and is uploaded
+last, so a checkpoint without one does not count: it is there whole or not at all, whatever is killed. Checkpoints are
+not reported to Ray Train, which refuses a run of which one checkpoint is gone and hands a damaged one to the workers.
 """
 
 from __future__ import annotations
 
-import json
+import secrets
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT
+from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from mgpt.storage import Store
-from mgpt.training.checkpoint_format import read_head
+from mgpt.storage import Store, is_remote
+from mgpt.training.checkpoint_format import HEAD, CorruptCheckpointError, read_head
 
-ATTEMPTS = 5  # of one upload
-_FIRST_PAUSE = 0.5  # seconds before the second attempt; each pause is twice the one before
-Result = TypeVar("Result")
+ATTEMPTS = 5  # of an upload; an object store answers 503 now and then
 
 
-def retried(action: Callable[[], Result], what: str, pause: float = _FIRST_PAUSE) -> Result:
-    """What `action` returns; tries `ATTEMPTS` times in all, since storage answers 503 now and then. Raises the last OSError."""
-    for attempt in range(1, ATTEMPTS):
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: the number of steps done, and the URI of its folder."""
+
+    step: int
+    uri: str
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    run_uri: str
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.run_uri)
+
+    @property
+    def uri(self) -> str:
+        return f"{self.run_uri}/checkpoints"
+
+    def committed(self) -> list[Checkpoint]:
+        """Returns the checkpoints that count, oldest first."""
+        folders = [uri.removesuffix(f"/{HEAD}") for uri in self.store.list(self.uri) if uri.endswith(f"/{HEAD}")]
+        return sorted((Checkpoint(_step(uri), uri) for uri in folders), key=lambda found: (found.step, found.uri))
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the newest checkpoint, or None at step 0."""
+        return next(reversed(self.committed()), None)
+
+    def latest_step(self) -> int:
+        """Returns the step from which the run resumes; 0 without a checkpoint."""
+        latest = self.latest()
+        return 0 if latest is None else latest.step
+
+    def upload(self, folder: Path, step: int, keep: int) -> None:
+        """Commits a local checkpoint and deletes all but the newest `keep`.
+
+        The folder's name is new each time: a retry never mixes with the files of an upload that was killed.
+
+        Raises:
+            OSError: a file could not be stored in `ATTEMPTS` attempts.
+        """
+        target = f"{self.uri}/{step:09d}-{secrets.token_hex(4)}"
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == HEAD):
+            upload_file(self.store, path, f"{target}/{path.name}")
+        for old in self.committed()[:-keep]:
+            self._delete(old.uri)
+
+    @contextmanager
+    def local(self, checkpoint: Checkpoint) -> Iterator[Path]:
+        """Yields a local folder with the checkpoint's files."""
+        if not is_remote(checkpoint.uri):
+            yield Path(checkpoint.uri)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            self.store.fetch_folder(checkpoint.uri, folder)
+            yield Path(folder)
+
+    def drop_corrupt_checkpoints(self, report: Callable[[str], None] = print) -> int:
+        """Deletes damaged checkpoints until the newest one is whole; returns how many."""
+        dropped = 0
+        while (latest := self.latest()) is not None and (damage := self._damage(latest)) is not None:
+            self._delete(latest.uri)
+            report(f"{damage}; deleted. The run resumes from step {self.latest_step()}")
+            dropped += 1
+        return dropped
+
+    def delete_orphaned_checkpoints(self) -> None:
+        """Deletes what killed uploads and deletions left. Only for a run that nobody trains."""
+        whole = {checkpoint.uri for checkpoint in self.committed()}
+        for folder in {uri.rpartition("/")[0] for uri in self.store.list(self.uri)} - whole:
+            self.store.delete(folder)
+
+    def _damage(self, checkpoint: Checkpoint) -> str | None:
         try:
-            return action()
-        except OSError as error:
-            print(f"{what}: attempt {attempt} of {ATTEMPTS} failed ({error}); the next in {pause:g} s", flush=True)
-            time.sleep(pause)
-            pause *= 2
-    return action()
+            with self.local(checkpoint) as folder:
+                read_head(folder)
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            return str(error)
+        return None
+
+    def _delete(self, uri: str) -> None:
+        self.store.delete(f"{uri}/{HEAD}")  # first: from now on it does not count
+        self.store.delete(uri)
 
 
-def mend(run_uri: str, report: Callable[[str], None] = print) -> int:
-    """Takes checkpoints that are gone or altered out of the run, so that it goes on from the newest whole one; returns how many.
-
-    Ray refuses a run of which one named checkpoint is gone, and hands an altered one to the workers.
-    """
-    store, snapshot = Store(run_uri), f"{run_uri}/{SNAPSHOT}"
-    if not store.exists(snapshot):
-        return 0
-    try:
-        content = json.loads(store.read(snapshot))
-        names = [result["checkpoint_dir_name"] for result in content["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError):
-        report(f"{snapshot} is not whole, so no checkpoint counts: the run begins at step 0")
-        store.delete(snapshot)
-        return 1
-    wrong = {name: fault for name in names if (fault := _fault(store, f"{run_uri}/{name}")) is not None}
-    if wrong:
-        _drop(content, set(wrong))
-        left = content["latest_checkpoint_result"]
-        goes_on = f"goes on from {left['checkpoint_dir_name']}" if left else "begins at step 0"
-        report("\n".join([*wrong.values(), f"The run {goes_on}"]))
-        store.write(snapshot, json.dumps(content).encode())
-    return len(wrong)
+def _step(uri: str) -> int:
+    return int(uri.rpartition("/")[2].partition("-")[0])
 
 
-def _fault(store: Store, uri: str) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            store.fetch_folder(uri, folder)
-            read_head(folder)
-        except (FileNotFoundError, ValueError) as error:
-            return str(error).replace(folder, uri)
-    return None
+def _report_attempt(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    error, pause = state.outcome.exception(), state.next_action.sleep
+    print(f"upload: attempt {state.attempt_number} of {ATTEMPTS} failed ({error}); next in {pause:g} s", flush=True)
 
 
-def _drop(content: dict[str, Any], names: set[str]) -> None:
-    kept = [at for at, result in enumerate(content["checkpoint_results"]) if result["checkpoint_dir_name"] not in names]
-    for key in ("checkpoint_results", "checkpoint_report_indices"):
-        content[key] = [content[key][at] for at in kept]
-    content["latest_checkpoint_result"] = content["checkpoint_results"][-1] if kept else None
+retry_upload = retry(
+    retry=retry_if_exception_type(OSError),
+    stop=stop_after_attempt(ATTEMPTS),
+    wait=wait_exponential(multiplier=0.5),
+    before_sleep=_report_attempt,
+    reraise=True,
+)  # the last OSError after ATTEMPTS attempts
 
 
-def tidy(run_uri: str) -> None:
-    """Deletes what kills left of checkpoints that no longer count, or never did. Only for a run that nobody trains."""
-    store = Store(run_uri)
-    named = {
-        result["checkpoint_dir_name"]
-        for result in json.loads(store.read(f"{run_uri}/{SNAPSHOT}"))["checkpoint_results"]
-    }
-    inside = [Path(uri.removeprefix(f"{run_uri}/")).parts for uri in store.list(run_uri)]
-    for name in {parts[0] for parts in inside if len(parts) > 1 and parts[0].startswith("checkpoint_")} - named:
-        store.delete(f"{run_uri}/{name}")
+@retry_upload
+def upload_file(store: Store, path: Path, uri: str) -> None:
+    """Stores a local file and verifies its size, with retries. Raises OSError."""
+    store.put_file(path, uri)
+    if store.size(uri) != path.stat().st_size:
+        raise OSError(f"{uri}: stored {store.size(uri)} bytes of {path.stat().st_size}")

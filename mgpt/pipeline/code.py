@@ -27,10 +27,7 @@ IGNORED = (
     "mgpt.config",  # values of settings are part of the fingerprint by themselves, defaults included
     "mgpt.conversion",
     "mgpt.execution.compat",
-    "mgpt.execution.forks",
     "mgpt.execution.jobs",
-    "mgpt.execution.launch",
-    "mgpt.execution.local_ray",
     "mgpt.execution.session",
     "mgpt.pipeline",
     "mgpt.planning",

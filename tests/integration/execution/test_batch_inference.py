@@ -1,4 +1,4 @@
-"""Answers from real Ray actors."""
+"""Generation by real Ray actors."""
 
 import io
 
@@ -6,8 +6,8 @@ import pytest
 
 from mgpt.config.evaluation import GenerationSettings
 from mgpt.data.synthetic.world import draw, scenes
-from mgpt.execution.batch_inference import answer_on_ray
-from mgpt.inference.engine import generate_locally
+from mgpt.execution.batch_inference import generate_on_ray
+from mgpt.inference.engine import answer_here
 from mgpt.inference.types import UNTRAINED, CheckpointRequest, GenerationRequest, ModelSource
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
@@ -26,15 +26,15 @@ def source(tmp_path_factory):
     return ModelSource.of(backbones, {"instruct": folder / "instruct"}, "minigpt-v2", SETTINGS)
 
 
-def asks():
-    asked = []
+def requests():
+    made = []
     for number, scene in enumerate(scenes("test", 14, 5)):
         image = io.BytesIO()
         draw(scene).save(image, "PNG")
         message = {"role": "user", "content": "<Img><ImageHere></Img> " + "what is the circle " * (number % 3 + 1)}
         checkpoints = (UNTRAINED, "instruct") if number % 2 else ("instruct",)
         choices = ("red", "blue") if number == 5 else ()
-        asked.append(
+        made.append(
             CheckpointRequest(
                 GenerationRequest((image.getvalue(),), (message,)),
                 checkpoints,
@@ -43,23 +43,23 @@ def asks():
                 choices=choices,
             )
         )
-    return asked
+    return made
 
 
-def test_two_actors_answer_as_this_process_does_in_the_order_of_the_asks(ray_here, source):
+def test_actors_return_this_processs_outputs_in_order(ray_here, source):
     done = []
-    found = answer_on_ray(SETTINGS, lambda count, total: done.append((count, total)))(source, asks())
-    assert found == generate_locally(source, asks())
-    assert len({given["instruct"].text for given in found}) > 3  # otherwise order says nothing
+    found = generate_on_ray(SETTINGS, lambda count, total: done.append((count, total)))(source, requests())
+    assert found == answer_here(source, requests())
+    assert len({given["instruct"].text for given in found}) > 3  # otherwise the order is not tested
     assert done[-1] == (14, 14)
     assert len(done) > 1
 
 
-def test_an_actors_error_names_its_cause(ray_here, source):
+def test_actor_error_names_its_cause(ray_here, source):
     broken = [
         CheckpointRequest(
             GenerationRequest((b"junk",), ({"role": "user", "content": "<Img><ImageHere></Img> x"},)), ("instruct",), 2
         )
     ]
     with pytest.raises(Exception, match="4 bytes are not a readable image"):
-        answer_on_ray(SETTINGS)(source, broken)
+        generate_on_ray(SETTINGS)(source, broken)

@@ -1,4 +1,4 @@
-"""The feature cache on a real Ray: each image once, the same losses with and without, shared between stages, resumed file by file."""
+"""The feature cache on a real Ray: computed once per image, shared between stages, resumed pack by pack."""
 
 from dataclasses import replace
 
@@ -9,33 +9,29 @@ from safetensors.torch import load_file
 from mgpt.config.training import WorkerSettings
 from mgpt.data.features import FeatureReader
 from mgpt.execution import feature_cache
-from mgpt.execution.data_feed import Feed, Preparer
-from mgpt.execution.feature_cache import prepare
+from mgpt.execution.data_feed import BatchBuilder, DataPlan
+from mgpt.execution.feature_cache import fill_cache
 from mgpt.models.encoder import ImageEncoder
 from mgpt.models.loading import ModelSpec
 from mgpt.storage import Store
 from tests.fixtures.training_runs import SHORT, settings
 
-FRESH = SHORT["fresh"]
-STEPS = {name: value for name, value in SHORT.items() if name != "fresh"}
+INIT = SHORT["init"]
+STEPS = {name: value for name, value in SHORT.items() if name != "init"}
 SHOWN = "120 images shown, 48 of them distinct (2.5 times each)"
 
 
-def prepared(training, features_folder, **changes):
+def filled(training, features_folder, **changes):
     chosen = settings(**STEPS, **changes)
-    return prepare(
-        Feed.of(chosen, training[1], ModelSpec(training[0], None, FRESH)),
-        chosen,
-        WorkerSettings(),
-        str(features_folder),
-    )
+    plan = DataPlan.from_settings(chosen, training[1], ModelSpec(training[0], None, INIT))
+    return fill_cache(plan, chosen, WorkerSettings(), str(features_folder))
 
 
 def packs(features_folder):
     return sorted(features_folder.glob("*/*.safetensors"))
 
 
-def test_each_image_is_computed_once_and_counted(cached, short):
+def test_each_image_is_computed_once(cached, short):
     assert (cached.cached.computed, short.cached) == (48, None)
     reader = FeatureReader(cached.cached.folder)
     assert sum(len(pack.digests) for pack in reader.packs) == len(reader.places) == 48
@@ -46,24 +42,24 @@ def test_each_image_is_computed_once_and_counted(cached, short):
     assert f"a step without it about {without:.3f} s" in effect
 
 
-def test_another_training_on_the_same_tower_computes_nothing(cached, training, features_folder):
+def test_training_on_the_same_tower_computes_nothing(cached, training, features_folder):
     before = {path: path.stat().st_mtime_ns for path in packs(features_folder)}
-    again = prepared(training, features_folder, features="auto", seed=9)
+    again = filled(training, features_folder, features="auto", seed=9)
     assert (again.folder, again.computed) == (cached.cached.folder, 0)
     assert {path: path.stat().st_mtime_ns for path in packs(features_folder)} == before
 
 
-def test_only_files_that_are_not_there_are_computed_again(cached, training, features_folder):
+def test_only_missing_packs_are_computed(cached, training, features_folder):
     kept, lost = packs(features_folder)
     before, content = kept.stat().st_mtime_ns, load_file(lost)
     lost.unlink()
-    again = prepared(training, features_folder, features=True)
+    again = filled(training, features_folder, features=True)
     assert (again.computed, kept.stat().st_mtime_ns) == (len(content["digests"]), before)
     assert all(torch.equal(tensor, content[name]) for name, tensor in load_file(lost).items())
 
 
-def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, features_folder):
-    half = prepared(training, features_folder, features=True, features_dtype="bf16")
+def test_half_precision_has_its_own_cache(cached, training, features_folder):
+    half = filled(training, features_folder, features=True, features_dtype="bf16")
     whole, halves = FeatureReader(cached.cached.folder), FeatureReader(half.folder)
     assert half.folder != cached.cached.folder
     assert half.size * 2 == cached.cached.size
@@ -71,36 +67,38 @@ def test_half_precision_is_a_cache_of_its_own_and_near(cached, training, feature
     assert torch.equal(halves.read(names), whole.read(names).to(torch.bfloat16))
 
 
-def test_auto_stays_off_where_images_are_shown_too_seldom(ray_here, training, features_folder):
-    plan = prepared(training, features_folder, features="auto", features_above=3)
+def test_auto_is_off_for_rarely_shown_images(ray_here, training, features_folder):
+    plan = filled(training, features_folder, features="auto", features_above=3)
     assert (plan.folder, plan.computed, plan.estimate()) == (None, 0, f"off: {SHOWN}")
 
 
-def test_auto_stays_off_where_features_would_fill_too_much(ray_here, training, features_folder):
-    plan = prepared(training, features_folder, features="auto", features_gigabytes=1e-6)
+def test_auto_is_off_for_too_large_features(ray_here, training, features_folder):
+    plan = filled(training, features_folder, features="auto", features_gigabytes=1e-6)
     assert (plan.folder, plan.computed) == (None, 0)
     assert plan.estimate().startswith(f"off: {SHOWN}")
 
 
-def test_images_of_large_shards_are_named_by_tasks_and_alike(ray_here, training, tmp_path, monkeypatch):
+def test_digests_from_tasks_equal_local_ones(ray_here, training, tmp_path, monkeypatch):
     here, there = Store(str(tmp_path / "here")), Store(str(tmp_path / "there"))
     entries = training[1].entries
-    named = feature_cache._digests(here, entries)
-    monkeypatch.setattr(feature_cache, "_HERE_BYTES", 0)
-    assert (feature_cache._digests(there, entries) == named).all()
+    named = feature_cache._image_digests(here, entries)
+    monkeypatch.setattr(feature_cache, "_LOCAL_BYTES", 0)
+    assert (feature_cache._image_digests(there, entries) == named).all()
     assert len(set(named.tolist())) > 10
 
 
-def test_off_looks_at_nothing(training, features_folder):
-    assert prepared(training, features_folder, features=False).estimate() == "off"
+def test_off_computes_nothing(training, features_folder):
+    assert filled(training, features_folder, features=False).estimate() == "off"
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 160])
-def test_feed_gives_features_in_place_of_pixels(cached, training, pack_tokens):
-    feed = Feed.of(settings(pack_tokens=pack_tokens, **STEPS), training[1], ModelSpec(training[0], None, FRESH))
-    model = feed.start.load_model()
+def test_batches_hold_features_in_place_of_pixels(cached, training, pack_tokens):
+    plan = DataPlan.from_settings(
+        settings(pack_tokens=pack_tokens, **STEPS), training[1], ModelSpec(training[0], None, INIT)
+    )
+    model = plan.model.model()
     plain, fed = (
-        Preparer(replace(feed, features=features)).batches(1, 0, 1) for features in (None, cached.cached.folder)
+        BatchBuilder(replace(plan, features=features)).batches(1, 0, 1) for features in (None, cached.cached.folder)
     )
     assert [batch.ids for batch in fed] == [batch.ids for batch in plain]
     for one, other in zip(fed, plain, strict=True):
@@ -110,15 +108,15 @@ def test_feed_gives_features_in_place_of_pixels(cached, training, pack_tokens):
     assert any("image_features" in batch.tensors for batch in fed)
 
 
-def test_frozen_part_alone_gives_the_models_bits(training):
-    start = ModelSpec(training[0], None, FRESH)
+def test_frozen_part_alone_equals_the_model(training):
+    start = ModelSpec(training[0], None, INIT)
     pixels = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ImageEncoder(start.encoder_spec())(pixels), start.load_model().encode_images(pixels))
 
 
-def test_key_names_what_features_depend_on(training):
-    spec = ModelSpec(training[0], None, FRESH).encoder_spec()
+def test_key_depends_on_what_changes_features(training):
+    spec = ModelSpec(training[0], None, INIT).encoder_spec()
     keys = {
         spec.key("fp32", "fp32"),
         spec.key("fp32", "bf16"),

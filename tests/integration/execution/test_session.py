@@ -1,8 +1,10 @@
-"""The shared local Ray: one owner, shared by processes, ended by idleness or on request."""
+"""The shared local Ray: one owner, many processes, stopped when idle or on request."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,11 +27,11 @@ with connect(ClusterSettings(cpus=2, object_store_mb=80, idle_minutes=0.2), Path
     import ray
 
     @ray.remote
-    def look():
+    def describe():
         import mgpt.storage
         return mgpt.storage.__file__, os.environ.get("AWS_PROFILE"), os.environ["RAY_ADDRESS"]
 
-    print("SAW", *ray.get(look.remote()))
+    print("RESULT", *ray.get(describe.remote()))
 """
 
 
@@ -47,10 +49,10 @@ def client(project: Path, **variables: str) -> list[str]:
         [sys.executable, "-c", CLIENT], cwd=project, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return next(line for line in done.stdout.splitlines() if line.startswith("SAW")).split()[1:]
+    return next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).split()[1:]
 
 
-def test_one_ray_serves_many_processes_and_ends_when_idle(project: Path) -> None:
+def test_processes_share_one_ray_that_stops_when_idle(project: Path) -> None:
     file, profile, address = client(project)
     assert file.endswith("mgpt/storage/store.py")
     assert profile == "None"
@@ -68,7 +70,18 @@ def test_one_ray_serves_many_processes_and_ends_when_idle(project: Path) -> None
     assert stop(project) == []
 
 
-def test_a_pid_that_is_somebody_elses_now_is_not_the_owner(project: Path) -> None:
+def test_ray_of_a_killed_owner_is_replaced(project: Path) -> None:
+    _, _, address = client(project)
+    shared = local_ray(SETTINGS, project)
+    first = shared.read()
+    assert first is not None
+    os.kill(first["pid"], signal.SIGKILL)
+    leftover = json.loads(shared.process.read_text())
+    assert client(project)[2] != address
+    assert not alive(leftover["pid"], leftover["started"])
+
+
+def test_reused_pid_is_not_the_owner(project: Path) -> None:
     shared = local_ray(SETTINGS, project)
     shared.state.write_text(f'{{"pid": {os.getpid()}, "started": "1.00", "address": "x", "environment": {{}}}}')
     assert shared.read() is None
@@ -76,7 +89,7 @@ def test_a_pid_that_is_somebody_elses_now_is_not_the_owner(project: Path) -> Non
     assert process_start(os.getpid()) != "1.00"
 
 
-def test_another_project_has_another_ray(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_each_project_has_its_own_ray(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     assert local_ray(SETTINGS, project).folder != local_ray(SETTINGS, other).folder
     assert local_ray(SETTINGS, project).folder != local_ray(ClusterSettings(cpus=3, object_store_mb=80), project).folder

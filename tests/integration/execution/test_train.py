@@ -1,7 +1,6 @@
 """Training on a real Ray: the same curve on any number of workers, the same bits after any kill."""
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -11,8 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mgpt.execution.checkpoints import SNAPSHOT
-from mgpt.execution.train import read_curve, train
+from mgpt.execution.checkpoints import CheckpointStore
+from mgpt.execution.curve import read_curve
+from mgpt.execution.train import train
+from mgpt.storage import Store
+from mgpt.storage.artifacts import ArtifactStore
 from tests.fixtures.training_runs import EVERY, SHORT, STEPS, request
 
 
@@ -24,39 +26,46 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(ray_here, training, folder):
     """The uninterrupted run with two workers, and its request."""
-    asked = request(training, folder, "reference")
-    return asked, train(asked)
+    made = request(training, folder, "reference")
+    return made, train(made)
 
 
 def losses(result):
     return [row["loss"] for row in result.curve]
 
 
-def test_run_learns_logs_each_step_once_and_writes_weights_that_load(reference, training):
+def test_run_learns_and_writes_weights_that_load(reference, training):
     from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
-    asked, result = reference
+    made, result = reference
     assert losses(result)[-1] < losses(result)[0] - 0.1
-    assert [row["step"] for row in result.curve] == asked.tracker.steps == list(range(5, STEPS + 1, 5))
-    assert read_curve((asked.out / "curve.csv").read_bytes()) == result.curve
+    assert [row["step"] for row in result.curve] == made.tracker.steps == list(range(5, STEPS + 1, 5))
+    assert read_curve((made.out / "curve.csv").read_bytes()) == result.curve
     assert (result.steps, result.resumed_from) == (STEPS, 0)
     assert len(result.stalls) == STEPS // EVERY
     MiniGPTForConditionalGeneration.from_trainable(result.weights, backbones=training[0])
     assert MiniGPTProcessor.from_pretrained(result.weights).num_image_tokens == 4
 
 
+def test_store_holds_trained_weights_once(reference, folder):
+    made, result = reference
+    files = [Path(uri) for uri in Store(made.store_root).list(made.store_root) if uri.endswith("trainable.safetensors")]
+    (stored,) = [file for file in files if made.out not in file.parents]
+    assert stored.parent == Path(ArtifactStore(Store(made.store_root)).uri(result.digest))
+
+
 def test_finished_run_returns_at_once(reference, training, folder):
-    asked, result = reference
-    Path(asked.out / "curve.csv").unlink()
+    made, result = reference
+    Path(made.out / "curve.csv").unlink()
     again = train(request(training, folder, "reference"))
     assert (again.sha256, again.curve, again.resumed_from) == (result.sha256, result.curve, STEPS)
 
 
-def test_curve_depends_neither_on_the_number_of_workers_nor_on_cached_features(short, cached):
+def test_curve_is_independent_of_workers_and_feature_cache(short, cached):
     assert losses(cached) == pytest.approx(losses(short), rel=1e-5)
 
 
-def test_split_frozen_weights_train_as_whole_ones(short, training, folder):
+def test_sharded_weights_train_as_replicated_ones(short, training, folder):
     split = train(request(training, folder, "split", parallelism="fsdp", **SHORT))
     assert losses(split) == pytest.approx(losses(short), rel=1e-5)
 
@@ -64,12 +73,12 @@ def test_split_frozen_weights_train_as_whole_ones(short, training, folder):
 def until(condition, what):
     deadline = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < deadline, f"{what} was not seen"
+        assert time.monotonic() < deadline, f"{what} did not happen"
         time.sleep(0.05)
 
 
 def wait_for_step(run_uri, after):
-    """Returns when the curve has come to a step; it must not be the training's last."""
+    """Returns when the curve has reached a step, which must not be the training's last."""
     curve = Path(run_uri) / "curve.csv"
     until(lambda: curve.exists() and _last(curve) >= after, f"step {after}")
     assert _last(curve) < STEPS, "too late: the training is over"
@@ -82,23 +91,14 @@ def _last(curve):
 def training_workers():
     found = []
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
             found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
     return found
 
 
 def until_workers_ended():
-    """Workers of an earlier training end a moment after it."""
+    """Returns when the workers of an earlier training have ended, which takes a moment."""
     until(lambda: not training_workers(), "the workers' end")
-
-
-def committed(run_uri):
-    """The steps of the checkpoints that count."""
-    named = json.loads((Path(run_uri) / SNAPSHOT).read_text())["checkpoint_results"]
-    return [
-        json.loads((Path(run_uri) / one["checkpoint_dir_name"] / "state.json").read_text())["head"]["position"]
-        for one in named
-    ]
 
 
 DRIVER = """
@@ -110,66 +110,78 @@ from tests.fixtures.training_runs import request
 from mgpt.storage import Manifest
 folder, backbones, manifest = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 << 20, log_to_driver=False)
-train(request((dict(vision=backbones + "/vision", language=backbones + "/language"), Manifest.load(manifest)), Path(folder), "disturbed"))
+backbones = {part: f"{backbones}/{part}" for part in ("vision", "language")}
+train(request((backbones, Manifest.load(manifest)), Path(folder), "disturbed"))
 """
 
 
 def kill_driver(training, folder):
-    """Begins the disturbed training in a process with a Ray of its own, tells a worker to end, and kills process and Ray when the training
-    has gone on. Returns the step of the checkpoint that the worker kept."""
+    """Starts the disturbed training in a process with its own Ray, preempts a worker, and later kills process and Ray.
+
+    Returns the step of the checkpoint that the preempted worker saved.
+    """
     backbones, manifest = training
     manifest.save(folder / "manifest.json")
     arguments = [str(folder), str(Path(backbones["vision"]).parent), str(folder / "manifest.json")]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments])
     try:
-        told = tell_worker(str(folder / "runs" / "disturbed"), after=20)
-        wait_for_step(str(folder / "runs" / "disturbed"), after=told + 2 * EVERY)
+        saved = preempt_worker(str(folder / "runs" / "disturbed"), after=20)
+        wait_for_step(str(folder / "runs" / "disturbed"), after=saved + 2 * EVERY)
     finally:
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         driver.wait()
-    return told
+    return saved
 
 
-def tell_worker(run_uri, after):
-    """SIGTERM between two regular checkpoints; returns the step of the one that is kept before the worker ends."""
+def preempt_worker(run_uri, after):
+    """Sends SIGTERM between two regular checkpoints; returns the step of the one saved before the worker ends."""
     wait_for_step(run_uri, after)
     worker = training_workers()[-1]
     worker.terminate()
     worker.wait(120)
-    kept = max(committed(run_uri))
-    return kept if kept % EVERY else tell_worker(run_uri, kept + 10)  # that one was due at this very step
+    saved = CheckpointStore(run_uri).latest_step()
+    return saved if saved % EVERY else preempt_worker(run_uri, saved + 10)  # that one was due at this very step
 
 
 def damage_checkpoint(run_uri):
-    """Alters the newest checkpoint when workers begin to start: the driver found it whole, they will not."""
+    """Alters the newest checkpoint when workers begin to start: the driver has found it whole, they will not."""
     until(training_workers, "a worker")
-    newest = json.loads((Path(run_uri) / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
-    path = Path(run_uri) / newest / "parameters.safetensors"
+    path = Path(CheckpointStore(run_uri).latest().uri) / "trainables.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"none")
 
 
-def test_after_every_disturbance_the_same_bits(reference, training, folder, capsys):
-    """A worker is told to end; driver and Ray are killed; what goes on finds a checkpoint damaged."""
-    asked = request(training, folder, "disturbed")
+def test_same_bits_after_every_disturbance(reference, training, folder, capsys):
+    """A worker is preempted; driver and Ray are killed; the run that resumes finds a damaged checkpoint."""
+    made = request(training, folder, "disturbed")
     until_workers_ended()
-    told = kill_driver(training, folder)
+    saved = kill_driver(training, folder)
     until_workers_ended()
     with ThreadPoolExecutor(1) as other:
-        damaged = other.submit(damage_checkpoint, asked.run_uri)
-        result = train(asked)
+        damaged = other.submit(damage_checkpoint, made.run_uri)
+        result = train(made)
         damaged.result()
-    assert EVERY < told < result.resumed_from < STEPS
-    said = capsys.readouterr().out
-    assert "altered since it was written (sha256 of parameters.safetensors" in said
-    assert "The run goes on from checkpoint_" in said
+    assert EVERY < saved < result.resumed_from < STEPS
+    output = capsys.readouterr().out
+    assert "altered since it was written (trainables.safetensors" in output
+    assert "resumes from step" in output
     assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
     assert [row["step"] for row in result.curve] == reference[0].tracker.steps
-    assert asked.tracker.steps == reference[0].tracker.steps
+    assert made.tracker.steps == reference[0].tracker.steps
 
 
-def test_dataset_that_is_not_there_is_refused_before_a_worker_starts(ray_here, training, folder):
+def test_altered_weights_are_written_again(reference, training, folder):
+    made, result = reference
+    stored = Path(ArtifactStore(Store(made.store_root)).uri(result.digest)) / "trainable.safetensors"
+    stored.write_bytes(stored.read_bytes()[:-4] + b"none")
+    with pytest.raises(ValueError, match="altered"):
+        train(request(training, folder, "reference"))
+    again = train(request(training, folder, "reference"))
+    assert (again.digest, again.curve, again.resumed_from) == (result.digest, result.curve, STEPS)
+
+
+def test_missing_dataset_is_refused_before_workers_start(ray_here, training, folder):
     with pytest.raises(ValueError, match=r"mixture: no train data for nothing; the manifest holds chat, scenes"):
         train(request(training, folder, "refused", mixture={"nothing": 1}))
     assert not (folder / "runs" / "refused").exists()

@@ -1,102 +1,148 @@
-"""A run's checkpoints on storage, as Ray Train names them."""
+"""A run's checkpoints on storage."""
 
-import json
+from pathlib import Path
 
 import pytest
+import tenacity
 import torch
 
-from mgpt.execution.checkpoints import ATTEMPTS, SNAPSHOT, mend, retried, tidy
+from mgpt.execution.checkpoints import ATTEMPTS, CheckpointStore, retry_upload, upload_file
+from mgpt.storage import Store
 from mgpt.training.checkpoint import TrainingState
 
 
+def save(checkpoints, folder, step, keep=9):
+    folder.mkdir(exist_ok=True)
+    TrainingState({"w": torch.ones(3)}, {"exp_avg/w": torch.zeros(3)}, {}, {}, step).save(folder)
+    checkpoints.upload(folder, step, keep)
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A run with two checkpoints that count, of steps 10 and 20, and one that does not."""
-    for name, step in (("checkpoint_a", 10), ("checkpoint_b", 20), ("checkpoint_left", 30)):
-        (tmp_path / name).mkdir()
-        TrainingState({"w": torch.ones(3)}, {"exp_avg/w": torch.zeros(3)}, {}, {}, step).save(tmp_path / name)
-    named = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in ("checkpoint_a", "checkpoint_b")]
-    content = {"checkpoint_results": named, "checkpoint_report_indices": [0, 1], "latest_checkpoint_result": named[1]}
-    (tmp_path / SNAPSHOT).write_text(json.dumps(content))
-    (tmp_path / "curve.csv").write_text("step\n")
-    return tmp_path
+def checkpoints(tmp_path):
+    """A run with checkpoints of steps 10 and 20."""
+    found = CheckpointStore(str(tmp_path / "run"))
+    for step in (10, 20):
+        save(found, tmp_path / "local", step)
+    return found
 
 
-def snapshot(run):
-    return json.loads((run / SNAPSHOT).read_text())
+@pytest.fixture
+def newest(checkpoints):
+    return Path(checkpoints.latest().uri)
 
 
-def test_whole_checkpoints_stay(run):
-    before = (run / SNAPSHOT).read_bytes()
-    assert mend(str(run)) == 0
-    assert (run / SNAPSHOT).read_bytes() == before
+def steps(checkpoints):
+    return [checkpoint.step for checkpoint in checkpoints.committed()]
 
 
-def alter(run):
-    path = run / "checkpoint_b" / "optimizer.safetensors"
+def test_run_without_checkpoints_starts_at_step_0(tmp_path):
+    checkpoints = CheckpointStore(str(tmp_path))
+    assert checkpoints.latest() is None
+    assert checkpoints.latest_step() == 0
+    assert checkpoints.drop_corrupt_checkpoints() == 0
+
+
+def test_uploaded_checkpoint_loads(checkpoints):
+    assert steps(checkpoints) == [10, 20]
+    with checkpoints.local(checkpoints.latest()) as folder:
+        assert TrainingState.load(folder).position == 20
+
+
+def test_whole_checkpoints_are_kept(checkpoints):
+    assert checkpoints.drop_corrupt_checkpoints() == 0
+    assert steps(checkpoints) == [10, 20]
+
+
+def test_upload_deletes_all_but_the_newest(checkpoints, tmp_path):
+    save(checkpoints, tmp_path / "local", 30, keep=2)
+    assert steps(checkpoints) == [20, 30]
+
+
+def alter(folder):
+    path = folder / "optimiser.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
-def cut(run):
-    (run / "checkpoint_b" / "state.json").write_text("{")
+def truncate(folder):
+    (folder / "state.json").write_text("{")
 
 
-def lose(run):
-    for path in (run / "checkpoint_b").iterdir():
-        path.unlink()
-    (run / "checkpoint_b").rmdir()
+def lose_tensors(folder):
+    (folder / "trainables.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(alter, "optimizer.safetensors"), (cut, "incomplete"), (lose, "no files there")]
+    ("damage", "fault"),
+    [(alter, "optimiser.safetensors"), (truncate, "incomplete"), (lose_tensors, "trainables.safetensors")],
 )
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage, said):
-    damage(run)
-    heard = []
-    assert mend(str(run), heard.append) == 1
-    assert snapshot(run)["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint_a"
-    assert snapshot(run)["checkpoint_report_indices"] == [0]
-    assert str(run / "checkpoint_b") in heard[0]
-    assert said in heard[0]
-    assert heard[0].endswith("The run goes on from checkpoint_a")
-    assert mend(str(run), heard.append) == 0
+def test_damaged_checkpoint_falls_back_to_the_one_before(checkpoints, newest, damage, fault):
+    damage(newest)
+    messages = []
+    assert checkpoints.drop_corrupt_checkpoints(messages.append) == 1
+    assert steps(checkpoints) == [10]
+    assert str(newest) in messages[0]
+    assert fault in messages[0]
+    assert "step 10" in messages[0]
+    assert checkpoints.drop_corrupt_checkpoints(messages.append) == 0
 
 
-def test_without_a_whole_checkpoint_the_run_begins_at_step_0(run):
-    lose(run)
-    (run / "checkpoint_a" / "parameters.safetensors").unlink()
-    heard = []
-    assert mend(str(run), heard.append) == 2
-    assert snapshot(run)["latest_checkpoint_result"] is None
-    assert heard[0].endswith("The run begins at step 0")
+def test_without_a_whole_checkpoint_the_run_starts_at_step_0(checkpoints):
+    for checkpoint in checkpoints.committed():
+        alter(Path(checkpoint.uri))
+    messages = []
+    assert checkpoints.drop_corrupt_checkpoints(messages.append) == 2
+    assert checkpoints.latest_step() == 0
+    assert "step 0" in messages[-1]
 
 
-def test_a_snapshot_that_was_cut_off_counts_for_nothing(run):
-    (run / SNAPSHOT).write_text("")
-    heard = []
-    assert mend(str(run), heard.append) == 1
-    assert "is not whole" in heard[0]
-    assert not (run / SNAPSHOT).exists()
+def test_checkpoint_without_head_does_not_count(checkpoints, newest):
+    (newest / "state.json").unlink()
+    assert steps(checkpoints) == [10]
 
 
-def test_only_what_kills_left_is_tidied_away(run):
-    tidy(str(run))
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint_a", "checkpoint_b", SNAPSHOT, "curve.csv"]
+def test_only_orphans_are_deleted(checkpoints, newest):
+    (newest / "state.json").unlink()
+    checkpoints.delete_orphaned_checkpoints()
+    assert not newest.exists()
+    assert steps(checkpoints) == [10]
 
 
-def test_storage_that_fails_twice_is_asked_again_and_one_that_always_does_is_not(capsys):
-    asked = []
+def failing(times):
+    calls = []
 
-    def action(failures):
-        asked.append(failures)
-        if len(asked) <= failures:
+    def action():
+        calls.append(1)
+        if len(calls) <= times:
             raise OSError("503")
         return "kept"
 
-    assert retried(lambda: action(2), "checkpoint", pause=0.01) == "kept"
-    assert len(asked) == 3
-    assert "checkpoint: attempt 2 of 5 failed (503)" in capsys.readouterr().out
-    asked.clear()
+    return action, calls
+
+
+@pytest.fixture
+def without_pauses(monkeypatch):
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda _: None)
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_upload_is_retried(capsys):
+    action, calls = failing(2)
+    assert retry_upload(action)() == "kept"
+    assert len(calls) == 3
+    assert f"attempt 2 of {ATTEMPTS} failed (503)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_upload_that_always_fails_raises_the_last_error():
+    action, calls = failing(99)
     with pytest.raises(OSError, match="503"):
-        retried(lambda: action(99), "checkpoint", pause=0.01)
-    assert len(asked) == ATTEMPTS
+        retry_upload(action)()
+    assert len(calls) == ATTEMPTS
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_upload_that_stores_too_few_bytes_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "size", lambda self, uri: 1)
+    (tmp_path / "file").write_bytes(b"four")
+    with pytest.raises(OSError, match="1 bytes of 4"):
+        upload_file(Store(str(tmp_path)), tmp_path / "file", str(tmp_path / "copy"))

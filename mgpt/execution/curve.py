@@ -1,0 +1,57 @@
+"""The loss curve of a run, read by the driver while workers write it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+
+from mgpt.execution.types import CURVE, TrainRequest
+from mgpt.storage import Store
+
+_POLL_SECONDS = 0.5
+_NOT_METRICS = ("step", "step_seconds")  # columns that are not logged to the tracker
+
+
+def read_curve(content: bytes) -> list[dict[str, float]]:
+    """Returns the rows of a `curve.csv`."""
+    return [
+        {key: float(value) for key, value in row.items() if value}
+        for row in csv.DictReader(io.StringIO(content.decode()))
+    ]
+
+
+class CurveFollower:
+    """Prints a line per row of the curve, and logs each step to the tracker once, for the duration of a `with` block.
+
+    Worker 0 repeats steps after a failure; they have the numbers of the first time, so rows already shown are skipped.
+    """
+
+    def __init__(self, request: TrainRequest) -> None:
+        self._request, self._store, self._shown = request, Store(request.run_uri), 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            self._show()
+        self._show()
+
+    def _show(self) -> None:
+        from mgpt.training.callbacks.metrics_logger import progress_line  # imports torch, while workers start
+
+        uri = f"{self._request.run_uri}/{CURVE}"
+        for row in read_curve(self._store.read(uri)) if self._store.exists(uri) else []:
+            if row["step"] > self._shown:
+                self._shown = row["step"]
+                print(progress_line(row, self._request.settings.steps), flush=True)
+                if self._request.tracker is not None:
+                    metrics = {key: value for key, value in row.items() if key not in _NOT_METRICS}
+                    self._request.tracker.log_metrics(metrics, step=int(row["step"]))

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show, with tiny models; skipped where there is none. Neither Ray nor MLflow is needed."""
+"""Tests that need a CUDA device, with tiny models; skipped without one. They need neither Ray nor MLflow."""
 
 import copy
 import functools
@@ -46,7 +46,7 @@ def backbones(tmp_path_factory):
 
 @functools.cache
 def _golden(version):
-    return golden.fresh_model(version).to(CUDA)
+    return golden.new_model(version).to(CUDA)
 
 
 def _moved(batch):
@@ -68,7 +68,7 @@ def test_goldens_hold_on_the_device(version, name):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_greedy_ids_are_the_original_s(version):
+def test_greedy_ids_match_the_original(version):
     texts, tensors = golden.case(version, "generate")
     batch = golden.processor(version)(tensors["input.images"], texts["input.texts"])
     ids = _golden(version).generate(**_moved(batch), max_new_tokens=texts["input.max_new_tokens"])
@@ -76,14 +76,14 @@ def test_greedy_ids_are_the_original_s(version):
 
 
 def _rows(seed, image_tokens=4, count=6, text=(4, 20)):
-    """Padded rows: an image in every other one, then text whose last third is supervised."""
+    """Returns padded rows: an image in every other one, then text whose last third is supervised."""
     made = torch.Generator().manual_seed(seed)
     lengths = torch.randint(*text, (count,), generator=made) + torch.tensor([image_tokens, 0] * (count // 2))
     ids = torch.randint(5, 500, (count, int(lengths.max())), generator=made)
     ids[::2, :image_tokens] = 512  # the placeholder of tiny models
-    places = torch.arange(ids.shape[1])
-    mask = (places < lengths[:, None]).long()
-    supervised = (places >= lengths[:, None] * 2 // 3) & mask.bool()
+    positions = torch.arange(ids.shape[1])
+    mask = (positions < lengths[:, None]).long()
+    supervised = (positions >= lengths[:, None] * 2 // 3) & mask.bool()
     pixels = torch.randn(count // 2, 3, 32, 32, generator=made)
     tensors = {
         "input_ids": ids,
@@ -117,20 +117,20 @@ def _gradient(model, batch, implementation, bf16):
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_packed_flash_attention_gives_the_gradients_of_padded_rows(backbones, bf16):
-    """In float32 by single calls, in bf16 by torch's flash attention: as near to float32's gradient as padded rows in bf16 are."""
+def test_packed_gradients_match_padded_rows(backbones, bf16):
+    """float32 takes one call per sample, bf16 torch's flash attention, whose error is that of padded rows in bf16."""
     tensors, ids, _ = _rows(1)
-    plain, lean = _model(backbones), _model(backbones, attn_implementation="varlen")
-    fuse_llama_layers(lean.language_model)
+    plain, fused = _model(backbones), _model(backbones, attn_implementation="varlen")
+    fuse_llama_layers(fused.language_model)
     if bf16:
-        for model in (plain, lean):
+        for model in (plain, fused):
             for parameter in model.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
     exact_loss, count, exact = _gradient(_model(backbones), Batch(tensors, tuple(ids)), "sdpa", False)
     padded = _gradient(plain, Batch(tensors, tuple(ids)), "sdpa", bf16)
     (batch,) = _packed(1)
-    packed = _gradient(lean, batch, "varlen", bf16)
+    packed = _gradient(fused, batch, "varlen", bf16)
     assert padded[1] == packed[1] == count
     errors = [float((found - exact).norm() / exact.norm()) for _, _, found in (padded, packed)]
     assert float(exact.norm()) > 1
@@ -143,9 +143,9 @@ def test_packed_flash_attention_gives_the_gradients_of_padded_rows(backbones, bf
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(backbones, bf16, monkeypatch):
+def test_fused_head_matches_whole_logits(backbones, bf16, monkeypatch):
     pytest.importorskip("liger_kernel")
-    model, (batch,) = _lean(backbones), _packed(1)
+    model, (batch,) = _fused(backbones), _packed(1)
     if bf16:
         for parameter in model.parameters():
             if not parameter.requires_grad:
@@ -157,7 +157,7 @@ def test_the_fused_head_gives_the_loss_and_gradients_of_whole_logits(backbones, 
     assert float((parts[2] - whole[2]).norm() / whole[2].norm()) <= (3e-2 if bf16 else 1e-5)
 
 
-def test_a_sample_s_flash_attention_does_not_depend_on_its_neighbours():
+def test_flash_attention_of_a_sample_is_independent():
     from mgpt.models.attention import varlen_attention
 
     made = torch.Generator(CUDA).manual_seed(0)
@@ -205,7 +205,7 @@ def _stream(start=0):
         step += 1
 
 
-def _lean(backbones, dropout=0.0):
+def _fused(backbones, dropout=0.0):
     model = _model(backbones, dropout, attn_implementation="varlen")
     fuse_llama_layers(model.language_model)
     return model
@@ -216,13 +216,13 @@ def _weights(trainer):
 
 
 @pytest.mark.usefixtures("_deterministic")
-def test_a_resumed_run_has_the_same_bits(backbones, tmp_path):
-    whole = _trainer(_lean(backbones, 0.1))
+def test_resume_is_bit_identical(backbones, tmp_path):
+    whole = _trainer(_fused(backbones, 0.1))
     whole.run(_stream())
-    first = _trainer(_lean(backbones, 0.1), [Halt(3)])
+    first = _trainer(_fused(backbones, 0.1), [Halt(3)])
     first.run(_stream())
     first.state().on_host().save(tmp_path)
-    second = _trainer(_lean(backbones, 0.1))
+    second = _trainer(_fused(backbones, 0.1))
     second.load(TrainingState.load(tmp_path))
     second.run(_stream(3))
     assert torch.equal(_weights(whole), _weights(second))
@@ -231,7 +231,7 @@ def test_a_resumed_run_has_the_same_bits(backbones, tmp_path):
 
 @pytest.mark.parametrize("model_name", [tiny.v1, tiny.v2])
 def test_steps_read_nothing_from_the_device(backbones, model_name):
-    """CUDA raises where a call waits for the device, from the second step on: the first one sets kernels up."""
+    """CUDA raises where a call waits for the device, except in the first step, which initialises kernels."""
 
     class Watch(Callback):
         def on_step(self, trainer):
@@ -249,8 +249,8 @@ def test_steps_read_nothing_from_the_device(backbones, model_name):
     assert trainer.step == 6
 
 
-def test_the_curve_shows_memory_and_the_share_of_the_peak(backbones):
-    model = _lean(backbones)
+def test_memory_and_mfu_columns(backbones):
+    model = _fused(backbones)
     curve = MetricsLogger(3, metrics=(ModelFlops(StepFlops.of(model)), MemoryUsage()))
     trainer = _trainer(model, [curve])
     trainer.run(_stream())
@@ -259,13 +259,13 @@ def test_the_curve_shows_memory_and_the_share_of_the_peak(backbones):
     assert 0 < row["mfu"] < 0.5
 
 
-def test_split_weights_on_the_device_give_the_same_losses(backbones):
-    """FSDP2 and its collectives of NCCL, on the one device there is."""
+def test_fsdp_matches_data_parallel(backbones):
+    """FSDP2 with NCCL collectives, on one device."""
     curves = MetricsLogger(1), MetricsLogger(1)
-    _trainer(_lean(backbones), [curves[0]], precision="fp32").run(_stream())
+    _trainer(_fused(backbones), [curves[0]], precision="fp32").run(_stream())
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method="tcp://127.0.0.1:29631", rank=0, world_size=1)
     try:
-        model = copy.deepcopy(_lean(backbones)).cpu()
+        model = copy.deepcopy(_fused(backbones)).cpu()
         parallel = FSDP(model, model.trainable_parameters(), len(TOTALS), [model.vision_tower], CUDA, False, 6)
         _trainer(model, [curves[1]], parallel, precision="fp32").run(_stream())
     finally:

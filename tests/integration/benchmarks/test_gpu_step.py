@@ -1,4 +1,4 @@
-"""The GPU benchmark at a tiny size: it runs where there is no GPU, and needs neither Ray nor MLflow."""
+"""The GPU benchmark at a tiny size, which runs without a GPU, Ray and MLflow."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# Refuses what a bare GPU machine does not have, then runs the script as a person does.
+# Blocks the packages that a bare GPU machine lacks, then runs the script.
 BARE = """
 import runpy, sys
 sys.modules.update({name: None for name in ("ray", "mlflow")})
@@ -25,37 +25,37 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_every_way_runs_at_a_tiny_size_and_counts_the_same_work():
+def test_variants_count_the_same_work():
     done = run("--tiny", "--steps", "2", "--stages", "minigpt4-instruct", "minigpt-v2-multitask")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["tiny"] is True
     assert result["gpu"] is None
-    for ways in result["stages"].values():
-        assert list(ways) == [
+    for variants in result["stages"].values():
+        assert list(variants) == [
             "port",
             "supervised",
             "packed",
-            "lean",
+            "fused",
             "cached",
             "checkpointed",
             "fused_head",
             "deterministic",
         ]
-        work = {name: row["teraflops"] * row["step_seconds"] for name, row in ways.items()}
+        work = {name: row["teraflops"] * row["step_seconds"] for name, row in variants.items()}
         assert (
             work["port"]
             == pytest.approx(work["packed"])
-            == pytest.approx(work["lean"])
+            == pytest.approx(work["fused"])
             == pytest.approx(work["checkpointed"])
         )
         assert 0 < work["cached"] < work["packed"]
-        assert ways["port"]["padding"] > 0.05
-        assert ways["packed"]["padding"] == 0
-        assert all("mfu" not in row for row in ways.values())
+        assert variants["port"]["padding"] > 0.05
+        assert variants["packed"]["padding"] == 0
+        assert all("mfu" not in row for row in variants.values())
 
 
-def test_full_sizes_without_a_gpu_are_refused():
+def test_full_size_without_gpu_is_error():
     done = run()
     assert done.returncode == 2
     assert "no GPU is visible" in done.stderr

@@ -1,4 +1,4 @@
-"""A saved folder to transformers and nothing but transformers: Auto classes in a fresh process, shards, generation settings, pipelines."""
+"""Saved folders in transformers: Auto classes in a new process, shards, generation settings, pipelines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION = "<Img><ImageHere></Img> what is in the image?"
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def saved(request, backbones, tmp_path_factory):
-    """(model, processor, folder of both)."""
+    """A model, its processor, and the folder of both."""
     model = tiny.v1(backbones) if request.param == "v1" else tiny.v2(backbones)
     processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
     folder = tmp_path_factory.mktemp("saved")
@@ -29,7 +29,7 @@ def saved(request, backbones, tmp_path_factory):
     return model, processor, folder
 
 
-FRESH = """
+SCRIPT = """
 import sys
 import torch
 from mgpt.models import MiniGPTConfig
@@ -49,40 +49,40 @@ print(ids.tolist())
 """
 
 
-def test_auto_classes_in_a_fresh_process(saved):
-    """Any one class of `mgpt.model` is all that they need."""
+def test_auto_classes_in_new_process(saved):
+    """Importing any class of `mgpt.models` registers them."""
     from PIL import Image
 
     model, processor, folder = saved
-    said = subprocess.run([sys.executable, "-c", FRESH, str(folder)], capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    kinds, ids, answer = said.stdout.strip().splitlines()[-3:]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kinds, ids, answer = done.stdout.strip().splitlines()[-3:]
     assert (
         kinds
         == "MiniGPTConfig MiniGPTImageProcessor MiniGPTForConditionalGeneration MiniGPTForConditionalGeneration MiniGPTProcessor"
     )
     assert json.loads(ids) == [1, 303, 329, 486, 347, 458, 401, 329, 486]
-    batch = processor([Image.linear_gradient("L").convert("RGB")], [golden.talk("<Img><ImageHere></Img> what?")])
+    batch = processor([Image.linear_gradient("L").convert("RGB")], [golden.messages("<Img><ImageHere></Img> what?")])
     assert json.loads(answer) == model.generate(**batch, max_new_tokens=6).tolist()
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"dtype": torch.float32}, {"torch_dtype": torch.float32}, {"dtype": "auto"}, {"device_map": "cpu"}]
+    "options", [{}, {"dtype": torch.float32}, {"torch_dtype": torch.float32}, {"dtype": "auto"}, {"device_map": "cpu"}]
 )
-def test_shards_reload_to_identical_logits(saved, how, tmp_path):
+def test_shards_reload_exactly(saved, options, tmp_path):
     model, processor, _ = saved
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert not list(tmp_path.glob("*.bin"))
-    again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path, **how)
-    batch = processor([tiny.image(0)], [golden.talk(QUESTION, "a man")])
+    again = MiniGPTForConditionalGeneration.from_pretrained(tmp_path, **options)
+    batch = processor([tiny.image(0)], [golden.messages(QUESTION, "a man")])
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, model(**batch).logits)
     assert set(again.trainable_parameters()) == set(model.trainable_parameters())
     assert not again.training
 
 
-def test_a_missing_shard_is_an_error(saved, tmp_path):
+def test_missing_shard_is_error(saved, tmp_path):
     model, _, _ = saved
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
@@ -90,8 +90,8 @@ def test_a_missing_shard_is_an_error(saved, tmp_path):
         MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_generation_settings_go_with_the_weights(backbones, tmp_path):
-    """Llama-3 and Qwen name their end tokens in generation_config.json alone; without it an answer would not end."""
+def test_generation_settings_are_saved(backbones, tmp_path):
+    """Llama-3 and Qwen declare their end tokens in generation_config.json only; without it an answer would not end."""
     model = tiny.v2(backbones)
     model.generation_config = GenerationConfig(eos_token_id=[2, 7], pad_token_id=5)
     model.save_pretrained(tmp_path)
@@ -104,8 +104,8 @@ def test_generation_settings_go_with_the_weights(backbones, tmp_path):
     assert own.eos_token_id == 2
 
 
-def test_sampling_settings_without_sampling_can_be_saved(backbones, tmp_path):
-    """As published Vicuna has them; transformers refuses to save them, and an answer is greedy nevertheless."""
+def test_sampling_settings_of_vicuna_can_be_saved(backbones, tmp_path):
+    """transformers refuses to save sampling settings without do_sample; generation stays greedy."""
     folder = shutil.copytree(backbones["language"], tmp_path / "language")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
     model = MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], folder)
@@ -117,20 +117,20 @@ def test_sampling_settings_without_sampling_can_be_saved(backbones, tmp_path):
     assert torch.equal(model.generate(ids, max_new_tokens=8), again.generate(ids, max_new_tokens=8))
 
 
-def test_a_pipeline_answers_messages_that_carry_their_image(saved):
+def test_image_text_to_text_pipeline(saved):
     model, processor, folder = saved
-    ask = pipeline("image-text-to-text", model=str(folder))
+    generate = pipeline("image-text-to-text", model=str(folder))
     content = [{"type": "image", "image": tiny.image(4)}, {"type": "text", "text": "what is in the image?"}]
-    reply = ask(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
-    batch = processor([tiny.image(4)], [golden.talk(QUESTION)])
+    reply = generate(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
+    batch = processor([tiny.image(4)], [golden.messages(QUESTION)])
     expected = processor.tokenizer.decode(model.generate(**batch, max_new_tokens=8)[0], skip_special_tokens=True)
     assert reply[0]["generated_text"] == expected
 
 
-def test_lora_dropout_acts_in_training_mode_only(backbones):
+def test_lora_dropout_in_training_mode_only(backbones):
     model = tiny.v2(backbones)
     processor = MiniGPTProcessor.from_config(model.config, backbones["language"])
-    batch = processor([tiny.image(0)], [golden.talk(QUESTION, "a man")])
+    batch = processor([tiny.image(0)], [golden.messages(QUESTION, "a man")])
     with torch.no_grad():
         still = [model(**batch).logits for _ in range(2)]
         model.train()

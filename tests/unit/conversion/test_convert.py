@@ -1,4 +1,4 @@
-"""Original checkpoints into ours and back."""
+"""Conversion of original checkpoints to ours and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fixtures import golden_cases as golden
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_there_and_back_gives_identical_tensors(version, tmp_path):
+def test_round_trip_is_exact(version, tmp_path):
     to_original(golden.model(version), tmp_path / "sub" / "back.pth")
     back = torch.load(tmp_path / "sub" / "back.pth", weights_only=True)["model"]
     released = torch.load(golden.FOLDER / version / "released.pth", weights_only=True)["model"]
@@ -25,7 +25,7 @@ def test_there_and_back_gives_identical_tensors(version, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_converted_folder_gives_identical_logits(version, tmp_path):
+def test_converted_folder_reloads_exactly(version, tmp_path):
     out = convert_original(golden.MODEL_NAMES[version], out=tmp_path / "ours", **golden.files(version))
     texts, tensors = golden.case(version, "instruction" if version == "v1" else "single_turn")
     model, processor = MiniGPTForConditionalGeneration.from_pretrained(out), MiniGPTProcessor.from_pretrained(out)
@@ -37,14 +37,14 @@ def test_converted_folder_gives_identical_logits(version, tmp_path):
     assert "image-text-to-text" in (out / "README.md").read_text()
 
 
-def test_auto_classes_know_the_folder(tmp_path):
+def test_auto_classes_load_converted_folder(tmp_path):
     out = convert_original("minigpt-v2", out=tmp_path / "ours", **golden.files("v2"))
     assert AutoConfig.from_pretrained(out).num_image_tokens == 16
     assert type(AutoModelForImageTextToText.from_pretrained(out)) is MiniGPTForConditionalGeneration
     assert type(AutoProcessor.from_pretrained(out)) is MiniGPTProcessor
 
 
-def test_both_spellings_of_lora(tmp_path):
+def test_later_peft_names_are_read(tmp_path):
     """peft 0.3 and later write `lora_A.default.weight`."""
     files = golden.files("v2")
     released = torch.load(files["released"], weights_only=True)
@@ -59,7 +59,7 @@ def test_both_spellings_of_lora(tmp_path):
     assert all(torch.equal(parameter, expected[name]) for name, parameter in model.trainable_parameters().items())
 
 
-def test_a_real_runner_file_has_more_than_the_model(tmp_path):
+def test_runner_checkpoint_with_other_entries(tmp_path):
     files = golden.files("v1")
     released = torch.load(files["released"], weights_only=True)
     torch.save(
@@ -76,8 +76,8 @@ def test_a_real_runner_file_has_more_than_the_model(tmp_path):
     assert torch.equal(model.projection.weight, golden.model("v1").projection.weight)
 
 
-def test_llama2_variant_has_no_qformer_and_a_default_norm():
-    """The v2 files without LoRA are what MiniGPT-4's LLaMA-2 variant joins."""
+def test_llama2_variant_has_no_lora():
+    """MiniGPT-4's LLaMA-2 variant uses v2's files without LoRA."""
     files = golden.files("v2")
     sizes = {name: value for name, value in files["sizes"].items() if name != "lora"}
     with pytest.raises(ValueError, match=r"unexpected: .*lora_A"):
@@ -102,8 +102,8 @@ def test_llama2_variant_loads(tmp_path):
     assert set(to_original(model)) >= set(projection)
 
 
-def test_backbones_to_train_from(tmp_path):
-    """The frozen side as base folders holds the same towers as the whole conversion."""
+def test_convert_backbones(tmp_path):
+    """Backbone folders hold the same weights as the whole converted model."""
     files = golden.files("v1")
     hashes = convert_backbones(
         "minigpt4", files["eva_vit"], tmp_path / "backbones", files["qformer"], files["sizes"], dtype=torch.float32
@@ -118,9 +118,8 @@ def test_backbones_to_train_from(tmp_path):
     assert torch.equal(query_tokens, whole.query_tokens)
 
 
-def test_twenty_adamw_steps_keep_the_frozen_parts():
-    """Training changes the trained part, all of it, and nothing else."""
-    model = golden.fresh_model("v2")
+def test_training_changes_all_trainable_parameters_only():
+    model = golden.new_model("v2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     texts, tensors = golden.case("v2", "single_turn")
     batch = golden.processor("v2")(tensors["input.image"], golden.conversations(texts))

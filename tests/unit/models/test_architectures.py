@@ -1,4 +1,4 @@
-"""Another tower or language model is a change of parameters: two pairs of other architectures train, save, reload and answer."""
+"""Other vision towers and language models: they train, save, reload and generate like the original's."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_other_architectures_from_pretrain_on(name, tmp_path):
+def test_other_architectures_train_and_reload(name, tmp_path):
     vision, language = PAIRS[name]
     save_backbone(tmp_path / "vision", tiny.randomise(vision(), 1))
     save_backbone(tmp_path / "language", tiny.randomise(language(), 2), tokenizer=tiny.tokenizer())
     folders = {"vision": tmp_path / "vision", "language": tmp_path / "language"}
     model = MiniGPTForConditionalGeneration.from_backbones(**folders, merge=4, lora=tiny.LORA)
     processor = MiniGPTProcessor.from_config(model.config, folders["language"])
-    batch = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    batch = processor([tiny.image(1)], [golden.messages("<Img><ImageHere></Img> what?", "a man")])
     with torch.no_grad():
         assert model.get_image_features(batch["pixel_values"]).shape == (1, 4, 32)
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
@@ -71,7 +71,7 @@ def test_other_architectures_from_pretrain_on(name, tmp_path):
     assert losses[-1] < losses[0]
     model.save_trainable(tmp_path / "trained", processor)
     again = MiniGPTForConditionalGeneration.from_trainable(tmp_path / "trained", folders)
-    prompt = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?")])
+    prompt = processor([tiny.image(1)], [golden.messages("<Img><ImageHere></Img> what?")])
     assert torch.equal(model.generate(**prompt, max_new_tokens=5), again.generate(**prompt, max_new_tokens=5))
     model.save_pretrained(tmp_path / "whole")
     whole = MiniGPTForConditionalGeneration.from_pretrained(tmp_path / "whole")
@@ -80,7 +80,7 @@ def test_other_architectures_from_pretrain_on(name, tmp_path):
 
 
 def byte_level_tokenizer(folder):
-    """A tokenizer as Qwen's: bytes for letters, an end of text of its own, no BOS and no LLaMA special tokens."""
+    """Writes a tokenizer like Qwen's: byte-level, with its own end of text, without BOS and LLaMA's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,8 +97,8 @@ def byte_level_tokenizer(folder):
     return tokenizer
 
 
-def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
-    """Its own end of text closes an answer, so that generation stops; nothing is read as LLaMA's `<s>` or `</s>`."""
+def test_byte_level_tokenizer(tmp_path):
+    """Answers end with the model's own end of text, so that generation stops; LLaMA's `<s>` and `</s>` are plain text."""
     from transformers import GenerationConfig
 
     language = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, "eos_token_id": None, "bos_token_id": None}))
@@ -109,7 +109,7 @@ def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
     )
     model = MiniGPTForConditionalGeneration.from_backbones(tmp_path / "vision", tmp_path / "language", lora=tiny.LORA)
     processor = MiniGPTProcessor.from_config(model.config, tmp_path / "language")
-    batch = processor([tiny.image(1)], [golden.talk("<Img><ImageHere></Img> what?", "a man")])
+    batch = processor([tiny.image(1)], [golden.messages("<Img><ImageHere></Img> what?", "a man")])
     ids = batch["input_ids"][0].tolist()
     assert ids[-1] == processor.tokenizer.eos_token_id == 0
     assert (
@@ -122,15 +122,15 @@ def test_a_language_model_with_another_kind_of_tokenizer(tmp_path):
     )
     assert again.generation_config.eos_token_id == [0]
     reader = MiniGPTProcessor.from_pretrained(tmp_path / "trained")
-    talk = golden.talk("<Img><ImageHere></Img> what?", "a man")
-    assert torch.equal(reader([tiny.image(1)], [talk])["input_ids"], batch["input_ids"])
+    conversation = golden.messages("<Img><ImageHere></Img> what?", "a man")
+    assert torch.equal(reader([tiny.image(1)], [conversation])["input_ids"], batch["input_ids"])
     answer = batch["input_ids"][0, batch["labels"][0] != -100]
     assert reader.answers(answer[None]) == [("a man", True)]
     assert reader.answers(answer[None, :-1]) == [("a man", False)]
 
 
-def test_a_sentencepiece_model_that_is_not_llamas_is_left_to_its_own_tokenizer(tmp_path):
-    """Gemma's folder holds a tokenizer.model too, whose first pieces are others."""
+def test_foreign_sentencepiece_uses_declared_tokenizer(tmp_path):
+    """Gemma's folder has a tokenizer.model too, with other first pieces."""
     byte_level_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"not LLaMA's")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -140,8 +140,8 @@ def test_a_sentencepiece_model_that_is_not_llamas_is_left_to_its_own_tokenizer(t
     assert load_tokenizer(tmp_path).eos_token == "<|end|>"
 
 
-def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, backbones):
-    """SigLIP was trained on pixels of mean and deviation 0.5, and says so in its folder; CLIP's, the original's, are the default."""
+def test_pixel_statistics_come_from_the_tower(tmp_path, backbones):
+    """SigLIP's folder declares mean and deviation 0.5; CLIP's, which are the original's, are the default."""
     save_backbone(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
     halves = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(halves))
@@ -155,8 +155,8 @@ def test_a_tower_brings_the_statistics_of_its_pixels(tmp_path, backbones):
     assert usual.config.image_mean == list(IMAGE_MEAN)
 
 
-def test_the_tower_sees_the_whole_image(tmp_path):
-    """A change in any patch reaches the features, for a tower with CLS and registers in front and one without."""
+def test_every_patch_reaches_the_features(tmp_path):
+    """The last patch changes the last feature, for a tower with CLS and one without."""
     for number, name in enumerate(("siglip-qwen", "dino-llama3")):
         folder = tmp_path / str(number)
         save_backbone(folder / "vision", tiny.randomise(PAIRS[name][0](), 1))
@@ -170,7 +170,7 @@ def test_the_tower_sees_the_whole_image(tmp_path):
         assert moved.argmax() == 15
 
 
-def test_only_the_originals_tower_can_be_resized(tmp_path, backbones):
+def test_only_blip2_tower_can_be_resized(tmp_path, backbones):
     save_backbone(tmp_path / "vision", tiny.randomise(PAIRS["siglip-qwen"][0](), 1))
     with pytest.raises(ValueError, match=r"image_size: 64 differs from the tower's 32, and only Blip2VisionModel"):
         MiniGPTForConditionalGeneration.from_backbones(tmp_path / "vision", backbones["language"], image_size=64)

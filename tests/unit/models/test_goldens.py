@@ -1,4 +1,4 @@
-"""Every golden case: what the original code computed, to the digit that float32 allows."""
+"""The golden cases: the original code's results within float32 accuracy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_logits_labels_and_loss(version, name):
 @pytest.mark.parametrize(("version", "name"), CASES)
 def test_gradients(version, name):
     texts, tensors = golden.case(version, name)
-    model = golden.fresh_model(version)
+    model = golden.new_model(version)
     batch = golden.processor(version)(tensors.get("input.image"), golden.conversations(texts))
     model(**batch, return_logits=False).loss.backward()
     without = set()
@@ -75,16 +75,16 @@ def test_greedy_ids_from_whole_prompts(version):
 
 
 def test_greedy_ids_from_messages():
-    """The same prompts as messages: the format gives the two BOS and the single space of the original's conversation."""
+    """The format adds the two BOS and the single space of the original's conversation."""
     texts, tensors = golden.case("v2", "generate")
     questions = [text.removeprefix("<s>[INST] ").removesuffix(" [/INST]") for text in texts["input.texts"]]
-    batch = golden.processor("v2")(tensors["input.images"], [golden.talk(question) for question in questions])
+    batch = golden.processor("v2")(tensors["input.images"], [golden.messages(question) for question in questions])
     assert torch.equal(golden.model("v2").generate(**batch, max_new_tokens=16), tensors["output.gen_new_ids"])
 
 
 @pytest.mark.parametrize(("version", "name"), [*CASES, ("v1", "generate"), ("v2", "generate")])
 def test_tokenizer_calls(version, name):
-    """Each segment that the original tokenised gives the ids it had; a first segment for generation carries the BOS besides."""
+    """Each segment has the ids that were recorded; the first one for generation also has the BOS."""
     texts, _ = golden.case(version, name)
     tokenizer = golden.processor(version).tokenizer
     for segments, recorded in texts["output.tokenizer_calls"]:

@@ -1,4 +1,4 @@
-"""The last feed-forward at supervised positions alone gives the loss and gradients of the whole one."""
+"""The last feed-forward part at supervised positions only gives the same loss and gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gradients(model, loss):
     return torch.cat([parameter.grad.flatten() for parameter in model.trainable_parameters().values()])
 
 
-def rows_seen(model, act):
+def computed_rows(model, act):
     seen = []
     handle = feed_forward(model.language_model.get_decoder()).down_proj.register_forward_hook(
         lambda _m, inputs, _o: seen.append(inputs[0])
@@ -33,29 +33,29 @@ def rows_seen(model, act):
     return [tuple(one.shape[:2]) for one in seen]
 
 
-def test_loss_and_gradients_are_those_of_all_positions(made):
+def test_same_loss_and_gradients(made):
     model, batch = made
-    whole, lean = model(**batch).loss, model(**batch, return_logits=False).loss
-    assert torch.isclose(whole, lean, rtol=1e-6)
-    expected, found = gradients(model, whole), gradients(model, lean)
+    whole, pruned = model(**batch).loss, model(**batch, return_logits=False).loss
+    assert torch.isclose(whole, pruned, rtol=1e-6)
+    expected, found = gradients(model, whole), gradients(model, pruned)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_only_a_training_loss_leaves_positions_out(made):
+def test_only_training_loss_is_pruned(made):
     model, batch = made
     supervised = int((batch["labels"][:, 1:] != -100).sum())
-    assert rows_seen(model, lambda: model.loss_sum(batch)) == [(1, supervised)]
-    assert rows_seen(model, lambda: model(**batch)) == [tuple(batch["labels"].shape)]
+    assert computed_rows(model, lambda: model.loss_sum(batch)) == [(1, supervised)]
+    assert computed_rows(model, lambda: model(**batch)) == [tuple(batch["labels"].shape)]
 
 
-def test_recomputed_activations_take_all_positions(made):
+def test_activation_checkpointing_disables_pruning(made):
     model, batch = made
     expected = gradients(model, model.loss_sum(batch)[0])
     model.train().set_activation_checkpointing(language=True)
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.eval()
-    seen = rows_seen(model, lambda: model.loss_sum(batch)[0].backward())
+    seen = computed_rows(model, lambda: model.loss_sum(batch)[0].backward())
     found = gradients(model, model.loss_sum(batch)[0])
     model.eval().set_activation_checkpointing()
     assert set(seen) == {tuple(batch["labels"].shape)}

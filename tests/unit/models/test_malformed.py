@@ -1,4 +1,4 @@
-"""Bad input: each gives its own error, and leaves nothing half-written."""
+"""Malformed input: each case raises its own error and leaves no partial output."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from mgpt.models import MiniGPTConfig, MiniGPTForConditionalGeneration, MiniGPTI
 from mgpt.models.backbones import load_language, load_qformer, load_vision, quantization_config, save_backbone
 from mgpt.models.configuration_minigpt import LoraSpec
 from mgpt.models.tokenizer import build_tokenizer, load_tokenizer
+from mgpt.models.weights import TRAINABLE_FILE
 from tests.fixtures import golden_cases as golden
 from tests.fixtures import tiny_models as tiny
 
-# Converting: which file is broken how, and what the error says.
+# Conversion: version, file, change, tensor name, expected message.
 
 
 def drop(state, name):
@@ -37,7 +38,7 @@ def reshape(state, name):
     state[name] = torch.zeros(3, 5)
 
 
-def spoil(state, name):
+def fill_with_nan(state, name):
     state[name] = torch.full_like(state[name], float("nan"))
 
 
@@ -60,7 +61,7 @@ ALTERED = [
         r"blocks\.0\.mlp\.fc1\.weight is \(3, 5\), expected \(279, 64\)",
     ),
     ("v1", "eva_vit", reshape, "pos_embed", r"pos_embed is \(3, 5\), expected \(1, 17, 64\).*pre_img"),
-    ("v1", "eva_vit", spoil, "cls_token", r"eva_vit\.pth: values that are not finite .*cls_token"),
+    ("v1", "eva_vit", fill_with_nan, "cls_token", r"eva_vit\.pth: values that are not finite .*cls_token"),
     ("v1", "qformer", drop, "query_tokens", r"query_tokens is missing, expected \(1, 32, 48\)"),
     ("v1", "qformer", reshape, "query_tokens", r"query_tokens is of shape \(3, 5\)"),
     ("v1", "qformer", drop, "ln_vision.weight", r"missing: ln_vision\.weight"),
@@ -74,7 +75,7 @@ ALTERED = [
     ("v1", "released", drop, "llama_proj.bias", r"released\.pth: missing: llama_proj\.bias"),
     ("v1", "released", reshape, "llama_proj.weight", r"shape of projection\.weight: \(3, 5\), expected \(64, 48\)"),
     ("v1", "released", add, "llama_proj.scale", r"released\.pth: unexpected: llama_proj\.scale"),
-    ("v1", "released", spoil, "llama_proj.weight", r"not finite .*llama_proj\.weight"),
+    ("v1", "released", fill_with_nan, "llama_proj.weight", r"not finite .*llama_proj\.weight"),
     (
         "v2",
         "released",
@@ -92,13 +93,13 @@ def test_altered_original_files(version, which, change, name, message, tmp_path)
     change(content.get("model", content), name)
     path = tmp_path / Path(files[which]).name
     torch.save(content, path)
-    refuses(
+    assert_refused(
         lambda out: convert_original(golden.MODEL_NAMES[version], out=out, **{**files, which: path}), message, tmp_path
     )
 
 
 class Attack:
-    """Unpickled without care, it writes a file."""
+    """Writes a file if it is unpickled without restrictions."""
 
     def __init__(self, path):
         self.path = path
@@ -107,11 +108,11 @@ class Attack:
         return (Path.write_text, (self.path, "code ran"))
 
 
-def test_pickle_with_code_in_it(tmp_path):
+def test_pickle_with_code(tmp_path):
     trace = tmp_path / "trace"
     torch.save({"model": {"llama_proj.weight": Attack(trace)}}, tmp_path / "evil.pth")
     files = {**golden.files("v1"), "released": tmp_path / "evil.pth"}
-    refuses(
+    assert_refused(
         lambda out: convert_original("minigpt4", out=out, **files),
         r"evil\.pth: refused, since it holds more than tensors",
         tmp_path,
@@ -119,22 +120,25 @@ def test_pickle_with_code_in_it(tmp_path):
     assert not trace.exists()
 
 
-def test_plain_pickle_with_code_in_it(tmp_path):
+def test_plain_pickle_with_code(tmp_path):
     trace = tmp_path / "trace"
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Attack(trace)))
     files = {**golden.files("v1"), "eva_vit": tmp_path / "evil.pth"}
-    refuses(lambda out: convert_original("minigpt4", out=out, **files), r"evil\.pth: refused", tmp_path)
+    assert_refused(lambda out: convert_original("minigpt4", out=out, **files), r"evil\.pth: refused", tmp_path)
     assert not trace.exists()
 
 
-def cut(source, target, share=0.5):
+def truncate(source, target, share=0.5):
     content = Path(source).read_bytes()
     Path(target).write_bytes(content[: int(len(content) * share)])
     return target
 
 
 BROKEN = {
-    "truncated": (lambda path: cut(golden.FOLDER / "v1" / "released.pth", path), r"x\.pth: .*complete|x\.pth: refused"),
+    "truncated": (
+        lambda path: truncate(golden.FOLDER / "v1" / "released.pth", path),
+        r"x\.pth: .*complete|x\.pth: refused",
+    ),
     "empty": (lambda path: path.write_bytes(b""), r"x\.pth: cannot be read"),
     "web page": (lambda path: path.write_text("<html>not found</html>"), r"x\.pth: "),
     "list": (lambda path: torch.save([torch.zeros(1)], path), r"expected a dict of tensors.*found list"),
@@ -148,11 +152,11 @@ def test_broken_released_file(kind, tmp_path):
     make, message = BROKEN[kind]
     make(tmp_path / "x.pth")
     files = {**golden.files("v1"), "released": tmp_path / "x.pth"}
-    refuses(lambda out: convert_original("minigpt4", out=out, **files), message, tmp_path)
+    assert_refused(lambda out: convert_original("minigpt4", out=out, **files), message, tmp_path)
 
 
-def refuses(call, message, tmp_path):
-    out = tmp_path / "place" / "ours"
+def assert_refused(call, message, tmp_path):
+    out = tmp_path / "parent" / "ours"
     with pytest.raises(ValueError, match=message):
         call(out)
     assert not out.exists()
@@ -160,7 +164,7 @@ def refuses(call, message, tmp_path):
 
 
 CALLS = {
-    "unknown model": ({"system": "minigpt5"}, r"system: 'minigpt5' is unknown; choose one of minigpt4"),
+    "unknown model": ({"model_name": "minigpt5"}, r"model: 'minigpt5' is unknown; choose one of minigpt4"),
     "no qformer": ({"qformer": None}, r"qformer: minigpt4 needs the BLIP-2 file"),
     "wrong size": (
         {"sizes": {**golden.sizes("v1"), "vit": {"width": 64, "depth": 5, "heads": 4, "patch": 14}}},
@@ -178,16 +182,16 @@ CALLS = {
 @pytest.mark.parametrize("kind", CALLS)
 def test_wrong_calls(kind, tmp_path):
     change, message = CALLS[kind]
-    arguments = {"system": "minigpt4", **golden.files("v1"), **change}
-    refuses(lambda out: convert_original(out=out, **arguments), message, tmp_path)
+    arguments = {"model_name": "minigpt4", **golden.files("v1"), **change}
+    assert_refused(lambda out: convert_original(out=out, **arguments), message, tmp_path)
 
 
-def test_qformer_for_a_system_without(tmp_path):
+def test_surplus_qformer(tmp_path):
     files = {**golden.files("v2"), "qformer": golden.FOLDER / "v1" / "blip2_qformer.pth"}
-    refuses(lambda out: convert_original("minigpt-v2", out=out, **files), "minigpt-v2 has no Q-Former", tmp_path)
+    assert_refused(lambda out: convert_original("minigpt-v2", out=out, **files), "minigpt-v2 has no Q-Former", tmp_path)
 
 
-def test_existing_target_is_kept(tmp_path):
+def test_existing_output_is_not_overwritten(tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):
@@ -197,25 +201,25 @@ def test_existing_target_is_kept(tmp_path):
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["notes.txt"]
 
 
-def test_a_language_model_in_parts_is_refused(tmp_path):
+def test_missing_language_model_weight(tmp_path):
     shutil.copytree(golden.FOLDER / "v1" / "llm", tmp_path / "llm")
     state = torch.load(tmp_path / "llm" / "pytorch_model.bin", weights_only=True)
     del state["model.layers.1.mlp.up_proj.weight"]
     torch.save(state, tmp_path / "llm" / "pytorch_model.bin")
     files = {**golden.files("v1"), "llm": tmp_path / "llm"}
-    refuses(
+    assert_refused(
         lambda out: convert_original("minigpt4", out=out, **files),
         r"missing: model\.layers\.1\.mlp\.up_proj\.weight",
         tmp_path,
     )
 
 
-# Backbones and trained parts.
+# Backbones and trained weights.
 
 
 @pytest.fixture
 def trained(tmp_path, backbones):
-    """A saved trained part and its base folders, copied so that they may be spoilt."""
+    """Saved trained weights and copies of their backbone folders, which tests may change."""
     folders = {name: shutil.copytree(folder, tmp_path / "backbones" / name) for name, folder in backbones.items()}
     model = tiny.v1(folders)
     model.save_trainable(tmp_path / "trained", MiniGPTProcessor.from_config(model.config, folders["language"]))
@@ -245,23 +249,26 @@ def other_backbone(trained):
     save_file(state, path, metadata={"format": "pt"})
 
 
-SPOILT = {
-    "another base": (
+MALFORMED = {
+    "another backbone": (
         other_backbone,
-        r"wrong base.*\n.*language: trained on .* sha256 [0-9a-f]{64}, but .* has [0-9a-f]{64}\n.*pretrain stage",
+        r"wrong backbone.*\n.*language: trained on .* sha256 [0-9a-f]{64}, but .* has [0-9a-f]{64}\n.*pretrain stage",
     ),
-    "a base left out": (lambda trained: trained[1].pop("qformer"), "backbones: qformer not given"),
-    "a base too many": (lambda trained: trained[1].update(audio=trained[1]["vision"]), "backbones: audio given, but"),
+    "a missing backbone": (lambda trained: trained[1].pop("qformer"), "backbones: qformer not given"),
+    "a surplus backbone": (
+        lambda trained: trained[1].update(audio=trained[1]["vision"]),
+        "backbones: audio given, but",
+    ),
     "no weights": (lambda trained: (trained[0] / TRAINABLE_FILE).unlink(), rf"{TRAINABLE_FILE}: no such file"),
-    "cut weights": (
-        lambda trained: cut(trained[0] / TRAINABLE_FILE, trained[0] / TRAINABLE_FILE),
+    "truncated weights": (
+        lambda trained: truncate(trained[0] / TRAINABLE_FILE, trained[0] / TRAINABLE_FILE),
         "not a complete safetensors file",
     ),
     "a weight missing": (
         lambda trained: edit_weights(trained, lambda state: state.pop("projection.bias")),
         r"missing: projection\.bias",
     ),
-    "a weight too many": (
+    "a surplus weight": (
         lambda trained: edit_weights(trained, lambda state: state.update(more=torch.ones(1))),
         "unexpected: more",
     ),
@@ -270,12 +277,12 @@ SPOILT = {
         r"shape of projection\.bias: \(7,\), expected \(32,\)",
     ),
     "a weight that is NaN": (
-        lambda trained: edit_weights(trained, lambda state: spoil(state, "projection.weight")),
+        lambda trained: edit_weights(trained, lambda state: fill_with_nan(state, "projection.weight")),
         r"not finite.*projection\.weight",
     ),
     "no configuration": (lambda trained: (trained[0] / "config.json").unlink(), r"config\.json: no such file"),
-    "a cut configuration": (
-        lambda trained: cut(trained[0] / "config.json", trained[0] / "config.json"),
+    "a truncated configuration": (
+        lambda trained: truncate(trained[0] / "config.json", trained[0] / "config.json"),
         r"config\.json: not a JSON object",
     ),
     "another kind of model": (
@@ -289,15 +296,15 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("kind", SPOILT)
-def test_spoilt_trained_part(kind, trained):
-    change, message = SPOILT[kind]
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_trained_weights(kind, trained):
+    change, message = MALFORMED[kind]
     change(trained)
     with pytest.raises(ValueError, match=message):
         load(trained)
 
 
-def test_saving_what_is_not_finite_leaves_nothing(tmp_path, backbones):
+def test_non_finite_weights_are_not_saved(tmp_path, backbones):
     model = tiny.v1(backbones)
     model.projection.bias.data[3] = float("inf")
     with pytest.raises(ValueError, match=r"not finite.*projection\.bias"):
@@ -305,7 +312,7 @@ def test_saving_what_is_not_finite_leaves_nothing(tmp_path, backbones):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_processor_that_cannot_be_saved_leaves_nothing(tmp_path, backbones):
+def test_failed_save_leaves_nothing(tmp_path, backbones):
     model = tiny.v1(backbones)
     with pytest.raises(AttributeError):
         model.save_trainable(tmp_path / "trained", processor=object())
@@ -315,27 +322,27 @@ def test_a_processor_that_cannot_be_saved_leaves_nothing(tmp_path, backbones):
 @pytest.mark.parametrize(
     ("part", "load_part"), [("vision", load_vision), ("language", load_language), ("qformer", load_qformer)]
 )
-def test_cut_base_weights(part, load_part, tmp_path, backbones):
+def test_truncated_backbone_weights(part, load_part, tmp_path, backbones):
     folder = shutil.copytree(backbones[part], tmp_path / part)
-    cut(folder / "model.safetensors", folder / "model.safetensors")
+    truncate(folder / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(ValueError, match=f"{part}: cannot be loaded"):
         load_part(folder, torch.float32)
 
 
-def test_qformer_without_queries(tmp_path, backbones):
+def test_qformer_without_query_tokens(tmp_path, backbones):
     folder = shutil.copytree(backbones["qformer"], tmp_path / "qformer")
     (folder / "query_tokens.safetensors").unlink()
     with pytest.raises(ValueError, match="needs its query tokens"):
         load_qformer(folder, torch.float32)
 
 
-def test_query_tokens_for_a_tower(tmp_path):
+def test_query_tokens_for_vision_tower(tmp_path):
     with pytest.raises(ValueError, match="query_tokens: belong to a Blip2QFormerModel"):
         save_backbone(tmp_path / "vision", golden.model("v1").vision_tower, query_tokens=torch.zeros(1, 2, 3))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_backbones_that_do_not_belong_together(tmp_path, backbones):
+def test_backbones_that_do_not_fit(tmp_path, backbones):
     files = golden.files("v1")
     convert_backbones("minigpt4", files["eva_vit"], tmp_path / "other", files["qformer"], files["sizes"])
     with pytest.raises(ValueError, match=r"encoder_hidden_size: 64 must equal .*32"):
@@ -349,7 +356,7 @@ def test_merge_that_does_not_divide(backbones):
         MiniGPTForConditionalGeneration.from_backbones(backbones["vision"], backbones["language"], merge=3)
 
 
-def test_lora_on_modules_that_are_not_there(backbones):
+def test_lora_on_missing_modules(backbones):
     with pytest.raises(ValueError, match=r"lora\.target_modules: query_key_value not found in LlamaForCausalLM"):
         MiniGPTForConditionalGeneration.from_backbones(
             backbones["vision"],
@@ -366,7 +373,7 @@ def test_unusable_lora(lora):
         LoraSpec.of(lora)
 
 
-def test_quantization_that_cannot_be(backbones):
+def test_unknown_quantization(backbones):
     with pytest.raises(ValueError, match="quantization: '2bit' is unknown"):
         quantization_config("2bit", torch.bfloat16)
 
@@ -376,8 +383,8 @@ def test_unknown_architecture():
         MiniGPTConfig(vision_config={"model_type": "perceiver9"})
 
 
-def test_going_back_from_another_language_model():
-    model = golden.fresh_model("v2")
+def test_to_original_of_another_language_model():
+    model = golden.new_model("v2")
     model.config.text_config.model_type = "qwen2"
     with pytest.raises(ValueError, match="knows only its own ViT and LLaMA"):
         to_original(model)
@@ -393,8 +400,8 @@ def test_no_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_cut_tokenizer(tmp_path):
-    cut(golden.FOLDER / "v1" / "llm" / "tokenizer.model", tmp_path / "tokenizer.model", 0.3)
+def test_truncated_tokenizer(tmp_path):
+    truncate(golden.FOLDER / "v1" / "llm" / "tokenizer.model", tmp_path / "tokenizer.model", 0.3)
     with pytest.raises(ValueError, match=r"not a SentencePiece model, or cut short|first pieces|not rebuilt exactly"):
         build_tokenizer(tmp_path)
 
@@ -415,27 +422,32 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_images_that_are_none(kind):
+def test_malformed_images(kind):
     image, message = IMAGES[kind]
     with pytest.raises(ValueError, match=message):
         MiniGPTImageProcessor(56)([image])
 
 
-def test_cut_image(tmp_path):
+def test_truncated_image(tmp_path):
     tiny.image(0, 200, 200).save(tmp_path / "whole.jpg")
     with pytest.raises(ValueError, match="cannot be read as an image"):
-        MiniGPTImageProcessor(56)(cut(tmp_path / "whole.jpg", tmp_path / "cut.jpg"))
+        MiniGPTImageProcessor(56)(truncate(tmp_path / "whole.jpg", tmp_path / "cut.jpg"))
 
 
 IMAGE = "<Img><ImageHere></Img> "
-TALKS = {
+CONVERSATIONS = {
     "too few images": (
         [tiny.image(0)],
-        [golden.talk(IMAGE + IMAGE + "a", "b")],
+        [golden.messages(IMAGE + IMAGE + "a", "b")],
         {},
-        r"images: 1 given, but .* 2 <ImageHere> marks \(one by one: \[2\]\)",
+        r"images: 1 given, but .* 2 <ImageHere> marks \(per conversation: \[2\]\)",
     ),
-    "too many images": ([tiny.image(0)], [golden.talk("a", "b")], {}, "images: 1 given, but .* 0 <ImageHere> marks"),
+    "too many images": (
+        [tiny.image(0)],
+        [golden.messages("a", "b")],
+        {},
+        "images: 1 given, but .* 0 <ImageHere> marks",
+    ),
     "no conversation": (None, [], {}, "conversations: expected a list of message lists"),
     "an empty conversation": (
         None,
@@ -445,7 +457,7 @@ TALKS = {
     ),
     "two questions": (
         None,
-        [[*golden.talk("a"), *golden.talk("b")]],
+        [[*golden.messages("a"), *golden.messages("b")]],
         {},
         r"conversations\[0\]\[1\]\.role: 'user', expected 'assistant'",
     ),
@@ -454,7 +466,7 @@ TALKS = {
     "content of numbers": (None, [[{"role": "user", "content": 3}]], {}, r"content: expected text, got int"),
     "an answered prompt": (
         None,
-        [golden.talk("a", "b")],
+        [golden.messages("a", "b")],
         {"labels": False},
         "must end with a message of the user for generation",
     ),
@@ -466,73 +478,78 @@ TALKS = {
     ),
     "an unknown format": (
         None,
-        [golden.talk("a")],
+        [golden.messages("a")],
         {"format": "chatml"},
         "format: 'chatml' is unknown; choose one of minigpt4-caption",
     ),
     "words without a prompt": (
         None,
-        [golden.talk("what?", "b")],
+        [golden.messages("what?", "b")],
         {"format": "minigpt4-caption"},
         "has no prompt, so a user message may hold only",
     ),
-    "an unknown side": (None, [golden.talk("a")], {"padding_side": "top"}, "padding_side: 'top'; choose left or right"),
+    "an unknown side": (
+        None,
+        [golden.messages("a")],
+        {"padding_side": "top"},
+        "padding_side: 'top'; choose left or right",
+    ),
     "an over-long prompt": (
         None,
-        [golden.talk("dogs " * 2000)],
+        [golden.messages("dogs " * 2000)],
         {},
         r"conversations\[0\]: \d+ tokens, more than max_length 1024; shorten it",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", TALKS)
-def test_conversations_that_cannot_be(kind):
-    images, talks, options, message = TALKS[kind]
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_malformed_conversations(kind):
+    images, conversations, options, message = CONVERSATIONS[kind]
     with pytest.raises(ValueError, match=message):
-        golden.processor("v2")(images, talks, **options)
+        golden.processor("v2")(images, conversations, **options)
 
 
-def test_a_processor_folder_without_its_file(tmp_path):
+def test_missing_processor_config(tmp_path):
     with pytest.raises(ValueError, match=r"processor_config\.json: cannot be read as a processor"):
         MiniGPTProcessor.from_pretrained(tmp_path)
 
 
-# The model's own input.
+# Model inputs.
 
 
-def test_placeholders_and_images_do_not_match():
+def test_placeholder_count_mismatch():
     model = golden.model("v2")
-    batch = golden.processor("v2")(torch.zeros(1, 3, 112, 112), [golden.talk(IMAGE + "a", "b")])
+    batch = golden.processor("v2")(torch.zeros(1, 3, 112, 112), [golden.messages(IMAGE + "a", "b")])
     with pytest.raises(ValueError, match=r"16 image placeholders, but 2 images need 32 \(2 x 16\)"):
         model(batch["input_ids"], pixel_values=torch.zeros(2, 3, 112, 112))
     with pytest.raises(ValueError, match=r"16 image placeholders, but 0 images need 0"):
         model.generate(batch["input_ids"], max_new_tokens=1)
 
 
-def test_pixels_of_another_size():
+def test_pixels_of_wrong_size():
     with pytest.raises(ValueError, match=r"pixel_values: expected \(images, 3, 112, 112\), got \(1, 3, 56, 56\)"):
         golden.model("v2").get_image_features(torch.zeros(1, 3, 56, 56))
 
 
-def test_features_of_another_width():
+def test_features_of_wrong_width():
     ids = torch.full((1, 16), golden.model("v2").config.image_token_id)
     with pytest.raises(ValueError, match="image_features: width 64, expected 256"):
         golden.model("v2")(ids, image_features=torch.zeros(1, 16, 64))
 
 
-def test_prompt_beyond_the_positions():
+def test_prompt_beyond_max_positions():
     with pytest.raises(ValueError, match="1025 tokens, more than the language model's 1024 positions"):
         golden.model("v2").generate(torch.full((1, 1025), 5), max_new_tokens=1)
 
 
-def test_a_whole_folder_that_is_spoilt(tmp_path):
+def test_malformed_saved_model(tmp_path):
     golden.model("v2").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     del state["projection.bias"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing_keys: projection\.bias"):
         MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
-    cut(tmp_path / "model.safetensors", tmp_path / "model.safetensors")
+    truncate(tmp_path / "model.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="cannot be loaded"):
         MiniGPTForConditionalGeneration.from_pretrained(tmp_path)

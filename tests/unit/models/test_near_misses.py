@@ -1,4 +1,4 @@
-"""Bad input that looks nearly right: sizes, weights of a wrong kind, undecodable images, tensors of other shapes."""
+"""Input that is almost valid: sizes, weights of a wrong type, corrupt images, tensors of other shapes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.fixtures import tiny_models as tiny
 IMAGE = "<Img><ImageHere></Img> "
 
 
-def refused(tmp_path, message, **changes):
-    out = tmp_path / "place" / "ours"
+def assert_refused(tmp_path, message, **changes):
+    out = tmp_path / "parent" / "ours"
     with pytest.raises(ValueError, match=message):
         convert_original("minigpt-v2", out=out, **{**golden.files("v2"), **changes})
     assert not out.parent.exists() or not list(out.parent.iterdir())
@@ -42,22 +42,25 @@ SIZES = {
         r"sizes\.vit\.dephth: unknown; known are width, depth, heads, patch, mlp_ratio",
     ),
     "heads that do not divide": (with_part("vit", heads=5), r"sizes\.vit\.heads: 5 does not divide the width, 64"),
-    "half a patch": ({**golden.sizes("v2"), "img": 113}, r"sizes\.img: 113 is no multiple of the patch, 14"),
-    "no pixels": ({**golden.sizes("v2"), "img": 0}, r"sizes\.img: 0 is no whole number of pixels"),
-    "pixels as text": ({**golden.sizes("v2"), "pre_img": "x"}, r"sizes\.pre_img: 'x' is no whole number of pixels"),
+    "size not a multiple of the patch": (
+        {**golden.sizes("v2"), "img": 113},
+        r"sizes\.img: 113 is not a multiple of the patch size, 14",
+    ),
+    "no pixels": ({**golden.sizes("v2"), "img": 0}, r"sizes\.img: 0 must be a whole number of pixels"),
+    "pixels as text": ({**golden.sizes("v2"), "pre_img": "x"}, r"sizes\.pre_img: 'x' must be a whole number of pixels"),
     "half a LoRA": ({**golden.sizes("v2"), "lora": {"r": 4}}, r"sizes\.lora\.alpha: missing"),
     "two mistakes at once": (with_part("vit", width=0, depth=-1), r"vit\.width: 0 must .*; sizes\.vit\.depth: -1 must"),
 }
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_sizes_that_cannot_be(kind, tmp_path):
+def test_impossible_sizes(kind, tmp_path):
     sizes, message = SIZES[kind]
-    refused(tmp_path, message, sizes=sizes)
+    assert_refused(tmp_path, message, sizes=sizes)
 
 
-def test_sizes_that_are_null_are_not_given():
-    """A recorded configuration may name a part that its model does not have."""
+def test_null_sizes_are_ignored():
+    """A recorded configuration may have entries for parts that the model lacks."""
     files = golden.files("v1")
     sizes = {**files["sizes"], "lora": None, "seed": 7}
     assert golden.from_original("minigpt4", **{**files, "sizes": sizes}).config.num_image_tokens == 32
@@ -83,32 +86,34 @@ RELEASED = {
     ),
     "both spellings": (
         lambda state: state.update({LORA_A.replace("A.weight", "A.default.weight"): state[LORA_A]}),
-        r"both spellings of one weight: .*lora_A\.default\.weight; keep one",
+        r"both spellings of one weight: .*lora_A\.default\.weight; remove one",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", RELEASED)
-def test_weights_of_a_wrong_kind(kind, tmp_path):
+def test_weights_of_wrong_type(kind, tmp_path):
     change, message = RELEASED[kind]
     content = torch.load(golden.files("v2")["released"], weights_only=True)
     change(content["model"])
     torch.save(content, tmp_path / "released.pth")
-    refused(tmp_path, message, released=tmp_path / "released.pth")
+    assert_refused(tmp_path, message, released=tmp_path / "released.pth")
 
 
-def test_a_language_model_that_is_not_finite(tmp_path):
+def test_non_finite_language_model(tmp_path):
     shutil.copytree(golden.FOLDER / "v2" / "llm", tmp_path / "llm")
     state = torch.load(tmp_path / "llm" / "pytorch_model.bin", weights_only=True)
     state["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     state["lm_head.weight"][0, 0] = float("-inf")
     torch.save(state, tmp_path / "llm" / "pytorch_model.bin")
-    refused(tmp_path, r"not finite .*: model\.layers\.1\.mlp\.up_proj\.weight, lm_head\.weight;", llm=tmp_path / "llm")
+    assert_refused(
+        tmp_path, r"not finite .*: model\.layers\.1\.mlp\.up_proj\.weight, lm_head\.weight;", llm=tmp_path / "llm"
+    )
     with pytest.raises(ValueError, match=r"not finite .*up_proj"):
         load_language(tmp_path / "llm", torch.float32)
 
 
-def test_a_whole_folder_that_is_not_finite(tmp_path):
+def test_non_finite_saved_model(tmp_path):
     golden.model("v2").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     state["vision_tower.embeddings.class_embedding"] *= float("nan")
@@ -117,14 +122,14 @@ def test_a_whole_folder_that_is_not_finite(tmp_path):
         MiniGPTForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_a_language_model_whose_weights_hold_code(tmp_path):
+def test_language_model_pickle_with_code(tmp_path):
     shutil.copytree(golden.FOLDER / "v2" / "llm", tmp_path / "llm")
     torch.save({"model.norm.weight": tmp_path}, tmp_path / "llm" / "pytorch_model.bin")
-    refused(tmp_path, r"llm: cannot be loaded \(UnpicklingError", llm=tmp_path / "llm")
+    assert_refused(tmp_path, r"llm: cannot be loaded \(UnpicklingError", llm=tmp_path / "llm")
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.model", "pytorch_model.bin", "config.json"])
-def test_a_language_model_folder_in_parts(missing, tmp_path):
+def test_incomplete_language_model_folder(missing, tmp_path):
     shutil.copytree(golden.FOLDER / "v2" / "llm", tmp_path / "llm")
     (tmp_path / "llm" / missing).unlink()
     message = {
@@ -132,11 +137,11 @@ def test_a_language_model_folder_in_parts(missing, tmp_path):
         "pytorch_model.bin": "no .*bin",
         "config.json": "no config.json",
     }[missing]
-    refused(tmp_path, message, llm=tmp_path / "llm")
+    assert_refused(tmp_path, message, llm=tmp_path / "llm")
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
-def test_a_cut_tokenizer_file(name, tmp_path):
+def test_truncated_tokenizer_file(name, tmp_path):
     from mgpt.models.tokenizer import save_tokenizer
 
     save_tokenizer(tiny.tokenizer(), tmp_path)
@@ -146,7 +151,7 @@ def test_a_cut_tokenizer_file(name, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_pixel_statistics_that_are_none(tmp_path):
+def test_malformed_pixel_statistics(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5}))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: no image_mean and image_std"):
         pixel_statistics(tmp_path)
@@ -156,8 +161,8 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "JP
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_spoilt_images_of_every_format(format):
-    """Cut or altered bytes are read, or refused with the image's place; Pillow's own errors of ten kinds do not come through."""
+def test_corrupt_images_of_every_format(format):
+    """Truncated or altered bytes are read, or refused with the image's position; Pillow's own errors are not raised."""
     import io
 
     stream = io.BytesIO()
@@ -165,16 +170,16 @@ def test_spoilt_images_of_every_format(format):
     whole, draw, read = stream.getvalue(), np.random.default_rng(3), MiniGPTImageProcessor(28)
     assert read(whole).pixel_values.shape == (1, 3, 28, 28)
     for number in range(40):
-        spoilt = bytearray(whole[: draw.integers(len(whole))] if number % 2 else whole)
-        for place in draw.integers(max(len(spoilt), 1), size=4) if spoilt else ():
-            spoilt[place] = draw.integers(256)
+        altered = bytearray(whole[: draw.integers(len(whole))] if number % 2 else whole)
+        for position in draw.integers(max(len(altered), 1), size=4) if altered else ():
+            altered[position] = draw.integers(256)
         try:
-            read([bytes(spoilt)])
+            read([bytes(altered)])
         except ValueError as error:
-            assert str(error).startswith("images[0]: ")  # noqa: PT017 - most alterations can be read, and then nothing is raised
+            assert str(error).startswith("images[0]: ")
 
 
-def test_a_image_that_is_a_bomb():
+def test_decompression_bomb():
     import io
 
     stream = io.BytesIO()
@@ -183,17 +188,17 @@ def test_a_image_that_is_a_bomb():
         MiniGPTImageProcessor(28)(stream.getvalue())
 
 
-def test_pixels_that_are_not_finite():
+def test_non_finite_pixels():
     with pytest.raises(ValueError, match=r"images\[0\]: pixels that are not finite"):
         MiniGPTImageProcessor(28)(torch.full((3, 28, 28), float("nan")))
 
 
-TALKS = {
+CONVERSATIONS = {
     "a number": (None, [1], {}, r"conversations\[0\]: expected a list of messages or a whole prompt, got 1"),
     "an empty conversation": (None, [[]], {}, r"conversations\[0\]: must end with a message of the user"),
     "half a surrogate pair": (
         None,
-        [golden.talk("\ud800", "b")],
+        [golden.messages("\ud800", "b")],
         {},
         r"conversations\[0\]\[0\]\.content: not valid Unicode",
     ),
@@ -206,18 +211,18 @@ TALKS = {
     ),
     "images of the wrong conversation": (
         [[tiny.image(0)], None],
-        [golden.talk("a"), golden.talk(IMAGE + "a")],
+        [golden.messages("a"), golden.messages(IMAGE + "a")],
         {},
-        r"images: 1 \(one by one: \[1, 0\]\) given, but .* marks \(one by one: \[0, 1\]\)",
+        r"images: 1 \(per conversation: \[1, 0\]\) given, but .* marks \(per conversation: \[0, 1\]\)",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", TALKS)
-def test_conversations_that_cannot_be(kind):
-    images, talks, options, message = TALKS[kind]
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_malformed_conversations(kind):
+    images, conversations, options, message = CONVERSATIONS[kind]
     with pytest.raises(ValueError, match=message):
-        golden.processor("v2")(images, talks, **options)
+        golden.processor("v2")(images, conversations, **options)
 
 
 IDS = torch.tensor([[1, 5, 6]])
@@ -266,12 +271,12 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_tensors_that_do_not_fit(kind):
+def test_mismatched_tensors(kind):
     inputs, message = INPUTS[kind]
     with pytest.raises(ValueError, match=message):
         golden.model("v2")(**inputs)
 
 
-def test_a_prompt_without_a_token():
-    with pytest.raises(ValueError, match="input_ids: no token to go on from"):
+def test_empty_prompt():
+    with pytest.raises(ValueError, match="input_ids: the prompt is empty"):
         golden.model("v2").generate(torch.zeros(1, 0, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""The four published models at full size, without their weights: every name and shape, on the meta device."""
+"""The published models at full size, without weights: names and shapes on the meta device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def published(name: str) -> MiniGPTForConditionalGeneration:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_names_shapes_and_trainables(name):
+def test_parameter_names_and_shapes(name):
     model = published(name)
     recorded = json.loads((golden.FOLDER / f"{KEYS[name]}_keys_real.json").read_text())
     expected = {entry["key"]: entry["shape"] for entry in recorded if not entry["key"].endswith(DROPPABLE_BUFFERS)}
@@ -45,14 +45,14 @@ def test_names_shapes_and_trainables(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_going_back_saves_what_the_original_saves(name):
+def test_to_original_has_the_original_names(name):
     model = published(name)
     recorded = json.loads((golden.FOLDER / f"{KEYS[name]}_keys_real.json").read_text())
     saved = {entry["key"]: entry["shape"] for entry in recorded if entry["in_saved_checkpoint"]}
     assert {key: list(tensor.shape) for key, tensor in to_original(model).items()} == saved
 
 
-def test_image_tokens_of_the_published_models():
+def test_image_token_counts():
     assert [preset(name).num_image_tokens for name in PUBLISHED] == [32, 32, 64, 256]
 
 

@@ -1,4 +1,4 @@
-"""Images and conversations to tensors: ids against SentencePiece itself, pixels against the original's arithmetic."""
+"""The processor: ids against SentencePiece itself, pixels against the original's arithmetic."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def foreign(draw):
 
 
 def spaced(draw):
-    """Words of the tokenizer's own language between runs of spaces and line ends, special tokens among them."""
+    """Returns words and special tokens between runs of spaces and line ends."""
     words = (
         "the",
         "man",
@@ -103,7 +103,7 @@ def spaced(draw):
 
 @pytest.mark.parametrize("kind", [awkward, foreign, spaced])
 def test_ids_of_awkward_strings(kind):
-    """Four thousand strings of each kind, against the library that the original used; in one call and one by one."""
+    """4,000 strings of each kind against the library that the original uses, in one call and one by one."""
     model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
     tokenizer = golden.processor("v1").tokenizer
     draw = random.Random(4)
@@ -132,32 +132,32 @@ def test_recorded_ids():
             assert tokenizer(text, add_special_tokens=with_specials).input_ids == ids, text
 
 
-def test_readable_ids_give_the_originals_text():
+def test_decoding_matches_the_original():
     model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
     tokenizer, draw = golden.processor("v1").tokenizer, random.Random(5)
     for ids in (original_ids(model, foreign(draw)) for _ in range(500)):
         assert tokenizer.decode(ids) == model.decode(ids)
 
 
-def test_unreadable_bytes_are_marks_all_of_them():
-    """The first byte of an é, and an N: the original keeps the N, tokenizers marks the whole run of bytes."""
+def test_invalid_bytes_become_replacement_characters():
+    """For the first byte of an é and an N, the original keeps the N; tokenizers replaces the whole run of bytes."""
     model = SentencePieceProcessor(model_file=str(golden.FOLDER / "v1" / "llm" / "tokenizer.model"))
     ids = [model.piece_to_id(piece) for piece in ("<0xC3>", "<0x4E>")]
     assert model.decode(ids) == "\ufffdN"
     assert golden.processor("v1").tokenizer.decode(ids) == "\ufffd\ufffd"
 
 
-def test_the_originals_joint_is_text():
-    """The original joins turns with `!@#` and splits there again; here it is a part of the answer like any other."""
+def test_turn_separator_of_the_original_is_text():
+    """The original joins turns with `!@#` and splits there; here it is plain text of an answer."""
     processor = golden.processor("v2")
-    labels = processor(None, [golden.talk("what?", "a !@# man")])["labels"][0]
+    labels = processor(None, [golden.messages("what?", "a !@# man")])["labels"][0]
     assert labels[labels != -100].tolist() == processor.tokenizer("a !@# man</s>", add_special_tokens=False).input_ids
 
 
-def test_an_open_prompt_of_many_turns_is_laid_out_as_in_training():
-    """Every earlier answer is a segment of its own and closed; each question opens with `<s>`."""
+def test_multi_turn_prompt_matches_training():
+    """Every earlier answer is a separate, closed segment; each question starts with `<s>`."""
     processor = golden.processor("v2")
-    ids = processor(None, [golden.talk("what?", "a man", "where?")])["input_ids"][0].tolist()
+    ids = processor(None, [golden.messages("what?", "a man", "where?")])["input_ids"][0].tolist()
     segments = ("<s>[INST] what? [/INST]", "a man</s>", "<s>[INST] where? [/INST]")
     assert ids == [
         1,
@@ -166,7 +166,7 @@ def test_an_open_prompt_of_many_turns_is_laid_out_as_in_training():
 
 
 def original_pixels(image, side):
-    """blip_processors.py:96-140 in numpy: Pillow's bicubic resize to a square, ToTensor, Normalize."""
+    """Computes blip_processors.py:96-140 in numpy: Pillow's bicubic resize to a square, ToTensor, Normalize."""
     resized = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), dtype=np.uint8)
     unit = np.transpose(resized, (2, 0, 1)).astype(np.float32) / np.float32(255)
     mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)[:, None, None]
@@ -175,7 +175,7 @@ def original_pixels(image, side):
 
 
 @pytest.mark.parametrize("size", [(40, 30), (1, 1), (7, 300), (56, 56), (500, 333)])
-def test_pixels_are_resize_totensor_normalize(size):
+def test_pixels_match_the_original(size):
     image = tiny.image(2, *size)
     assert torch.equal(golden.processor("v1").image_processor(image).pixel_values[0], original_pixels(image, 56))
 
@@ -185,8 +185,8 @@ MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", 
 
 @pytest.mark.parametrize("side", [224, 448])
 @pytest.mark.parametrize("mode", MODES)
-def test_pixels_of_every_mode_at_the_published_sizes(mode, side):
-    """Grey, indexed, transparent, print and 16-bit images, none of them square: what Pillow's RGB of them gives, as in the original."""
+def test_pixels_of_every_mode(mode, side):
+    """Greyscale, palette, transparent, CMYK and 16-bit images are converted by Pillow's RGB, as in the original."""
     for seed, (width, height) in enumerate(((640, 427), (33, 500), (1, 2))):
         colours = tiny.image(seed, width, height)
         deep = np.asarray(colours)[:, :, 0].astype(np.uint16) * 3 if mode == "I;16" else None
@@ -195,7 +195,7 @@ def test_pixels_of_every_mode_at_the_published_sizes(mode, side):
         assert torch.equal(MiniGPTImageProcessor(side)(image).pixel_values[0], original_pixels(image, side))
 
 
-def test_all_forms_of_an_image_are_one(tmp_path):
+def test_image_forms_are_equivalent(tmp_path):
     image = tiny.image(2)
     image.save(tmp_path / "image.png")
     processor = MiniGPTImageProcessor(32)
@@ -213,7 +213,7 @@ def test_all_forms_of_an_image_are_one(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_other_colour_modes(mode):
+def test_encoded_colour_modes(mode):
     stream = io.BytesIO()
     image = tiny.image(2).convert(mode)
     image.save(stream, "TIFF")
@@ -223,16 +223,16 @@ def test_other_colour_modes(mode):
     )
 
 
-def test_caption_format_is_image_then_caption():
-    """MiniGPT-4's pretraining: no prompt, the newline ends the caption."""
+def test_caption_format():
+    """MiniGPT-4's pretraining has no prompt: image, caption, newline."""
     processor = golden.processor("v1")
     pieces = {
-        "caption only": golden.talk("x", "a man")[1:],
-        "image message": golden.talk("<Img><ImageHere></Img> ", "a man"),
-        "bare": golden.talk("<ImageHere>", "a man"),
+        "caption only": golden.messages("x", "a man")[1:],
+        "image message": golden.messages("<Img><ImageHere></Img> ", "a man"),
+        "bare": golden.messages("<ImageHere>", "a man"),
     }
-    for talk in pieces.values():
-        batch = processor([tiny.image(0)], [talk], format="minigpt4-caption")
+    for conversation in pieces.values():
+        batch = processor([tiny.image(0)], [conversation], format="minigpt4-caption")
         image = [processor.image_token_id] * 32
         assert batch["input_ids"][0].tolist() == [1, *image, 263, 365, 13]
         assert batch["labels"][0].tolist() == [-100] * 33 + [263, 365, 13]
@@ -241,37 +241,37 @@ def test_caption_format_is_image_then_caption():
 @pytest.mark.parametrize("name", PROMPT_FORMATS)
 def test_only_answers_are_supervised(name):
     processor = golden.processor("v1")
-    talk = golden.talk("<Img><ImageHere></Img>" + ("" if name == "minigpt4-caption" else " what?"), "a man")
-    batch = processor([tiny.image(0)], [talk], format=name)
+    conversation = golden.messages("<Img><ImageHere></Img>" + ("" if name == "minigpt4-caption" else " what?"), "a man")
+    batch = processor([tiny.image(0)], [conversation], format=name)
     supervised = batch["labels"][0] != -100
     answer = processor.tokenizer("a man" + PROMPT_FORMATS[name].end, add_special_tokens=False).input_ids
     assert batch["input_ids"][0, supervised].tolist() == answer
     assert supervised[-len(answer) :].all()
 
 
-def test_a_templated_text_is_not_wrapped_again():
+def test_wrapped_text_is_not_wrapped_twice():
     processor = golden.processor("v1")
     bare, whole = "<Img><ImageHere></Img> a", "###Human: <Img><ImageHere></Img> a ###Assistant: "
     for more in ([], ["yes"]):
-        one, other = (processor(None, [golden.talk(text, *more)])["input_ids"] for text in (bare, whole))
+        one, other = (processor(None, [golden.messages(text, *more)])["input_ids"] for text in (bare, whole))
         assert torch.equal(one, other)
 
 
-def test_one_conversation_or_many_one_image_or_lists():
+def test_equivalent_call_forms():
     processor, image = golden.processor("v2"), tiny.image(0)
-    talk = golden.talk("<Img><ImageHere></Img> a", "b")
+    conversation = golden.messages("<Img><ImageHere></Img> a", "b")
     forms = [
-        processor(image, talk),
-        processor([image], [talk]),
-        processor([[image]], [talk]),
-        processor(images=[image], conversations=[talk]),
+        processor(image, conversation),
+        processor([image], [conversation]),
+        processor([[image]], [conversation]),
+        processor(images=[image], conversations=[conversation]),
     ]
     assert all(
         torch.equal(form["input_ids"], forms[0]["input_ids"])
         and torch.equal(form["pixel_values"], forms[0]["pixel_values"])
         for form in forms
     )
-    mixed = processor([None, [image]], [golden.talk("a", "b"), talk])
+    mixed = processor([None, [image]], [golden.messages("a", "b"), conversation])
     assert mixed["pixel_values"].shape[0] == 1
     parts = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},
@@ -282,8 +282,8 @@ def test_one_conversation_or_many_one_image_or_lists():
 
 def test_padding_sides():
     processor = golden.processor("v2")
-    training = processor(None, [golden.talk("a", "b"), golden.talk("a longer one", "b")])
-    prompts = processor(None, [golden.talk("a"), golden.talk("a longer one")])
+    training = processor(None, [golden.messages("a", "b"), golden.messages("a longer one", "b")])
+    prompts = processor(None, [golden.messages("a"), golden.messages("a longer one")])
     assert (training["attention_mask"][0, 0], training["attention_mask"][0, -1]) == (1, 0)
     assert (prompts["attention_mask"][0, 0], prompts["attention_mask"][0, -1]) == (0, 1)
     assert "labels" not in prompts
@@ -291,10 +291,10 @@ def test_padding_sides():
 
 
 def test_images_in_a_later_turn():
-    """The original reads `<ImageHere>` of later turns as text; here it is an image."""
+    """The original treats `<ImageHere>` in later turns as text; here it is an image."""
     processor = golden.processor("v2")
-    talk = golden.talk("<Img><ImageHere></Img> a", "b", "<Img><ImageHere></Img> and here?", "c")
-    ids = processor([tiny.image(0), tiny.image(1)], [talk])["input_ids"]
+    conversation = golden.messages("<Img><ImageHere></Img> a", "b", "<Img><ImageHere></Img> and here?", "c")
+    ids = processor([tiny.image(0), tiny.image(1)], [conversation])["input_ids"]
     assert (ids == processor.image_token_id).sum() == 32
 
 

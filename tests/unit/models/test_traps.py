@@ -1,6 +1,6 @@
-"""Each known trap of joining the original weights: stepping into it moves the numbers, and ours do not.
+"""Known mistakes in converting the original weights.
 
-Every test holds a right value (recorded from the original) against ours, and shows that the trap's variant misses it.
+Every test compares ours with a value recorded from the original, and shows that the mistaken variant differs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch.nn import functional
 from transformers import LlamaTokenizer
 
 from mgpt.conversion.key_mapping import tensors_of
-from mgpt.models import backbones as backbone_folders
+from mgpt.models import backbones as backbones_module
 from mgpt.models.image_processing_minigpt import MiniGPTImageProcessor
 from mgpt.models.tokenizer import build_tokenizer, save_tokenizer
 from mgpt.models.vision import merge_tokens, resize_position_embeddings
 from tests.fixtures import golden_cases as golden
 from tests.fixtures.tiny_models import image as random_image
 
-RIGHT = 1e-5
+TOLERANCE = 1e-5
 
 
 def features_error(model, version="v2", name="single_turn"):
@@ -56,26 +56,26 @@ def test_merge_is_a_strip_not_a_square():
     hidden = vision_hidden(model)
     strip = merge_tokens(hidden, 64, 4)
     square = hidden[:, 1:].reshape(4, 4, 2, 4, 2, 64).permute(0, 1, 3, 2, 4, 5).reshape(4, 16, 256)
-    assert projected_error(model, strip) < RIGHT
+    assert projected_error(model, strip) < TOLERANCE
     assert projected_error(model, square) > 1
 
 
 def test_cls_token_is_dropped():
     model = golden.model("v2")
     with_cls = vision_hidden(model)[:, :64].reshape(4, 16, 256)
-    assert features_error(model) < RIGHT
+    assert features_error(model) < TOLERANCE
     assert projected_error(model, with_cls) > 1
 
 
 def test_ln_vision_is_applied():
-    model = golden.fresh_model("v2")
-    assert features_error(model) < RIGHT
+    model = golden.new_model("v2")
+    assert features_error(model) < TOLERANCE
     model.vision_tower.post_layernorm = nn.Identity()
     assert features_error(model) > 1
 
 
 def test_blip2_norm_belongs_to_the_qformer_only():
-    model = golden.fresh_model("v2")
+    model = golden.new_model("v2")
     assert torch.equal(model.vision_tower.post_layernorm.weight, torch.ones(64))
     assert torch.equal(model.vision_tower.post_layernorm.bias, torch.zeros(64))
     blip2 = tensors_of(golden.FOLDER / "v1" / "blip2_qformer.pth")
@@ -86,29 +86,29 @@ def test_blip2_norm_belongs_to_the_qformer_only():
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_query_and_value_biases_are_in_their_places(version):
-    """Asserted on the weights too: a bias in the key's place cannot be seen in the output."""
+def test_query_and_value_biases(version):
+    """Checks the weights too: a key bias does not change the output."""
     eva = tensors_of(golden.FOLDER / version / "eva_vit.pth")
     for number, layer in enumerate(golden.model(version).vision_tower.encoder.layers):
         query, key, value = layer.self_attn.qkv.bias.chunk(3)
         assert torch.equal(query, eva[f"blocks.{number}.attn.q_bias"])
         assert torch.equal(value, eva[f"blocks.{number}.attn.v_bias"])
         assert not key.any()
-    model = golden.fresh_model("v2")
+    model = golden.new_model("v2")
     for layer in model.vision_tower.encoder.layers:
         query, key, value = layer.self_attn.qkv.bias.data.chunk(3)
         layer.self_attn.qkv.bias.data = torch.cat([query, value, key])
     assert features_error(model) > 1e-2
 
 
-def test_gelu_is_the_exact_one():
-    """The loss does not show it: the features do."""
-    model = golden.fresh_model("v2")
+def test_gelu_is_exact():
+    """The difference shows in the features, not in the loss."""
+    model = golden.new_model("v2")
     for layer in model.vision_tower.encoder.layers:
         layer.mlp.activation_fn = nn.GELU(approximate="tanh")
     assert features_error(model) > 1e-4
-    bridge = golden.fresh_model("v1")
-    assert features_error(bridge, "v1", "instruction") < RIGHT
+    bridge = golden.new_model("v1")
+    assert features_error(bridge, "v1", "instruction") < TOLERANCE
     for layer in bridge.qformer.encoder.layer:
         layer.intermediate_query.intermediate_act_fn = nn.GELU(approximate="tanh")
     assert features_error(bridge, "v1", "instruction") > 5e-5
@@ -116,7 +116,7 @@ def test_gelu_is_the_exact_one():
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_epsilons(version, tmp_path):
-    """Hardly visible in any output, so asserted: after a reload as well."""
+    """Hardly visible in any output, so checked directly, also after a reload."""
     model = golden.model(version)
     model.save_pretrained(tmp_path)
     for tower in (model.vision_tower, type(model).from_pretrained(tmp_path).vision_tower):
@@ -133,8 +133,8 @@ def test_epsilon_matters_for_flat_tokens():
 
 
 def test_qformer_stays_in_evaluation_mode():
-    model = golden.fresh_model("v1").train()
-    assert features_error(model, "v1", "instruction") < RIGHT
+    model = golden.new_model("v1").train()
+    assert features_error(model, "v1", "instruction") < TOLERANCE
     assert model.training
     assert model.language_model.training
     model.qformer.train()
@@ -142,8 +142,8 @@ def test_qformer_stays_in_evaluation_mode():
 
 
 def test_lora_is_scaled_by_alpha_over_r():
-    model = golden.fresh_model("v2")
-    assert logits_error(model) < RIGHT
+    model = golden.new_model("v2")
+    assert logits_error(model) < TOLERANCE
     for module in model.language_model.modules():
         if hasattr(module, "scaling") and hasattr(module, "lora_A"):
             assert module.scaling == {"default": 16 / 4}
@@ -152,7 +152,7 @@ def test_lora_is_scaled_by_alpha_over_r():
 
 
 def test_each_segment_gets_its_leading_space():
-    """`</Img> what` alone differs from the same text inside a longer string."""
+    """`</Img> what` on its own has other ids than within a longer string."""
     tokenizer = golden.processor("v2").tokenizer
     alone = tokenizer("</Img> what is in the image?", add_special_tokens=False).input_ids
     joined = tokenizer("<Img></Img> what is in the image?", add_special_tokens=False).input_ids
@@ -161,7 +161,7 @@ def test_each_segment_gets_its_leading_space():
 
 
 def test_transformers_own_llama_tokenizer_is_not_used(tmp_path):
-    """Its ids differ after a special token, which opens every later turn; ours survive saving and Auto loading."""
+    """Its ids differ after a special token, which starts every later turn; ours persist through saving and Auto loading."""
     folder = golden.FOLDER / "v2" / "llm"
     expected = [1, 303, 329, 486, 347, 458, 401, 329, 486]
     text = "<s>[INST] hi [/INST]"
@@ -174,14 +174,16 @@ def test_transformers_own_llama_tokenizer_is_not_used(tmp_path):
 
 
 def test_dollars_are_text_and_never_padding():
-    """The original pads with `$$` and then drops it from the loss or the attention mask; ours keeps it in both."""
+    """The original pads with `$$` and drops it from loss and attention mask; ours keeps it in both."""
     processor = golden.processor("v2")
-    batch = processor(None, [golden.talk("cost?", "a $$ b"), golden.talk("a longer question, for padding?", "yes")])
+    batch = processor(
+        None, [golden.messages("cost?", "a $$ b"), golden.messages("a longer question, for padding?", "yes")]
+    )
     pad = processor.tokenizer("x$$y", add_special_tokens=False).input_ids[1]
-    place = batch["input_ids"][0].tolist().index(328)  # "a $$ b" has the piece " $$"
+    position = batch["input_ids"][0].tolist().index(328)  # "a $$ b" has the piece " $$"
     assert pad == 305
-    assert batch["labels"][0, place] == 328
-    row = processor(None, [golden.talk("cost?", "x$$y")])
+    assert batch["labels"][0, position] == 328
+    row = processor(None, [golden.messages("cost?", "x$$y")])
     assert 305 in row["labels"][0].tolist()
     assert row["attention_mask"].all()
     tokenizer = build_tokenizer(golden.FOLDER / "v2" / "llm")
@@ -192,27 +194,27 @@ def test_dollars_are_text_and_never_padding():
 
 def test_bos_is_single_in_training_and_double_in_a_v2_prompt():
     processor = golden.processor("v2")
-    training = processor(None, [golden.talk("hi", "yes")])["input_ids"][0].tolist()
-    prompt = processor(None, [golden.talk("hi")])["input_ids"][0].tolist()
+    training = processor(None, [golden.messages("hi", "yes")])["input_ids"][0].tolist()
+    prompt = processor(None, [golden.messages("hi")])["input_ids"][0].tolist()
     assert training[:2] == [1, 303]
     assert prompt[:3] == [1, 1, 303]
-    assert golden.processor("v1")(None, [golden.talk("hi")])["input_ids"][0].tolist()[:2] == [1, 330]
+    assert golden.processor("v1")(None, [golden.messages("hi")])["input_ids"][0].tolist()[:2] == [1, 330]
 
 
-def test_training_question_ends_with_two_spaces_and_a_prompt_with_one():
+def test_question_ends_with_two_spaces_in_training_only():
     processor = golden.processor("v2")
     tokens = {
-        name: processor(None, [talk])["input_ids"][0].tolist()
-        for name, talk in (("training", golden.talk("a", "b")), ("prompt", golden.talk("a")))
+        name: processor(None, [conversation])["input_ids"][0].tolist()
+        for name, conversation in (("training", golden.messages("a", "b")), ("prompt", golden.messages("a")))
     }
     opened = [1, *processor.tokenizer("[INST] a  [/INST]", add_special_tokens=False).input_ids]
     assert tokens["training"][: len(opened)] == opened
     assert tokens["prompt"] == [1, *processor.tokenizer("<s>[INST] a [/INST]", add_special_tokens=False).input_ids]
-    assert processor(None, [golden.talk("a ", "b")])["input_ids"][0].tolist() == tokens["training"]
+    assert processor(None, [golden.messages("a ", "b")])["input_ids"][0].tolist() == tokens["training"]
 
 
 def test_generate_returns_new_tokens_only():
-    """transformers 4.30 put a BOS in front that the model never saw; here nothing is in front, with one new token asked for one comes."""
+    """transformers 4.30 prepended a BOS that the model never saw; here nothing is prepended."""
     texts, tensors = golden.case("v2", "generate")
     batch = golden.processor("v2")(tensors["input.images"], texts["input.texts"])
     assert (
@@ -220,12 +222,12 @@ def test_generate_returns_new_tokens_only():
     )
 
 
-def test_loss_is_the_mean_over_supervised_tokens_whatever_the_padding():
+def test_loss_is_the_mean_over_supervised_tokens():
     """The original's per-row loss divides by the padded length (modeling_llama.py:99)."""
     model, processor = golden.model("v2"), golden.processor("v2")
     short, long = (
-        golden.talk("where?", "here"),
-        golden.talk("describe this image in detail.", "two dogs are running near a lake."),
+        golden.messages("where?", "here"),
+        golden.messages("describe this image in detail.", "two dogs are running near a lake."),
     )
     with torch.no_grad():
         alone, _ = model.loss_sum(processor(None, [short]))
@@ -236,7 +238,7 @@ def test_loss_is_the_mean_over_supervised_tokens_whatever_the_padding():
     assert torch.isclose(both / count, mean, rtol=1e-6)
 
 
-def test_position_embedding_is_resized_as_the_original_does():
+def test_position_embedding_resize():
     stored = tensors_of(golden.FOLDER / "v2" / "eva_vit.pth")["pos_embed"]
     ours = resize_position_embeddings(stored, 64)
     assert torch.equal(ours, golden.model("v2").vision_tower.embeddings.position_embedding)
@@ -252,38 +254,38 @@ def test_position_embedding_is_resized_as_the_original_does():
     assert torch.equal(resize_position_embeddings(stored, 16), stored)
 
 
-def test_depth_drops_only_the_blocks_beyond_it():
-    """The file has one block more than the model; nothing else may be dropped silently."""
+def test_only_blocks_beyond_depth_are_dropped():
+    """The file has one more block than the model."""
     eva = tensors_of(golden.FOLDER / "v2" / "eva_vit.pth")
     assert "blocks.3.norm1.weight" in eva
     assert len(golden.model("v2").vision_tower.encoder.layers) == 3
 
 
-def test_end_symbol_survives_truncation():
+def test_truncation_keeps_end_symbol():
     """The original cuts the answer and its end symbol together (minigpt_base.py:252-261)."""
     processor = golden.processor("v1")
     answer = "two dogs are running near a lake, and the scene is bright and very quiet."
     processor = type(processor)(
         processor.image_processor, processor.tokenizer, processor.image_token_id, 32, "minigpt4", max_answer_tokens=6
     )
-    labels = processor(None, [golden.talk("what?", answer)])["labels"][0]
+    labels = processor(None, [golden.messages("what?", answer)])["labels"][0]
     supervised = labels[labels != -100].tolist()
     assert len(supervised) == 6
     assert supervised[-1] == 326
 
 
-def test_no_turn_is_lost():
-    """The original gives all turns one token budget and drops the tail; here the row is whole, or an error."""
+def test_no_turn_is_dropped():
+    """The original drops turns beyond a token budget; here the row is complete, or an error."""
     processor = golden.processor("v2")
     turns = ["where?", "here"] * 30
-    labels = processor(None, [golden.talk(*turns)])["labels"][0]
+    labels = processor(None, [golden.messages(*turns)])["labels"][0]
     assert (labels == 2).sum() == 30
     with pytest.raises(ValueError, match=r"conversations\[0\]: \d+ tokens, more than max_length 1024"):
-        processor(None, [golden.talk(*(turns * 10))])
+        processor(None, [golden.messages(*(turns * 10))])
 
 
 def test_resize_is_pillows():
-    """A tensor's antialiased bicubic resize differs by some hundredths."""
+    """An antialiased bicubic resize of tensors differs by a few hundredths."""
     image = random_image(3, 97, 61)
     ours = MiniGPTImageProcessor(56)(image).pixel_values[0]
     import numpy as np
@@ -296,8 +298,8 @@ def test_resize_is_pillows():
     assert 1e-3 < (ours - other).abs().max() < 0.2
 
 
-def test_a_language_model_with_a_missing_weight_is_refused(tmp_path, backbones):
-    """transformers only warns, and draws it at random."""
+def test_missing_language_model_weight_is_error(tmp_path, backbones):
+    """transformers only warns, and initialises it at random."""
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -307,4 +309,4 @@ def test_a_language_model_with_a_missing_weight_is_refused(tmp_path, backbones):
     del state["model.norm.weight"]
     save_file(state, tmp_path / "language" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing: model\.norm\.weight"):
-        backbone_folders.load_language(tmp_path / "language", torch.float32)
+        backbones_module.load_language(tmp_path / "language", torch.float32)

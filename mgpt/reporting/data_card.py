@@ -24,29 +24,29 @@ _FOUND_BY = {"file": "identical file", "name": "COCO or Visual Genome number", "
 _CHART_WIDTH, _CHART_HEIGHT = 264, 120
 
 
-def write_data_card(path: Path, report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], mark: Marker) -> None:
+def write_data_card(path: Path, report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], mark: Marker) -> None:
     """Writes the page to a file; arguments as of `card_html`."""
-    write_atomic(path, card_html(report, facts, pairs, mark).encode())
+    write_atomic(path, card_html(report, stats, pairs, mark).encode())
 
 
-def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], mark: Marker) -> str:
+def card_html(report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], mark: Marker) -> str:
     """Renders the page.
 
     Args:
         report: the curation's metrics.
-        facts: statistics and samples of the curated shards.
+        stats: statistics and samples of the curated shards.
         pairs: near-duplicates to show.
         mark: splits a rendered conversation into pieces of text, each with whether the loss covers it.
     """
     return render_page(
         "data_card.html.jinja",
-        shards_read=facts.looked_at,
-        shards=facts.shards,
+        shards_read=stats.looked_at,
+        shards=stats.shards,
         totals=[("records in", report["records"]), ("kept", report["kept"]), ("quarantined", report["quarantined"])],
         datasets=_dataset_rows(report),
         counts=[
-            ("By task", "Task", _most_common(facts.tasks)),
-            ("By licence", "Licence", _most_common(facts.licences)),
+            ("By task", "Task", _most_common(stats.tasks)),
+            ("By licence", "Licence", _most_common(stats.licences)),
             ("Reject reasons", "Reason", _most_common(report["reasons"])),
             ("Repaired", "Repair", _most_common(report["mended"])),
         ],
@@ -54,9 +54,9 @@ def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], ma
             (row["training"], row["evaluation"], _FOUND_BY[row["found_by"]], row["records"])
             for row in report["contamination"]
         ],
-        histograms=_histograms(facts),
+        histograms=_histograms(stats),
         pairs=[_pair_values(pair) for pair in pairs],
-        samples=[_sample_values(sample, mark) for sample in facts.samples],
+        samples=[_sample_values(sample, mark) for sample in stats.samples],
     )
 
 
@@ -78,12 +78,12 @@ def _most_common(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _histograms(facts: Facts) -> list[dict[str, Any]]:
+def _histograms(stats: Facts) -> list[dict[str, Any]]:
     return [
-        _histogram("Words in the answers", facts.lengths),
-        _histogram("Shorter side, pixels", facts.sides),
-        _histogram("Boxes per sample", facts.boxes_each),
-        _histogram("Share of the image that a box covers", facts.boxes, is_share=True),
+        _histogram("Words in the answers", stats.lengths),
+        _histogram("Shorter side, pixels", stats.sides),
+        _histogram("Boxes per sample", stats.boxes_each),
+        _histogram("Share of the image that a box covers", stats.boxes, is_share=True),
     ]
 
 

@@ -15,7 +15,10 @@ from tests.fixtures.worlds import encoded, own_source, run, write_own
 
 HOSTILE = 'a roof <script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
 TEXTS = "Array.from(document.querySelectorAll('figcaption .text')).map(one => one.textContent)"
-IMAGES = "Array.from(document.images).map(one => one.complete ? [one.naturalWidth, one.naturalHeight, one.alt.length > 0] : null)"
+IMAGES = (
+    "Array.from(document.images)"
+    ".map(one => one.complete ? [one.naturalWidth, one.naturalHeight, one.alt.length > 0] : null)"
+)
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 MARKED = "Array.from(document.querySelectorAll('mark')).slice(1).map(one => one.textContent.trim())"
 
@@ -54,7 +57,8 @@ def test_card_shows_images_and_texts_and_loads_nothing_else(
 
 
 def test_box_is_drawn_in_place(browser: Browser, card: str) -> None:
-    with_box = "Array.from(document.querySelectorAll('figure')).find(one => one.innerText.includes('refer')).querySelector('img')"
+    figures = "Array.from(document.querySelectorAll('figure'))"
+    with_box = f"{figures}.find(one => one.innerText.includes('refer')).querySelector('img')"
     page = browser.open(
         card, f"(({{x, y, width}}) => [x + scrollX, y + scrollY, width])({with_box}.getBoundingClientRect())"
     )

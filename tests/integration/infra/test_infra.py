@@ -1,4 +1,6 @@
-"""Checks of infra/ that need no Docker and no Kubernetes: schemas, versions, names, and a real run of MLflow's command."""
+"""Checks of infra/ that need no Docker and no Kubernetes: schemas, versions, names, and a real run of MLflow's
+command.
+"""
 
 from __future__ import annotations
 
@@ -162,9 +164,10 @@ def test_mlflow_server_starts_with_compose_command(s3_environment: dict[str, str
     port = free_port()
     changed = {"--host": "127.0.0.1", "--port": str(port), "--backend-store-uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     changed |= {"--artifacts-destination": bucket, "--allowed-hosts": f"127.0.0.1:{port}"}
-    command = [option.partition("=")[0] + "=" + changed[option.partition("=")[0]] if option.partition("=")[0] in changed else option
-               for option in service["command"]]  # fmt: skip
-    assert set(changed) <= {option.partition("=")[0] for option in service["command"]}
+    names = [option.partition("=")[0] for option in service["command"]]
+    assert set(changed) <= set(names)
+    options = zip(names, service["command"], strict=True)
+    command = [f"{name}={changed[name]}" if name in changed else option for name, option in options]
     environment = {**os.environ, **s3_environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     assert set(service["environment"]) <= set(environment)
     with open(tmp_path / "log.txt", "wb") as log:

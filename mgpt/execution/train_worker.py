@@ -19,6 +19,7 @@ from mgpt.execution.checkpoints import CheckpointStore, retry_upload
 from mgpt.execution.data_feed import DATASET, stream
 from mgpt.execution.preemption import exit_if_signalled, is_preempted
 from mgpt.execution.types import CURVE, FINISHED, SAMPLE_LOG, STARTED, WEIGHTS, WorkerArgs
+from mgpt.models.compat import attention_implementation
 from mgpt.models.fused_llama import fuse_llama_layers
 from mgpt.storage import Store, sha256_file
 from mgpt.storage.artifacts import ArtifactStore
@@ -106,7 +107,7 @@ def make_trainer(args: WorkerArgs, device: torch.device) -> Trainer:
         settings,
         device,
         _callbacks(args, model, parallel, device),
-        model.language_model.config._attn_implementation,
+        attention_implementation(model.language_model.config),
         is_preempted=is_preempted,
     )
     checkpoints = CheckpointStore(args.run_uri)

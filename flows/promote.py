@@ -16,8 +16,10 @@ def main(model_name: str | None, dry: bool = False) -> None:
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Registers, judges, decides."""
-    from mgpt.registry.promotion import Candidate, promote
+    """Registers the candidate, checks it against the promotion policy, and promotes or rejects it."""
+    from mgpt.registry.promotion import promote
+    from mgpt.registry.types import Candidate, ServingModel
+    from mgpt.serving.registration import PARAMETERS, PYFUNC_CODE, smoke_test
 
     assert context.model_name is not None
     evaluated = context.result("evaluate", context.model_name)
@@ -31,8 +33,9 @@ def body(context: StageContext) -> dict[str, object]:
         backbones=backbones(context, context.model_name),
         stages={name.partition("@")[0]: fingerprint for name, fingerprint in lineage.items()},
     )
+    serving = ServingModel(PYFUNC_CODE, PARAMETERS, smoke_test)
     with context.work("promote"):
-        decision = promote(candidate, context.section, context.store, context.tracker, context.project)
+        decision = promote(candidate, context.section, context.store, context.tracker, serving, context.project)
     write_atomic(
         context.out / "decision.json", (json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n").encode()
     )

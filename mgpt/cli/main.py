@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from mgpt.storage import Store
+    from mgpt.storage.types import WeightsReference
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Call: TypeAlias = Callable[[argparse.Namespace], object]
@@ -183,9 +184,9 @@ def _audit(asked: argparse.Namespace) -> int:
 
 
 def _trace(asked: argparse.Namespace) -> None:
-    from mgpt.registry.audit import trace
+    from mgpt.registry.audit import lineage
 
-    print(trace(_store(), _tracking(), asked.model))
+    print(lineage(_store(), _tracking(), asked.model))
 
 
 def _data(asked: argparse.Namespace) -> None:
@@ -220,7 +221,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _chat(asked: argparse.Namespace) -> None:
     from mgpt.serving.chat import chat
 
-    reply, image = chat(asked.image, asked.prompt, _tracking(), asked.model, asked.out)
+    reply, image = chat(asked.image, asked.prompt, _weights(asked.model), _store(), asked.out)
     print(reply.text)
     if image is not None:
         print(f"boxes drawn into {image}")
@@ -229,7 +230,15 @@ def _chat(asked: argparse.Namespace) -> None:
 def _predict(asked: argparse.Namespace) -> None:
     from mgpt.serving.chat import predict
 
-    print(f"{predict(asked.questions, asked.answers, _tracking(), asked.model)} answers in {asked.answers}")
+    count = predict(asked.questions, asked.answers, _weights(asked.model), _store())
+    print(f"{count} answers in {asked.answers}")
+
+
+def _weights(model: str) -> WeightsReference | Path:
+    """A registered model's weights by reference, or the folder that `model` names."""
+    from mgpt.registry.versions import PREFIX, find
+
+    return find(_tracking(), model).weights if model.startswith(PREFIX) else Path(model)
 
 
 def _tracking() -> str:

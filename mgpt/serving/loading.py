@@ -1,61 +1,52 @@
-"""From a folder of trained weights, or a name in the registry, to a model that answers. Every file is verified before it is used."""
+"""Loads trained weights, from a folder or by reference from a store, into a predictor. Every file is verified before it
+is used."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt.models.loading import local_folder
-from mgpt.storage import Store, is_remote
+from mgpt.storage import Store
+from mgpt.storage.types import WeightsReference
+from mgpt.storage.weights import open_weights, resolve_location
 
 if TYPE_CHECKING:
-    from mgpt.registry.versions import Recipe
     from mgpt.serving.predictor import Predictor
 
 SHIPPED = Path(__file__).parent.parent / "models" / "shapes"
-PREFIX = "models:/"
 
 
-def load(reference: str, tracking_uri: str) -> Predictor:
-    """A model by name (`models:/minigpt-v2@champion`, `models:/minigpt-v2/3`) or by the folder of its trained weights.
+def load(model: WeightsReference | Path, store: Store | None = None) -> Predictor:
+    """Loads a model by the reference to its weights, or from a folder of trained weights.
 
-    Raises:
-        ValueError: there is no such model or folder, or its files are gone or altered.
-    """
-    if not reference.startswith(PREFIX):
-        return load_weights(Path(reference))
-    from mgpt.registry.versions import find
-
-    return load_registered(find(tracking_uri, reference).recipe)
-
-
-def load_registered(recipe: Recipe) -> Predictor:
-    """Registered weights from where they are stored, compared with the digest that was registered.
+    Args:
+        store: holds referenced weights; default: the store they were registered in.
 
     Raises:
-        ValueError: a file is gone or differs, or a base does.
+        ValueError: weights or backbones are missing, or differ from what was registered or trained on.
     """
-    from mgpt.registry.versions import stored_manifest
-
-    stored_manifest(recipe)
-    if not is_remote(recipe.weights):
-        return load_weights(Path(recipe.weights), recipe.backbones)
-    with tempfile.TemporaryDirectory() as scratch:
-        Store(recipe.weights).fetch_folder(recipe.weights, scratch)
-        return load_weights(Path(scratch), recipe.backbones)
+    if isinstance(model, Path):
+        return load_weights(model)
+    store = store or Store(model.root)
+    backbones = {name: resolve_location(location, store) for name, location in model.backbones.items()}
+    with open_weights(model, store) as folder:
+        return load_weights(folder, backbones)
 
 
 def load_weights(folder: Path, backbones: Mapping[str, str] | None = None) -> Predictor:
-    """Trained weights as `save_trainable` wrote them, on their backbones, in evaluation mode; on the GPU where there is one.
+    """Trained weights as `save_trainable` wrote them, on their backbones, in evaluation mode; on the GPU where there is
+    one.
 
     Args:
-        backbones: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any more.
+        backbones: folder or URI of each base by name, where the one noted in the weights' config.json does not hold any
+            more.
 
     Raises:
-        ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one trained on.
+        ValueError: the folder is not such a folder, a base cannot be found, or a base's hash is another than the one
+            trained on.
     """
     path = folder / "config.json"
     if not path.is_file():

@@ -13,7 +13,6 @@ from mgpt.storage import Store
 from tests.fixtures.registry import MODEL, Registry, make_weights
 from tests.fixtures.training_data import make_backbones
 
-
 QUESTION = (sample_image(), "[refer] the red circle", 12)
 
 

@@ -44,7 +44,8 @@ def environment():
 
 @pytest.fixture(scope="module")
 def store_root():
-    """The function of the module that MLflow runs as code; importing it sets MLflow's current model, which no test here needs."""
+    """The function of the module that MLflow runs as code; importing it sets MLflow's current model, which no test here
+    needs."""
     from mgpt.serving.pyfunc_model import store_root
 
     return store_root

@@ -17,8 +17,10 @@ def main(model_name: str | None, dry: bool = False) -> None:
 
 
 def body(context: StageContext) -> dict[str, object]:
-    """Registers the weights of the last training stage, checks their scores, and decides."""
-    from mgpt.registry.promotion import Candidate, promote
+    """Registers the candidate, checks it against the promotion policy, and promotes or rejects it."""
+    from mgpt.registry.promotion import promote
+    from mgpt.registry.types import Candidate, ServingModel
+    from mgpt.serving.registration import PARAMETERS, PYFUNC_CODE, smoke_test
 
     evaluated = context.result("evaluate", context.model_name)
     record = json.loads((evaluated / RUN_FILE).read_text(encoding="utf-8"))
@@ -34,8 +36,9 @@ def body(context: StageContext) -> dict[str, object]:
         stages={name.partition("@")[0]: fingerprint for name, fingerprint in lineage.items()},
         checkpoint=stage,
     )
+    serving = ServingModel(PYFUNC_CODE, PARAMETERS, smoke_test)
     with context.work("promote"):
-        decision = promote(candidate, context.section, context.store, context.tracker, context.project)
+        decision = promote(candidate, context.section, context.store, context.tracker, serving, context.project)
     content = json.dumps(decision.as_dict(), indent=1, sort_keys=True) + "\n"
     write_atomic(context.out / "decision.json", content.encode())
     return {"decision": decision.text()}

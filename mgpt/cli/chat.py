@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mgpt.cli.console import progress, status
-from mgpt.cli.project import tracking_uri
+from mgpt.cli.project import project_store, tracking_errors, tracking_uri
+
+if TYPE_CHECKING:
+    from mgpt.storage import Store
+    from mgpt.storage.types import WeightsReference
 
 Model = Annotated[str, typer.Option(help="A registered model, or a folder of trained weights.")]
+PREFIX = "models:/"  # of the reference to a registered version
 DEFAULT_MODEL = "models:/minigpt-v2@champion"
 
 
@@ -26,7 +31,7 @@ def chat(
     from mgpt.serving.chat import chat as generate
 
     with status(f"loading {model}"):
-        reply, drawn = generate(image, prompt, _tracking_uri(model), model, out)
+        reply, drawn = generate(image, prompt, _weights(model), _store(model), out)
     print(reply.text)
     if drawn is not None:
         print(f"boxes drawn into {drawn}")
@@ -41,10 +46,19 @@ def predict(
     from mgpt.serving.chat import predict as generate
 
     with progress("predicting", "answers") as report:
-        count = generate(questions, answers, _tracking_uri(model), model, report=report)
+        count = generate(questions, answers, _weights(model), _store(model), report=report)
     print(f"{count} answers in {answers}")
 
 
-def _tracking_uri(model: str) -> str:
-    """Returns the registry's address; a folder of weights needs none, and no project."""
-    return tracking_uri() if model.startswith("models:/") else ""
+def _weights(model: str) -> WeightsReference | Path:
+    """Returns a registered model's weights by reference, or the folder that `model` names, which needs no project."""
+    if not model.startswith(PREFIX):
+        return Path(model)
+    from mgpt.registry.versions import find
+
+    with tracking_errors():
+        return find(tracking_uri(), model).weights
+
+
+def _store(model: str) -> Store | None:
+    return project_store() if model.startswith(PREFIX) else None

@@ -57,11 +57,11 @@ def lineage(
     model: Annotated[str, typer.Argument(help="A model's champion (minigpt-v2), or a version (models:/minigpt-v2/3).")],
 ) -> None:
     """Print what a version was made of, and every decision about it."""
-    from mgpt.registry.audit import trace
+    from mgpt.registry.audit import lineage as lineage_of
 
     reference = model if model.startswith("models:/") else f"models:/{model}@champion"
     with tracking_errors():
-        print(trace(project_store(), tracking_uri(), reference))
+        print(lineage_of(project_store(), tracking_uri(), reference))
 
 
 def _time(milliseconds: int) -> str:

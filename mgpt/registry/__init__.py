@@ -1,1 +1,1 @@
-"""MLflow runs, model versions, gates, promotion, rollback, audit and trace."""
+"""Model versions, promotion and rollback of the champion, the log of decisions, and its audit."""

@@ -1,8 +1,9 @@
-"""The record of every decision about a model's champion: append-only, in the store, each chained to the one before by its hash.
+"""The append-only log of every decision about a model's champion, kept in the store, each entry chained to the one
+before by its hash.
 
-MLflow's alias table holds a name and a version, no time and no author, and an alias is set without looking at its old value. So the
-decisions stand here, one numbered object each, because an S3 server cannot append to a file. Writing number n succeeds for one writer only,
-so two promotions at once are put in order.
+MLflow's alias table holds a name and a version but no time or author, and sets an alias without looking at its old
+value. Decisions are therefore kept here, as one numbered object each because S3 cannot append to a file. Only one
+writer can create number n, which puts simultaneous promotions in order.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import getpass
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
 
+from mgpt.registry.types import Action
 from mgpt.storage import Store, sha256_bytes
 
-Action = Literal["promoted", "held back", "rolled back"]
-NOTHING_BEFORE = "0" * 64
+NO_PREVIOUS = "0" * 64
 
 
 @dataclass(frozen=True)
-class Record:
-    """One decision. `champion` is the version that carries the alias after it, `before` until then (None: none). `run`: the MLflow run."""
+class DecisionRecord:
+    """One logged decision about `version`. `before` and `champion` are the champion before and after it (None: none);
+    `run` is the id of the MLflow run."""
 
     number: int
     action: Action
@@ -32,17 +33,17 @@ class Record:
     author: str
     run: str = ""
     reasons: list[str] = field(default_factory=list)
-    previous_sha256: str = NOTHING_BEFORE
+    previous_sha256: str = NO_PREVIOUS
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole record, the previous record's hash included."""
+        """Hash of the whole record, including the hash of the previous one."""
         return sha256_bytes(json.dumps(asdict(self), sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
-class Journal:
-    """The decisions of one registered model."""
+class AuditLog:
+    """The decisions about one registered model: `registry/<model>/<number>.json` in the store."""
 
     store: Store
     model: str
@@ -51,17 +52,15 @@ class Journal:
     def _folder(self) -> str:
         return self.store.uri("registry", self.model)
 
-    def records(self) -> list[Record]:
-        """Every decision, oldest first. Raises ValueError for a record that cannot be read."""
+    def records(self) -> list[DecisionRecord]:
+        """Returns every decision, oldest first. Raises ValueError for a record that cannot be read."""
         return [self._read(uri) for uri in self.store.list(self._folder) if uri.endswith(".json")]
 
-    def _read(self, uri: str) -> Record:
+    def _read(self, uri: str) -> DecisionRecord:
         try:
-            return Record(**json.loads(self.store.read(uri)))
+            return DecisionRecord(**json.loads(self.store.read(uri)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(
-                f"{uri} is no decision record ({error}): it was changed by hand; restore it from a backup"
-            ) from error
+            raise ValueError(f"{uri} is not a decision record ({error}); restore it from a backup") from error
 
     def append(
         self,
@@ -72,26 +71,30 @@ class Journal:
         champion: int | None,
         reasons: list[str],
         run: str = "",
-    ) -> Record:
-        """Adds a decision and returns it.
+    ) -> DecisionRecord:
+        """Appends a decision and returns it.
 
         Raises:
-            ValueError: another process decided at the same moment; what it decided must be seen first.
+            ValueError: another process appended a decision at the same moment, which the caller has to see first.
         """
         past = self.records()
-        previous = past[-1].sha256 if past else NOTHING_BEFORE
+        previous = past[-1].sha256 if past else NO_PREVIOUS
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = Record(len(past) + 1, action, version, before, champion, now, _author(), run, reasons, previous)
+        record = DecisionRecord(
+            len(past) + 1, action, version, before, champion, now, _author(), run, reasons, previous
+        )
         content = json.dumps(asdict(record), indent=1, sort_keys=True).encode() + b"\n"
         if not self.store.put_if_absent(f"{self._folder}/{record.number:06d}.json", content):
             raise ValueError(
-                f"{self.model}: another process decided on its champion just now; look at `mgpt models`, then run this again"
+                f"{self.model}: another process changed the champion at the same time; check `mgpt models` and run "
+                "again"
             )
         return record
 
     def broken_links(self) -> list[str]:
-        """What was removed or changed after it was written: one sentence each; empty when the chain is whole."""
-        found, previous = [], NOTHING_BEFORE
+        """Returns one sentence for each decision that was removed or changed after it was written; empty when the chain
+        is intact."""
+        found, previous = [], NO_PREVIOUS
         for position, record in enumerate(self.records(), start=1):
             if record.number != position:
                 found.append(f"decision {position} of {self.model} is missing")
@@ -100,9 +103,10 @@ class Journal:
             previous = record.sha256
         return found
 
-    def promotions(self) -> list[Record]:
-        """Promotions that were not rolled back, oldest first: the last made the champion, and its `before` is where a rollback goes."""
-        stack: list[Record] = []
+    def promotions(self) -> list[DecisionRecord]:
+        """Returns promotions that were not rolled back, oldest first. A rollback restores the `before` of the last
+        one."""
+        stack: list[DecisionRecord] = []
         for record in self.records():
             if record.action == "promoted":
                 stack.append(record)
@@ -111,7 +115,7 @@ class Journal:
         return stack
 
     def rolled_back(self) -> set[int]:
-        """Versions whose last decision was a rollback."""
+        """Returns the versions whose last decision was a rollback."""
         last = {record.version: record.action for record in self.records()}
         return {version for version, action in last.items() if action == "rolled back"}
 

@@ -1,4 +1,4 @@
-"""`mgpt chat` and `mgpt predict`: one question about one image, or a file of them."""
+"""`mgpt chat` and `mgpt predict`: one question about one image, or a file of questions."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from pathlib import Path
 
 from mgpt.serving.images import draw_boxes, read_image
 from mgpt.serving.loading import load
-from mgpt.serving.predictor import BATCH_SIZE, MOST_NEW_TOKENS, Reply
-from mgpt.storage import write_atomic
-
-DEFAULT_MODEL = "models:/minigpt-v2@champion"
+from mgpt.serving.predictor import BATCH_SIZE, MAX_NEW_TOKENS
+from mgpt.serving.types import Reply
+from mgpt.storage import Store, write_atomic
+from mgpt.storage.types import WeightsReference
 
 
 def chat(
-    image: Path, prompt: str, tracking_uri: str, model: str = DEFAULT_MODEL, output: Path | None = None
+    image: Path, prompt: str, model: WeightsReference | Path, store: Store | None = None, output: Path | None = None
 ) -> tuple[Reply, Path | None]:
-    """Answers a prompt about an image, and writes the image with the answer's boxes.
+    """Answers a prompt about an image, and writes the image with the boxes of the answer.
 
     Args:
-        model: a registered model (`models:/NAME@ALIAS`) or a folder of trained weights.
-        output: where the image goes; by default beside the image as `<name>-answer.png`, and only where the answer has boxes.
+        model: weights of a registered model, or a folder of trained weights.
+        store: holds registered weights; default: the store they were registered in.
+        output: the file to write; default: `<image>-answer.png` next to the image, and only if the answer has boxes.
 
-    Returns the reply, and the written file (None: the answer has no box and no output was asked for).
+    Returns:
+        The reply, and the written file (None if the answer has no box and no output was given).
 
     Raises:
         ValueError: the image or the model cannot be used, or the output cannot be written as an image.
     """
     decoded = read_image(image)
-    reply = load(model, tracking_uri).answer(decoded, prompt)
+    reply = load(model, store).answer(decoded, prompt)
     if output is None and not reply.boxes:
         return reply, None
     target = output or image.with_name(f"{image.stem}-answer.png")
@@ -46,25 +48,28 @@ def chat(
 def predict(
     questions: Path,
     answers: Path,
-    tracking_uri: str,
-    model: str = DEFAULT_MODEL,
-    max_new_tokens: int = MOST_NEW_TOKENS,
+    model: WeightsReference | Path,
+    store: Store | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Answers every line of a JSONL file, `{"image": PATH, "prompt": TEXT}`, into a JSONL file; returns how many there are.
+    """Answers every line of a JSONL file, `{"image": PATH, "prompt": TEXT}`, into a JSONL file; returns the number of
+    answers.
 
-    A line's fields are kept; `text`, `plain`, `boxes` and `finished` are added. A relative image path is relative to the questions' folder.
-    The answers appear whole or not at all.
+    A line's fields are kept; `text`, `plain`, `boxes` and `finished` are added. A relative image path is relative to
+    the questions' folder. The file of answers is written whole or not at all. `model` and `store` are as in `chat`; `report(done, all)` is called after
+    each batch.
 
     Raises:
-        ValueError: a line is not such an object, or an image or the model cannot be used; the line's number is named.
+        ValueError: a line has another form, or an image or the model cannot be used; the message gives the line's
+            number.
     """
     rows = _read_questions(questions)
-    asked = [(questions.parent / row["image"], row["prompt"]) for row in rows]
-    predictor, replies = load(model, tracking_uri), []
-    for first in range(0, len(asked), BATCH_SIZE):
-        replies += predictor.answer_all(asked[first : first + BATCH_SIZE], max_new_tokens, first=first)
-        report(len(replies), len(asked))
+    pairs = [(questions.parent / row["image"], row["prompt"]) for row in rows]
+    predictor, replies = load(model, store), []
+    for first in range(0, len(pairs), BATCH_SIZE):
+        replies += predictor.answer_all(pairs[first : first + BATCH_SIZE], max_new_tokens, first=first)
+        report(len(replies), len(pairs))
     lines = [
         json.dumps({**row, **reply.as_dict()}, ensure_ascii=False) for row, reply in zip(rows, replies, strict=True)
     ]
@@ -82,12 +87,12 @@ def _read_questions(path: Path) -> list[dict[str, str]]:
         try:
             row = json.loads(line)
             if not (isinstance(row["image"], str) and isinstance(row["prompt"], str)):
-                raise TypeError("image and prompt must be texts")
+                raise TypeError("image and prompt must be strings")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f'{path}:{number}: not a question ({error!r}); write {{"image": "PATH", "prompt": "TEXT"}}'
             ) from error
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: no question in it")
+        raise ValueError(f"{path}: the file has no questions")
     return rows

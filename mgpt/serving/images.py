@@ -1,4 +1,4 @@
-"""Images in and out: reading whatever a caller gives, and drawing boxes with their labels."""
+"""Image input and output: reads every form a caller may give, and draws labelled boxes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import binascii
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-if TYPE_CHECKING:
-    from mgpt.serving.predictor import LabelledBox
+from mgpt.serving.types import LabelledBox
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish too.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-LEAST_SIDE = 512  # a smaller image is enlarged, so that a label can be read
-MOST_PIXELS = 100_000_000
-LONGEST_PATH = 4096
+MIN_DRAWN_SIDE = 512  # a smaller image is enlarged, so that labels are legible
+MAX_PIXELS = 100_000_000
+MAX_PATH_LENGTH = 4096
 
 
 def read_image(value: Any) -> Image.Image:
-    """An upright RGB image from a Pillow image, encoded bytes, base64 text (a data URL too), or a path.
+    """Returns an upright RGB image from a Pillow image, encoded bytes, base64 text (or a data URL), or a path.
 
     Raises:
-        ValueError: it is none of these, cannot be decoded, or has more than 100 million pixels.
+        ValueError: the value is none of these, cannot be decoded, or has more than 100 million pixels.
     """
     if isinstance(value, Image.Image):
         return value.convert("RGB")
@@ -35,18 +34,19 @@ def read_image(value: Any) -> Image.Image:
         return _read_file(value)
     if isinstance(value, str):
         return _read_text(value)
-    raise ValueError(f"image: {type(value).__name__} is no image; give encoded bytes, base64 text, or a path")
+    raise ValueError(f"image: {type(value).__name__} is not an image; give encoded bytes, base64 text, or a path")
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """An upright RGB image from an encoded file's bytes; ValueError names `name` where they are none."""
+    """Decodes an encoded image file into an upright RGB image. Raises ValueError, with `name`, for anything else."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
+            if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{name}: {opened.width}x{opened.height} pixels are more than {MOST_PIXELS}; make the image smaller"
+                    f"{name}: {opened.width}x{opened.height} pixels exceed the limit of {MAX_PIXELS}; make the image "
+                    "smaller"
                 )
-            # Cameras store the turned sensor image and a note; without following it every box would be turned too.
+            # Cameras store the rotated sensor image with an EXIF orientation; ignoring it would rotate every box.
             return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a readable image ({error}); give a PNG, JPEG or WebP") from error
@@ -61,7 +61,7 @@ def _read_file(path: Path) -> Image.Image:
 def _read_text(value: str) -> Image.Image:
     if value.startswith("data:"):
         return decode(_from_base64(value.partition(",")[2]), "image (data URL)")
-    if len(value) < LONGEST_PATH and Path(value).is_file():
+    if len(value) < MAX_PATH_LENGTH and Path(value).is_file():
         return _read_file(Path(value))
     return decode(_from_base64(value), "image (base64)")
 
@@ -74,8 +74,9 @@ def _from_base64(text: str) -> bytes:
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox]) -> Image.Image:
-    """A copy of the image with each box outlined and its label above it, or inside where there is no room; enlarged when small."""
-    factor = max(1, -(-LEAST_SIDE // max(1, min(image.size))))
+    """Returns a copy of the image with each box outlined, its label above it or, without room, inside; small images are
+    enlarged."""
+    factor = max(1, -(-MIN_DRAWN_SIDE // max(1, min(image.size))))
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     line = max(2, min(canvas.size) // 200)
@@ -109,7 +110,8 @@ def _label(
 
 
 def sample_image() -> Image.Image:
-    """An image that any model should have an answer to: a red circle and a blue square on light grey, 224 pixels wide."""
+    """Returns an image any model should be able to describe: a red circle and a blue square on light grey, 224 x 224
+    pixels."""
     image = Image.new("RGB", (224, 224), "#e6e6e6")
     pen = ImageDraw.Draw(image)
     pen.ellipse([30, 40, 100, 110], fill="#d62728")

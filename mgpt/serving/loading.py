@@ -1,52 +1,37 @@
-"""Loads a model to serve: from a folder of trained weights, or by its name in the registry."""
+"""Loads trained weights, from a folder or by reference from a store, into a predictor. Every file is verified before it
+is used.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt.models.loading import ModelSpec, default_device
-from mgpt.storage import Store, is_remote
+from mgpt.storage import Store
+from mgpt.storage.types import WeightsReference
+from mgpt.storage.weights import open_weights, resolve_location
 
 if TYPE_CHECKING:
-    from mgpt.registry.versions import Recipe
     from mgpt.serving.predictor import Predictor
 
-PREFIX = "models:/"
 
-
-def load(reference: str, tracking_uri: str, precision: str = "fp32") -> Predictor:
-    """Loads a model by name (`models:/minigpt-v2@champion`, `models:/minigpt-v2/3`) or by the folder of its trained weights.
+def load(model: WeightsReference | Path, store: Store | None = None, precision: str = "fp32") -> Predictor:
+    """Loads a model by the reference to its weights, or from a folder of trained weights.
 
     Args:
+        store: holds referenced weights; default: the store they were registered in.
         precision: of the frozen backbones, a key of `mgpt.models.backbones.PRECISIONS`.
 
     Raises:
-        ValueError: there is no such model or folder, or its files are missing or altered.
+        ValueError: weights or backbones are missing, or differ from what was registered or trained on.
     """
-    if not reference.startswith(PREFIX):
-        return load_weights(Path(reference), precision=precision)
-    from mgpt.registry.versions import find
-
-    return load_registered(find(tracking_uri, reference).recipe, precision)
-
-
-def load_registered(recipe: Recipe, precision: str = "fp32") -> Predictor:
-    """Loads registered weights from the store, verified against the digest that was registered.
-
-    Raises:
-        ValueError: a file is missing or differs, or a backbone does.
-    """
-    from mgpt.registry.versions import stored_manifest
-
-    stored_manifest(recipe)
-    if not is_remote(recipe.weights):
-        return load_weights(Path(recipe.weights), recipe.backbones, precision)
-    with tempfile.TemporaryDirectory() as scratch:
-        Store(recipe.weights).fetch_folder(recipe.weights, scratch)
-        return load_weights(Path(scratch), recipe.backbones, precision)
+    if isinstance(model, Path):
+        return load_weights(model, precision=precision)
+    store = store or Store(model.root)
+    backbones = {name: resolve_location(location, store) for name, location in model.backbones.items()}
+    return load_weights(open_weights(model, store), backbones, precision)
 
 
 def load_weights(folder: Path, backbones: Mapping[str, str] | None = None, precision: str = "fp32") -> Predictor:
@@ -62,6 +47,6 @@ def load_weights(folder: Path, backbones: Mapping[str, str] | None = None, preci
         raise ValueError(f"{folder}: no config.json; give a folder of trained weights, or models:/NAME@champion")
     from mgpt.serving.predictor import Predictor
 
-    spec = ModelSpec(backbones or {}, str(folder), loading={"precision": precision})
+    spec = ModelSpec(dict(backbones or {}), str(folder), loading={"precision": precision})
     model = spec.load_model(default_device())
     return Predictor(model, spec.load_processor(), model.config.prompt_format)

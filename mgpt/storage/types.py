@@ -20,3 +20,20 @@ class Entry:
     sha256: str
     version_id: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightsReference:
+    """Trained weights by content: a registered version holds this in place of a copy of the files.
+
+    `weights` (`content/<digest>`) and the locations of `backbones`, by name, are relative to the root of the store, so
+    they stay valid when the store moves. A backbone outside the store is an absolute path or a URI
+    (`package://mgpt/...` for those that ship with the package). `root` is the store's root at registration, for readers
+    that know no other.
+    """
+
+    model_name: str
+    digest: str
+    weights: str
+    backbones: dict[str, str]
+    root: str = ""

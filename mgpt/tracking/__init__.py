@@ -1,1 +1,1 @@
-"""MLflow runs: metrics, parameters, tags and lineage."""
+"""MLflow tracking: one run per stage and fingerprint, logged in the background, with tags of code, data and backbones."""

@@ -1,7 +1,10 @@
-"""Ships one run's metrics, parameters, tags and files to MLflow from a background thread, in order.
+"""Sends one run's metrics, parameters, tags and files to MLflow from a background thread, in order.
 
-Training must not wait for a tracking server, nor stop because of one: what cannot be sent stays in the buffer and is tried again.
+Training must neither wait for a tracking server nor fail because of one: what cannot be sent stays in the buffer and is
+retried.
 """
+
+from __future__ import annotations
 
 import atexit
 import logging
@@ -10,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from mgpt.tracking.client import connect
 
@@ -19,13 +22,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # MLflow's limit for metrics in one call
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries while a server is down
-WORTH_A_RETRY = (408, 429)
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts while a server is down
+RETRIABLE_STATUS = (408, 429)  # client errors that pass
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one curve. The time is kept, so that a batch sent twice is stored once (MLflow collapses exact duplicates)."""
+    """One value of a metric. The time is part of it, so that a batch sent twice is stored once (MLflow collapses exact
+    duplicates)."""
 
     key: str
     value: float
@@ -33,19 +37,19 @@ class Point:
     step: int
 
 
-Call = Callable[["MlflowClient"], None]
+Call: TypeAlias = "Callable[[MlflowClient], None]"
 
 
-class Sender:
+class AsyncLogger:
     """The buffer of one run, and the thread that empties it.
 
-    Curves stay free of repeats: a point is dropped when its step is not beyond the last one stored for its key, so a run that goes
-    back to a checkpoint and repeats steps adds nothing twice.
+    Curves have no repeats: a point whose step is not beyond the last one stored for its key is dropped, so a run that
+    returns to a checkpoint and repeats steps adds nothing twice.
     """
 
     def __init__(self, tracking_uri: str, run_id: str, patience_seconds: float) -> None:
         self.tracking_uri, self.run_id, self.patience_seconds = tracking_uri, run_id, patience_seconds
-        self._waiting: deque[Point | Call] = deque()
+        self._queue: deque[Point | Call] = deque()
         self._changed = threading.Condition()
         self._busy = False
         self._thread: threading.Thread | None = None
@@ -55,7 +59,7 @@ class Sender:
     def put(self, *items: Point | Call) -> None:
         """Queues points or calls; returns at once."""
         with self._changed:
-            self._waiting.extend(items)
+            self._queue.extend(items)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"mlflow-{self.run_id[:8]}", daemon=True)
                 self._thread.start()
@@ -63,15 +67,16 @@ class Sender:
             self._changed.notify_all()
 
     def drain(self, seconds: float | None = None) -> bool:
-        """Waits until everything is sent, at most `seconds` (the run's patience by default). True when nothing is left."""
+        """Waits until everything is sent, at most `seconds` (default: the run's patience). Returns whether nothing is
+        left."""
         until = time.monotonic() + (self.patience_seconds if seconds is None else seconds)
         with self._changed:
-            while self._waiting or self._busy:
+            while self._queue or self._busy:
                 left = until - time.monotonic()
                 if left <= 0:
-                    count = len(self._waiting) + self._busy
+                    count = len(self._queue) + self._busy
                     log.warning(
-                        "MLflow at %s: %d entries of run %s are not sent yet", self.tracking_uri, count, self.run_id
+                        "MLflow at %s: %d entries of run %s not sent yet", self.tracking_uri, count, self.run_id
                     )
                     return False
                 self._changed.wait(left)
@@ -80,53 +85,42 @@ class Sender:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
+                while not self._queue:
                     self._changed.wait()
-                batch = self._take()
+                batch = self._next_batch()
                 self._busy = True
-            self._deliver(batch)
+            self._send_until_stored(batch)
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _take(self) -> list[Point] | Call:
-        """The next call, or all points that stand together at the head of the queue (at most one batch)."""
-        head = self._waiting.popleft()
+    def _next_batch(self) -> list[Point] | Call:
+        """Takes the next call, or all consecutive points at the head of the queue (at most one batch)."""
+        head = self._queue.popleft()
         if not isinstance(head, Point):
             return head
         points = [head]
-        while self._waiting and len(points) < BATCH and isinstance(self._waiting[0], Point):
-            points.append(self._waiting.popleft())  # type: ignore[arg-type]
+        while self._queue and len(points) < BATCH and isinstance(self._queue[0], Point):
+            points.append(self._queue.popleft())  # type: ignore[arg-type]
         return points
 
-    def _deliver(self, batch: list[Point] | Call) -> None:
-        """Sends until it is stored, or until MLflow says that it never will be."""
+    def _send_until_stored(self, batch: list[Point] | Call) -> None:
+        """Retries until the batch is stored, or until MLflow refuses it for good."""
         pause = FIRST_PAUSE
         while True:
             try:
                 self._send(batch)
-            except Exception as error:  # the network, the store and the server all raise their own kinds
+            except Exception as error:  # the network, the store and the server each raise their own types
                 if is_final(error):
-                    log.error(
-                        "MLflow at %s refused an entry of run %s, it is left out: %s",
-                        self.tracking_uri,
-                        self.run_id,
-                        error,
-                    )
+                    log.error("MLflow at %s refused an entry of run %s: %s", self.tracking_uri, self.run_id, error)
                     return
                 if pause == FIRST_PAUSE:
-                    log.warning(
-                        "MLflow at %s does not answer; work goes on, entries are sent later: %s",
-                        self.tracking_uri,
-                        error,
-                    )
+                    log.warning("MLflow at %s does not respond, entries are kept: %s", self.tracking_uri, error)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 if pause > FIRST_PAUSE:
-                    log.warning(
-                        "MLflow at %s answers again; the entries kept meanwhile are being sent", self.tracking_uri
-                    )
+                    log.warning("MLflow at %s responds again, sending the entries kept meanwhile", self.tracking_uri)
                 return
 
     def _send(self, batch: list[Point] | Call) -> None:
@@ -137,29 +131,28 @@ class Sender:
         else:
             self._send_points(self._client, batch)
 
-    def _send_points(self, client: "MlflowClient", points: list[Point]) -> None:
+    def _send_points(self, client: MlflowClient, points: list[Point]) -> None:
         from mlflow.entities import Metric
 
         last = dict(self._last_steps)
-        fresh = []
+        new = []
         for point in points:
             if point.key not in last:
-                last[point.key] = max(
-                    (stored.step for stored in client.get_metric_history(self.run_id, point.key)), default=-1
-                )
+                history = client.get_metric_history(self.run_id, point.key)
+                last[point.key] = max((stored.step for stored in history), default=-1)
             if point.step > last[point.key]:
                 last[point.key] = point.step
-                fresh.append(Metric(point.key, point.value, point.milliseconds, point.step))
-        if fresh:
-            client.log_batch(self.run_id, metrics=fresh)
+                new.append(Metric(point.key, point.value, point.milliseconds, point.step))
+        if new:
+            client.log_batch(self.run_id, metrics=new)
         self._last_steps = last
 
 
 def is_final(error: Exception) -> bool:
-    """True when trying again cannot help: MLflow understood the request and refused it."""
+    """Returns whether retrying is useless: MLflow understood the request and refused it."""
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException):
         return isinstance(error, (TypeError, ValueError, AttributeError, FileNotFoundError))
     status = int(error.get_http_status_code())
-    return 400 <= status < 500 and status not in WORTH_A_RETRY
+    return 400 <= status < 500 and status not in RETRIABLE_STATUS

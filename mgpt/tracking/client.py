@@ -1,7 +1,9 @@
-"""The one way to an MLflow store: absolute addresses, short retries, the experiment made on first use.
+"""Connects to an MLflow store: absolute addresses, short retries, experiments created on first use.
 
-`mlflow` takes 1.4 s to import, so nothing here or in `runs` imports it before it is needed.
+Importing `mlflow` takes 1.4 s, so nothing here or in `runs` imports it before it is needed.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -14,27 +16,29 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-# With MLflow's own defaults a call to a server that is down blocks for more than 100 s. Retrying is the sender's task here.
+# With MLflow's own defaults a call to a server that is down blocks for more than 100 s. Here AsyncLogger does the
+# retries.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-NOISY = ("mlflow.store.db.utils", "alembic")  # tell every migration of a new database
+NOISY = ("mlflow.store.db.utils", "alembic")  # log every migration of a new database
 
 
 def absolute_uri(uri: str, project: Path) -> str:
-    """The store's address with a relative SQLite path made absolute.
+    """Returns the store's address with a relative SQLite path made absolute.
 
-    Ray workers and jobs run in folders of their own: a relative path would silently open a second, empty store there.
+    Ray workers and jobs run in other folders, where a relative path would silently open a second, empty store.
     """
     if not uri.startswith(SQLITE) or uri.startswith(SQLITE + "/"):
         return uri
     return f"{SQLITE}{(project / uri.removeprefix(SQLITE)).resolve()}"
 
 
-def connect(tracking_uri: str) -> "MlflowClient":
-    """A client of the store that gives up on an unreachable server within seconds (the environment's own MLFLOW_* values win)."""
+def connect(tracking_uri: str) -> MlflowClient:
+    """Returns a client that gives up on an unreachable server within seconds, unless the environment's MLFLOW_* values
+    differ."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -44,11 +48,11 @@ def connect(tracking_uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
-def experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifacts: str | None) -> str:
-    """The experiment's id; it is made if missing.
+def experiment_id(client: MlflowClient, tracking_uri: str, name: str, artifacts: str | None) -> str:
+    """Returns the id of an experiment, which is created if missing.
 
     Args:
-        artifacts: folder or `s3://` prefix for artifacts. A server keeps its artifacts itself, so there it is not used.
+        artifacts: folder or `s3://` prefix for artifacts; ignored with a server, which stores its artifacts itself.
     """
     from mlflow.exceptions import MlflowException
 
@@ -59,7 +63,7 @@ def experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifact
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException:
-        # Another process may have made it between the two calls.
+        # Another process may have created it between the two calls.
         found = client.get_experiment_by_name(name)
         if found is None:
             raise

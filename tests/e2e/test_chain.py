@@ -134,7 +134,7 @@ def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chai
     assert tags["params.sha256"] == sha256_file(chain.folder / "params.yaml")
     assert tags["mgpt.data"] == Manifest.load(chain.folder / "results/curate/manifest.json").digest
     backbones = json.loads((chain.folder / "results/instruct/minigpt-v2/weights/config.json").read_text())["backbones"]
-    assert {name: tags[f"mgpt.base.{name}.sha256"] for name in backbones} == {
+    assert {name: tags[f"mgpt.backbone.{name}.sha256"] for name in backbones} == {
         name: base["sha256"] for name, base in backbones.items()
     }
     assert client.get_run(tags["mgpt.instruct.run"]).data.tags["mgpt.fingerprint"] == fingerprint(

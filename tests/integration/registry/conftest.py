@@ -1,3 +1,3 @@
-"""Fixtures of this folder."""
+"""Fixtures of this folder's tests."""
 
 from tests.fixtures.registry_store import *  # noqa: F403

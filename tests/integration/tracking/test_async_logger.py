@@ -1,4 +1,4 @@
-"""A server that is down for a while."""
+"""Logging while the MLflow server is down, and entries that it refuses."""
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -9,7 +9,7 @@ from mgpt.tracking.client import connect
 from mgpt.tracking.runs import Tracker
 
 
-def test_training_goes_on_while_the_server_is_down_and_nothing_is_lost(server, tmp_path, caplog):
+def test_outage_blocks_nothing_and_loses_nothing(server, tmp_path, caplog):
     settings = TrackingSettings(uri=server.uri, patience_seconds=0.5)
     tracker = Tracker.open(settings, stage="pretrain", fingerprint=tmp_path.name, project=tmp_path)
     (tmp_path / "notes.txt").write_text("kept")
@@ -22,8 +22,8 @@ def test_training_goes_on_while_the_server_is_down_and_nothing_is_lost(server, t
         tracker.set_tags({"note": "while down"})
         tracker.log_artifact(tmp_path / "notes.txt")
         assert not tracker.finish()
-        assert "work goes on" in caplog.text
-        assert "are not sent yet" in caplog.text
+        assert "does not respond" in caplog.text
+        assert "not sent yet" in caplog.text
     finally:
         server.start()
     assert tracker.flush(120)
@@ -32,10 +32,10 @@ def test_training_goes_on_while_the_server_is_down_and_nothing_is_lost(server, t
     run = client.get_run(tracker.run_id)
     assert (run.data.tags["note"], run.info.status) == ("while down", "FINISHED")
     assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["notes.txt"]
-    assert "answers again" in caplog.text
+    assert "responds again" in caplog.text
 
 
-def test_what_is_refused_for_good_does_not_hold_up_the_rest(mlflow_uri, tmp_path, caplog):
+def test_refused_entry_does_not_block_the_rest(mlflow_uri, tmp_path, caplog):
     tracker = Tracker.open(TrackingSettings(uri=mlflow_uri), stage="pretrain", fingerprint="x", project=tmp_path)
     connect(mlflow_uri).delete_run(tracker.run_id)
     tracker.log_metrics({"loss": 1.0}, 1)
@@ -51,11 +51,11 @@ def test_what_is_refused_for_good_does_not_hold_up_the_rest(mlflow_uri, tmp_path
     ("error", "final"),
     [
         (MlflowException("no", error_code=2), False),  # TEMPORARILY_UNAVAILABLE
-        (MlflowException("no", error_code=1), False),  # INTERNAL_ERROR, a connection that broke among them
+        (MlflowException("no", error_code=1), False),  # INTERNAL_ERROR, also raised for broken connections
         (MlflowException.invalid_parameter_value("no"), True),
         (ConnectionError("no"), False),
         (TypeError("no"), True),
     ],
 )
-def test_only_what_cannot_succeed_is_final(error, final):
+def test_final_errors(error, final):
     assert is_final(error) is final

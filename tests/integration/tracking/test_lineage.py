@@ -1,3 +1,5 @@
+"""Lineage tags of code, data, backbones and stages."""
+
 import hashlib
 import json
 import subprocess
@@ -25,7 +27,7 @@ def git(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_code_tags_tell_commit_and_changes(tmp_path):
+def test_code_tags_hold_commit_and_changes(tmp_path):
     (tmp_path / "params.yaml").write_text("seed: 1\n")
     (tmp_path / "dvc.lock").write_text("a\n")
     git(tmp_path, "init", "-q")
@@ -44,7 +46,7 @@ def test_code_tags_tell_commit_and_changes(tmp_path):
     assert code_tags(tmp_path)[DIRTY] == "true"
 
 
-def test_without_git_the_commit_is_unknown(tmp_path):
+def test_commit_is_unknown_without_git(tmp_path):
     assert code_tags(tmp_path) == {COMMIT: "unknown", DIRTY: "unknown", PARAMS: "absent"}
 
 
@@ -52,7 +54,7 @@ def entry(name, split, sha256="a" * 64):
     return Entry(f"{name}/{split}/0.parquet", "store/x", 5, sha256, None, {"dataset": name, "split": split, "rows": 1})
 
 
-def test_data_tags_change_with_the_data_they_name(tmp_path):
+def test_data_tags_change_with_their_data(tmp_path):
     entries = [entry("coco", "train"), entry("coco", "test"), entry("vqa", "val")]
     Manifest(entries).save(tmp_path / "one.json")
     Manifest([replace(entries[0], sha256="b" * 64), *entries[1:]]).save(tmp_path / "two.json")
@@ -61,7 +63,7 @@ def test_data_tags_change_with_the_data_they_name(tmp_path):
     assert {name for name in one if one[name] != two[name]} == {DATA, f"{DATA}.coco"}
 
 
-def test_data_that_nothing_could_be_measured_on_is_refused(tmp_path):
+def test_data_without_test_split_is_refused(tmp_path):
     Manifest([entry("coco", "train")]).save(tmp_path / "one.json")
     with pytest.raises(ValueError, match="only training data"):
         data_tags(tmp_path / "one.json")
@@ -69,23 +71,23 @@ def test_data_that_nothing_could_be_measured_on_is_refused(tmp_path):
         data_tags(tmp_path / "none.json")
 
 
-def test_base_tags(tmp_path):
-    base = {"id": "eva", "revision": "r1", "sha256": "f" * 64, "uri": "/somewhere"}
-    (tmp_path / "config.json").write_text(json.dumps({"backbones": {"vision": base}}))
+def test_backbone_tags(tmp_path):
+    backbone = {"id": "eva", "revision": "r1", "sha256": "f" * 64, "uri": "/somewhere"}
+    (tmp_path / "config.json").write_text(json.dumps({"backbones": {"vision": backbone}}))
     assert backbone_tags(tmp_path) == {
-        "mgpt.base.vision.id": "eva",
-        "mgpt.base.vision.revision": "r1",
-        "mgpt.base.vision.sha256": "f" * 64,
+        "mgpt.backbone.vision.id": "eva",
+        "mgpt.backbone.vision.revision": "r1",
+        "mgpt.backbone.vision.sha256": "f" * 64,
     }
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"backbones": {}}', '{"backbones": {"vision": {"id": "eva"}}}'])
-def test_weights_that_do_not_name_their_backbones_are_refused(tmp_path, content):
+def test_weights_without_backbone_hashes_are_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json"):
         backbone_tags(tmp_path)
 
 
-def test_a_stage_without_a_run_is_refused(mlflow_uri):
-    with pytest.raises(ValueError, match="instruct, fingerprint 99: no MLflow run"):
+def test_stage_without_run_is_refused(mlflow_uri):
+    with pytest.raises(ValueError, match="instruct, fingerprint 99"):
         stage_tags(connect(mlflow_uri), {"instruct": "99"})

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mgpt.models.assembly import TRAINABLE_FILE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -1,3 +1,5 @@
+"""Reading and drawing images."""
+
 import base64
 import io
 
@@ -5,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mgpt.serving.images import draw_boxes, read_image, sample_image
-from mgpt.serving.predictor import LabelledBox
+from mgpt.serving.types import LabelledBox
 
 
 def encoded(image, form="PNG", **options):
@@ -14,7 +16,7 @@ def encoded(image, form="PNG", **options):
     return content.getvalue()
 
 
-def test_every_form_of_a_image_is_read_alike(tmp_path):
+def test_every_input_form_reads_the_same(tmp_path):
     content = encoded(sample_image())
     (tmp_path / "a.png").write_bytes(content)
     text = base64.b64encode(content).decode()
@@ -24,14 +26,14 @@ def test_every_form_of_a_image_is_read_alike(tmp_path):
     assert {read_image(form).tobytes() for form in forms} == {sample_image().tobytes()}
 
 
-def test_grey_alpha_and_palette_become_rgb():
+def test_other_modes_become_rgb():
     for mode in ("L", "RGBA", "P", "1"):
         assert read_image(encoded(sample_image().convert(mode))).mode == "RGB"
 
 
-def test_a_turned_photograph_is_upright():
+def test_exif_orientation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     image = Image.new("RGB", (40, 20), "white")
     assert read_image(encoded(image, "JPEG", exif=exif)).size == (20, 40)
 
@@ -44,16 +46,16 @@ def test_a_turned_photograph_is_upright():
         ("/no/such/file.png", "neither an existing file nor base64"),
         ("aGVsbG8=", "not a readable image"),
         ("data:image/png;base64,!", "neither an existing file nor base64"),
-        (17, "int is no image"),
-        (None, "NoneType is no image"),
+        (17, "int is not an image"),
+        (None, "NoneType is not an image"),
     ],
 )
-def test_what_is_no_image_is_refused(value, message):
+def test_other_inputs_are_refused(value, message):
     with pytest.raises(ValueError, match=message):
         read_image(value)
 
 
-def test_boxes_are_drawn_where_they_are_and_small_images_enlarged():
+def test_boxes_are_drawn_and_small_images_enlarged():
     image = Image.new("RGB", (64, 64), "white")
     drawn = draw_boxes(image, [LabelledBox("", 16, 16, 48, 48)])
     assert drawn.size == (512, 512)
@@ -70,7 +72,7 @@ def test_labels_stay_inside_the_image():
     assert plain.tobytes() != labelled.tobytes()
 
 
-def test_no_boxes_and_boxes_without_area():
+def test_no_boxes_and_empty_boxes():
     image = Image.new("RGB", (600, 700), "white")
     assert draw_boxes(image, []).tobytes() == image.tobytes()
     assert draw_boxes(image, [LabelledBox("point", 5, 5, 5, 5)]).size == (600, 700)

@@ -1,11 +1,16 @@
+"""Boxes of answers, and the predictor with a tiny trained model."""
+
+import json
+
 import pytest
 
 from mgpt.serving.images import sample_image
-from mgpt.serving.predictor import LabelledBox, find_boxes
+from mgpt.serving.predictor import find_boxes
+from mgpt.serving.types import LabelledBox, Reply
 from tests.fixtures.registry import BOX_ANSWER, BOX_PROMPT
 
 
-def test_an_answer_of_boxes_is_labelled_by_the_prompt():
+def test_boxes_are_labelled_by_prompt():
     (box,) = find_boxes("{<10><20><50><100>}", "[refer] the red circle", 200, 50)
     assert (box.label, round(box.x1), round(box.y1), round(box.x2), round(box.y2)) == (
         "the red circle",
@@ -16,7 +21,7 @@ def test_an_answer_of_boxes_is_labelled_by_the_prompt():
     )
 
 
-def test_phrases_label_their_boxes():
+def test_boxes_are_labelled_by_phrases():
     text = "<p>two dogs</p> {<0><0><10><10>}<delim>{<20><20><30><30>} and <p>a cat</p> {<50><50><60><60>}"
     assert [box.label for box in find_boxes(text, "[grounding] describe this", 100, 100)] == [
         "two dogs",
@@ -25,7 +30,7 @@ def test_phrases_label_their_boxes():
     ]
 
 
-def test_a_box_beside_phrases_is_not_lost():
+def test_boxes_outside_phrases_are_kept():
     text = "<p>a dog</p> {<0><0><10><10>} {<20><20><30><30>} or maybe {<1><1><2><2>}"
     assert len(find_boxes(text, "where?", 100, 100)) == 3
 
@@ -33,15 +38,15 @@ def test_a_box_beside_phrases_is_not_lost():
 @pytest.mark.parametrize(
     "text", ["", "no box", "{<1><2><3>}", "{<5><5><200><5>}", "{<9><9><1><1>}", "<p>", "\ud800{<<>>"]
 )
-def test_texts_without_a_box_have_none(text):
+def test_texts_without_boxes(text):
     assert find_boxes(text, "[refer] x", 100, 100) == ()
 
 
-def test_a_box_in_the_prompt_is_no_label():
+def test_box_in_prompt_is_not_a_label():
     assert find_boxes("{<1><1><2><2>}", "[identify] what is {<1><1><2><2>}", 100, 100)[0].label == "what is"
 
 
-def test_one_by_one_equals_a_batch(predictor):
+def test_single_answers_equal_batch(predictor):
     small = sample_image().resize((90, 40))
     questions = [
         (sample_image(), "[refer] the red circle"),
@@ -52,7 +57,7 @@ def test_one_by_one_equals_a_batch(predictor):
     assert together == [predictor.answer(image, prompt, max_new_tokens=12) for image, prompt in questions]
 
 
-def test_boxes_are_pixels_of_the_image_as_given(predictor):
+def test_boxes_are_in_pixels_of_given_image(predictor):
     reply = predictor.answer(sample_image(), BOX_PROMPT)
     assert (reply.text, reply.plain, reply.finished) == (BOX_ANSWER, "", True)
     (box,) = reply.boxes
@@ -61,22 +66,18 @@ def test_boxes_are_pixels_of_the_image_as_given(predictor):
     assert not predictor.answer(sample_image(), BOX_PROMPT, 3).finished
 
 
-def test_no_questions_have_no_answers(predictor):
+def test_no_questions_give_no_answers(predictor):
     assert predictor.answer_all([]) == []
 
 
-def test_the_guilty_question_is_named(predictor):
+def test_bad_question_is_numbered(predictor):
     with pytest.raises(ValueError, match="question 1: the prompt is empty"):
         predictor.answer_all([(sample_image(), "a"), (sample_image(), "  ")])
     with pytest.raises(ValueError, match="question 1: image: 'x' is neither"):
         predictor.answer_all([(sample_image(), "a"), ("x", "b")])
 
 
-def test_replies_are_json():
-    import json
-
-    from mgpt.serving.predictor import Reply
-
+def test_replies_serialise_to_json():
     reply = Reply("t", "t", (LabelledBox("a", 1.0, 2.0, 3.0, 4.0),), True)
     assert json.loads(json.dumps(reply.as_dict()))["boxes"] == [
         {"label": "a", "x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mgpt.cli.main import main
-from mgpt.config import Settings, load, section
+from mgpt.config import Settings, load
 from mgpt.data.datasets import READERS
 from mgpt.data.mixture import Mixture
 from mgpt.models import PROMPT_FORMATS, MiniGPTConfig, MiniGPTForConditionalGeneration
 from mgpt.models.presets import preset_parts
-from mgpt.pipeline.fingerprint import declarations
+from mgpt.pipeline.stages import pipeline_stages
 from mgpt.planning.accelerators import KINDS
 from mgpt.planning.datasets import sizes
 from mgpt.planning.stages import Means, plan, sizes_for
@@ -32,8 +32,8 @@ def test_there_is_a_recipe() -> None:
 
 
 def test_it_covers_every_stage_of_the_pipeline(recipe: Settings) -> None:
-    for declared in declarations(ROOT):
-        assert section(recipe, declared.stage, declared.model_name) is not None, declared.name
+    declared = pipeline_stages(load(ROOT / "params.yaml", {}))
+    assert [stage.name for stage in pipeline_stages(recipe)] == [stage.name for stage in declared]
 
 
 def test_its_readers_and_formats_exist(recipe: Settings) -> None:

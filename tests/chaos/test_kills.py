@@ -1,5 +1,7 @@
-"""One training that is killed in every way: the same command goes on each time, to the weights of the training that nobody disturbed. Last,
-the end of the Ray that all of the chain shared."""
+"""One training that is killed in several ways: the same command resumes it, to the weights of the undisturbed training.
+
+Last, the end of the Ray that the stages shared.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ COMMAND = ("dvc", "repro", "--single-item", "--force", "pretrain@minigpt-v2")
 
 
 class Training:
-    """The chain's pretraining of MiniGPT-v2, once more: its store and MLflow database are its own, so that no earlier work is found."""
+    """The chain's pretraining of MiniGPT-v2, with a store and MLflow database where no earlier work is found."""
 
     def __init__(self, chain: Project, folder: Path, template: Path) -> None:
         (folder / "mlflow.db").write_bytes(template.read_bytes())
@@ -39,16 +41,16 @@ class Training:
     def start(self, name: str) -> subprocess.Popen[bytes]:
         return self.project.start(*COMMAND, log=self.folder / name)
 
-    def said(self, name: str) -> str:
+    def log(self, name: str) -> str:
         return (self.folder / name).read_text()
 
     @property
     def steps(self) -> int:
-        """How many steps it has shown."""
+        """The number of steps in the curve."""
         return len(self.curve.read_text().splitlines()) - 1 if self.curve.exists() else 0
 
     def wait_for_step(self, step: int) -> None:
-        """Returns when the step is there; it must not be the last."""
+        """Waits until the curve has the step, which must not be the last."""
         wait(lambda: self.steps >= step, f"step {step} was not seen:\n{self._tail()}")
         assert self.steps < STEPS, "too late: the training is over"
 
@@ -83,7 +85,7 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 600) -> None
 
 @pytest.fixture
 def training(chain: Project, mlflow_template: Path, tmp_path: Path) -> Iterator[Training]:
-    """The training, and afterwards the results of the undisturbed one again."""
+    """The training; the results of the undisturbed one are restored afterwards."""
     results, lock = chain.folder / "results/pretrain/minigpt-v2", chain.folder / "dvc.lock"
     shutil.copytree(results, tmp_path / "kept")
     shutil.copyfile(lock, tmp_path / "kept.lock")
@@ -93,42 +95,40 @@ def training(chain: Project, mlflow_template: Path, tmp_path: Path) -> Iterator[
     shutil.copyfile(tmp_path / "kept.lock", lock)
 
 
-def test_killed_in_every_way_it_ends_with_the_weights_of_the_undisturbed_training(
-    chain: Project, training: Training
-) -> None:
+def test_killed_training_ends_with_equal_weights(chain: Project, training: Training) -> None:
     undisturbed = training.weights()
 
-    # The whole process group, as a terminal that is closed or a machine's own killer would do.
+    # The whole process group, as closing the terminal or the out-of-memory killer would do.
     first = training.start("first.log")
     training.wait_for_step(10)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
 
-    # The same command goes on from the last checkpoint. Now dvc alone is killed, which leaves its stage at work ...
+    # The same command resumes from the last checkpoint. Killing dvc alone leaves its stage running ...
     second = training.start("second.log")
-    wait(lambda: training.fingerprint in training.said("second.log"), "the second start does not begin")
+    wait(lambda: training.fingerprint in training.log("second.log"), "the second start does not begin")
     second.kill()
     second.wait()
 
-    # ... beside which another start does not work, but waits. A worker that is killed is replaced, without anybody's help.
+    # ... and another start waits for that stage. A killed worker is replaced.
     third = training.start("third.log")
     wait(
-        lambda: "under way in another process; waiting for it" in training.said("third.log"),
+        lambda: "runs in another process; waiting for it" in training.log("third.log"),
         "the third start does not wait",
     )
     training.wait_for_step(26)
     training.workers()[0].kill()
-    assert third.wait(900) == 0, training.said("third.log")[-4000:]
+    assert third.wait(900) == 0, training.log("third.log")[-4000:]
 
-    began = re.search(r"began at step +(\d+)", training.said("third.log"))
+    began = re.search(r"began at step +(\d+)", training.log("third.log"))
     assert began is not None
     assert 0 < int(began.group(1)) < STEPS
-    assert "is finished; its outputs are in" in training.said("third.log")
+    assert "is finished; its outputs are in" in training.log("third.log")
     assert training.weights() == undisturbed
     assert training.logged_steps() == list(range(1, STEPS + 1))
 
 
-def test_stop_ends_the_owner_and_nothing_else(chain: Project) -> None:
+def test_stop_ends_the_local_ray_alone(chain: Project) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         (shared,) = every_local_ray(chain.folder)

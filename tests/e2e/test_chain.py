@@ -1,4 +1,7 @@
-"""The whole (shrunken) chain: it runs, runs nothing twice, and runs exactly what a change is behind. Tests run in this order."""
+"""The whole chain with a small experiment: it runs, runs nothing twice, and repeats what a change affects.
+
+Tests run in this order.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mgpt.pipeline.fingerprint import declarations
+from mgpt.config import load
+from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage import Manifest, sha256_file
 from tests.fixtures.project import Project
 
 pytestmark = pytest.mark.timeout(1800)
 RATE = "instruct.minigpt-v2.learning_rate"
-BEHIND = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
+AFFECTED = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
+
+
+def stages(project: Project) -> list[Stage]:
+    """The stages of a project's params."""
+    return pipeline_stages(load(project.folder / "params.yaml", {}))
 
 
 def ran(output: str) -> list[str]:
@@ -35,57 +44,56 @@ def weights(project: Project, *stage: str) -> bytes:
     return Path(project.folder, "results", *stage, "weights", "trainable.safetensors").read_bytes()
 
 
-def test_every_stage_ran_and_left_what_it_declares(chain: Project) -> None:
-    declared = declarations(chain.folder)
+def test_every_stage_leaves_what_it_declares(chain: Project) -> None:
+    declared = stages(chain)
     assert sorted(ran(chain.first_output)) == sorted(one.name for one in declared)
     for one in declared:
-        for path in one.outputs:
-            assert (chain.folder / path).exists(), path
+        for name in one.written:
+            assert (chain.folder / one.folder / name).exists(), (one.name, name)
         assert f"== {one.name} " in chain.first_output
 
 
-def test_the_report_ends_the_chain(chain: Project) -> None:
+def test_report(chain: Project) -> None:
     page = chain.run("python", "-m", "mgpt", "report").stdout
     found = json.loads((chain.folder / "results" / "summary.json").read_text())
     assert found["champions"] == {"minigpt4": 1, "minigpt-v2": 1}
-    assert set(found["stages"]) == {one.name for one in declarations(chain.folder)}
+    assert set(found["stages"]) == {one.name for one in stages(chain)}
     assert 0 < found["orchestration_share"] < 1
     assert set(found["models"]["minigpt-v2"]["rec_accuracy"]) == {"value", "low", "high", "chance", "n"}
     assert "results/evaluate/minigpt-v2/images.png" in page
 
 
-def test_each_stage_has_one_mlflow_run_with_its_lineage(chain: Project) -> None:
+def test_one_mlflow_run_a_stage(chain: Project) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
     by_fingerprint = {run.data.tags["mgpt.fingerprint"]: run for run in runs}
     assert len(by_fingerprint) == len(runs)
-    for one in declarations(chain.folder):
+    for one in stages(chain):
         run = by_fingerprint[fingerprint(chain, one.folder)]
         assert run.info.status == "FINISHED"
         assert run.data.tags["mgpt.stage"] == one.stage
         assert run.data.tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
-        assert set(one.inputs) == {
-            name.removeprefix("mgpt.input.") for name in run.data.tags if name.startswith("mgpt.input.")
-        }
+        tags = {name.removeprefix("mgpt.input.") for name in run.data.tags if name.startswith("mgpt.input.")}
+        assert {entry.path for entry in one.inputs} == tags
     promoted = json.loads((chain.folder / "results/promote/minigpt-v2/run.json").read_text())["lineage"]
     assert set(promoted) == {
         "download",
         "curate",
         "pretrain@minigpt-v2",
-        "multitask",
+        "multitask@minigpt-v2",
         "instruct@minigpt-v2",
         "evaluate@minigpt-v2",
     }
 
 
-def test_training_curves_have_every_step_once_and_the_mixture_stands_beside_the_declared(chain: Project) -> None:
+def test_curves_have_every_step_once_and_the_realised_mixture(chain: Project) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{chain.folder / 'mlflow.db'}")
     experiments = [one.experiment_id for one in client.search_experiments()]
-    for one in [one for one in declarations(chain.folder) if one.stage in ("pretrain", "multitask", "instruct")]:
+    for one in [one for one in stages(chain) if one.stage in ("pretrain", "multitask", "instruct")]:
         settings = chain.params()[one.stage][one.model_name]
         (run,) = client.search_runs(experiments, f"tags.`mgpt.fingerprint` = '{fingerprint(chain, one.folder)}'")
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
@@ -98,7 +106,7 @@ def test_training_curves_have_every_step_once_and_the_mixture_stands_beside_the_
             assert re.search(rf"{name} +declared .* realised {share['realised']:6.2%} ", summary), summary
 
 
-def test_a_users_photographs_went_through_by_a_params_entry_alone(chain: Project) -> None:
+def test_own_photographs_need_a_params_entry_alone(chain: Project) -> None:
     import pyarrow.parquet as pq
 
     shards = Manifest.load(chain.folder / "results/curate/manifest.json").select(dataset="photographs")
@@ -110,7 +118,7 @@ def test_a_users_photographs_went_through_by_a_params_entry_alone(chain: Project
     assert mixture["photographs"]["samples"] > 0
 
 
-def test_scores_come_by_slice_with_what_was_missing_or_unreadable(chain: Project) -> None:
+def test_scores_have_slices_and_counts_of_missing_answers(chain: Project) -> None:
     folder = chain.folder / "results/evaluate/minigpt-v2"
     scores = json.loads((folder / "metrics.json").read_text())["scores"]["instruct"]
     assert all({"missing", "unparsed", "low", "high", "chance", "n"} <= set(score) for score in scores.values())
@@ -120,7 +128,7 @@ def test_scores_come_by_slice_with_what_was_missing_or_unreadable(chain: Project
     assert Image.open(folder / "images.png").width > 64
 
 
-def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chain: Project) -> None:
+def test_one_version_a_model_with_its_lineage(chain: Project) -> None:
     from mgpt.registry.versions import models
     from mgpt.tracking.client import connect
 
@@ -132,7 +140,10 @@ def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chai
     tags = found["minigpt-v2"].tags
     assert tags["git.commit"] == chain.run("git", "rev-parse", "HEAD").stdout.strip()
     assert tags["params.sha256"] == sha256_file(chain.folder / "params.yaml")
-    assert tags["mgpt.data"] == Manifest.load(chain.folder / "results/curate/manifest.json").digest
+    used = Manifest.load(chain.folder / "results/promote/minigpt-v2/data.json")
+    curated = Manifest.load(chain.folder / "results/curate/manifest.json")
+    assert tags["mgpt.data"] == used.digest
+    assert {entry.name for entry in used.entries} < {entry.name for entry in curated.entries}
     backbones = json.loads((chain.folder / "results/instruct/minigpt-v2/weights/config.json").read_text())["backbones"]
     assert {name: tags[f"mgpt.backbone.{name}.sha256"] for name in backbones} == {
         name: base["sha256"] for name, base in backbones.items()
@@ -142,13 +153,24 @@ def test_each_system_has_one_version_which_leads_back_to_all_it_was_made_of(chai
     )
 
 
-def test_the_champion_talks_about_a_photograph(chain: Project, tmp_path: Path) -> None:
+def test_weights_have_one_home_in_the_store(chain: Project) -> None:
+    """Next to the checked-out results, the store and DVC's cache hold each set of trained weights at most once."""
+    for one in [one for one in stages(chain) if "weights" in one.outputs]:
+        digest = sha256_file(chain.folder / one.folder / "weights" / "trainable.safetensors")
+        size = (chain.folder / one.folder / "weights" / "trainable.safetensors").stat().st_size
+        files = [path for path in chain.folder.rglob("*") if path.is_file() and path.stat().st_size == size]
+        copies = [path.relative_to(chain.folder).parts[0] for path in files if sha256_file(path) == digest]
+        assert copies.count("store") == 1, (one.name, copies)
+        assert len([place for place in copies if place != "results"]) <= 2, (one.name, copies)
+
+
+def test_champion_answers_about_a_photograph(chain: Project, tmp_path: Path) -> None:
     asked = ("--image", "photographs/china.jpg", "--prompt", "[refer] the roof", "--out", str(tmp_path / "answer.png"))
     chain.run("python", "-m", "mgpt", "chat", *asked)
     assert Image.open(tmp_path / "answer.png").size == (1280, 854)  # the smaller side is enlarged to 512 at least
 
 
-def test_the_card_shows_the_exact_text_that_a_system_trains_on(chain: Project, tmp_path: Path) -> None:
+def test_card_shows_the_training_text(chain: Project, tmp_path: Path) -> None:
     chain.run("python", "-m", "mgpt", "data", "card", "minigpt-v2", "--out", str(tmp_path / "card.html"))
     text = html.unescape((tmp_path / "card.html").read_text())
     assert re.search(r"\[INST\] ?<Img>\[16 image tokens\]</Img>", text)
@@ -157,7 +179,7 @@ def test_the_card_shows_the_exact_text_that_a_system_trains_on(chain: Project, t
     assert (refused.returncode, "multitask: does not train minigpt4" in refused.stderr) == (2, True)
 
 
-def test_again_nothing_runs_and_it_is_seen_at_once(chain: Project) -> None:
+def test_repro_twice_is_noop(chain: Project) -> None:
     before = os.times()
     assert ran(chain.repro()) == []
     after = os.times()
@@ -165,12 +187,12 @@ def test_again_nothing_runs_and_it_is_seen_at_once(chain: Project) -> None:
     assert after.children_user + after.children_system - before.children_user - before.children_system <= 5
 
 
-def test_a_changed_rate_runs_what_is_behind_it_from_the_first_step(chain: Project) -> None:
+def test_changed_rate_repeats_what_it_affects_from_step_0(chain: Project) -> None:
     before = weights(chain, "instruct", "minigpt-v2")
     old = chain.params()["instruct"]["minigpt-v2"]["learning_rate"]
     chain.set(RATE, old / 2)
     output = chain.repro()
-    assert ran(output) == BEHIND
+    assert ran(output) == AFFECTED
     assert re.search(r"began at step +0\n", output)
     changed = weights(chain, "instruct", "minigpt-v2")
     assert changed != before
@@ -178,11 +200,11 @@ def test_a_changed_rate_runs_what_is_behind_it_from_the_first_step(chain: Projec
     chain.set(RATE, old)
     assert "began at step" not in "".join(chain.repro())
     assert weights(chain, "instruct", "minigpt-v2") == before
-    chain.run("python", "-m", "mgpt", "report")  # tells who is champion now, not who was when the decision was made
+    chain.run("python", "-m", "mgpt", "report")  # the champion of now, not of the decision
     assert json.loads((chain.folder / "results" / "summary.json").read_text())["champions"]["minigpt-v2"] == champion
 
 
-def test_changed_back_nothing_trains_even_without_dvcs_memory(chain: Project) -> None:
+def test_finished_work_is_restored_without_dvcs_cache(chain: Project) -> None:
     before = weights(chain, "instruct", "minigpt-v2")
     timing = (chain.folder / "results/instruct/minigpt-v2/timing.json").read_text()
     for path in (".dvc/cache", "results/instruct/minigpt-v2"):
@@ -193,19 +215,19 @@ def test_changed_back_nothing_trains_even_without_dvcs_memory(chain: Project) ->
     assert (chain.folder / "results/instruct/minigpt-v2/timing.json").read_text() == timing
 
 
-def test_dry_says_what_would_happen(chain: Project) -> None:
-    said = chain.run("python", "-m", "flows", "pretrain", "minigpt4", "--dry").stdout
-    assert re.fullmatch(r"pretrain@minigpt4  [0-9a-f]{16}  finished: .*\n", said)
+def test_dry_prints_the_state(chain: Project) -> None:
+    printed = chain.run("python", "-m", "flows", "pretrain", "minigpt4", "--dry").stdout
+    assert re.fullmatch(r"pretrain@minigpt4  [0-9a-f]{16}  finished: .*\n", printed)
     other = chain.elsewhere(MGPT_STORAGE__ROOT=str(chain.folder / "empty-store"))
     assert "would run here" in other.run("python", "-m", "flows", "pretrain", "minigpt4", "--dry").stdout
 
 
-def test_every_file_is_as_its_manifest_says(chain: Project) -> None:
+def test_files_match_their_manifests(chain: Project) -> None:
     manifests = [f"results/{stage}/manifest.json" for stage in ("download", "curate", "describe")]
     chain.run("python", "-m", "mgpt", "verify", *manifests)
 
 
-def test_five_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
+def test_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
     text = (chain.folder / "params.yaml").read_text()
     wrong = {
         "download.paralel": 4,
@@ -221,12 +243,12 @@ def test_five_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
     finally:
         (chain.folder / "params.yaml").write_text(text)
     assert done.returncode != 0
-    told = done.stdout + done.stderr
-    assert "5 mistakes, nothing was started" in told
+    output = done.stdout + done.stderr
+    assert "5 mistakes, nothing was started" in output
     for key, value in wrong.items():
-        assert re.search(rf"{re.escape(key)} = {re.escape(repr(value))}\n\s+rule: .+\n\s+fix:  .+\n", told), told
-    # DVC takes a stage's old outputs away before it starts its command; with the mistakes mended they are back, and no work is done again:
-    # neither where DVC has them in its cache, nor where it asks each stage for them since its cache is gone.
-    mended = chain.repro()
-    assert mended.count("is finished; its outputs are in") == len(ran(mended))
+        assert re.search(rf"{re.escape(key)} = {re.escape(repr(value))}\n\s+rule: .+\n\s+fix:  .+\n", output), output
+    # DVC removes a stage's old outputs before it starts its command. With the mistakes corrected they are restored,
+    # from DVC's cache or by the stage, and no work is repeated.
+    corrected = chain.repro()
+    assert corrected.count("is finished; its outputs are in") == len(ran(corrected))
     assert (chain.folder / "results/download/manifest.json").is_file()

@@ -1,4 +1,4 @@
-"""Stages as jobs of a Ray cluster, with an S3 store and an MLflow server: submitted once, followed, attached to, brought back."""
+"""Stages as jobs of a Ray cluster, with an S3 store and an MLflow server: submitted once, followed, restored."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.pipeline.fingerprint import declarations
+from mgpt.config import load
+from mgpt.pipeline.stages import pipeline_stages
 from mgpt.storage import Manifest, Store
 from tests.fixtures.project import BIN, STEPS, Project
 from tests.fixtures.servers import MlflowServer, free_port, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 # The model whose stages are of every kind: what MiniGPT-v2's multitask does, instruct does too.
-SYSTEM = "minigpt4"
-PRETRAIN = f"pretrain@{SYSTEM}"
+MODEL = "minigpt4"
+PRETRAIN = f"pretrain@{MODEL}"
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,10 @@ def jobs(project: Project) -> dict[str, str]:
         return {job["submission_id"]: job["status"] for job in json.load(answered) if job["submission_id"]}
 
 
-def test_a_client_that_died_attaches_to_its_job(remote: Project, tmp_path: Path) -> None:
+def test_killed_client_attaches_to_its_job(remote: Project, tmp_path: Path) -> None:
     remote.repro("download", "curate")
-    _, fingerprint, state = remote.run("python", "-m", "flows", "pretrain", SYSTEM, "--dry").stdout.split(maxsplit=2)
-    name = f"pretrain-{SYSTEM}-{fingerprint}"
+    _, fingerprint, state = remote.run("python", "-m", "flows", "pretrain", MODEL, "--dry").stdout.split(maxsplit=2)
+    name = f"pretrain-{MODEL}-{fingerprint}"
     assert state.startswith(f"job {name} at {remote.variables['MGPT_CLUSTER__ADDRESS']}: not submitted")
     client = remote.start("dvc", "repro", PRETRAIN, log=tmp_path / "log.txt")
     deadline = time.monotonic() + 600
@@ -124,18 +125,17 @@ def test_a_client_that_died_attaches_to_its_job(remote: Project, tmp_path: Path)
     listed = remote.run("ray", "job", "list", "--address", remote.variables["MGPT_CLUSTER__ADDRESS"]).stdout
     assert listed.count(f"submission_id='{name}'") == 1
     assert listed.count("submission_id='pretrain-") == 1
-    assert (remote.folder / f"results/pretrain/{SYSTEM}/weights/trainable.safetensors").is_file()
+    assert (remote.folder / f"results/pretrain/{MODEL}/weights/trainable.safetensors").is_file()
 
 
-def test_the_rest_of_a_system_runs_there_too_and_lies_in_the_bucket(
-    remote: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remote.repro(f"promote@{SYSTEM}")
+def test_whole_pipeline_of_a_model_runs_as_jobs(remote: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote.repro(f"promote@{MODEL}")
     for name, value in remote.variables.items():
         monkeypatch.setenv(name, value)
     store = Store("s3://chain/root")
-    done = [one for one in declarations(remote.folder) if (remote.folder / one.folder / "run.json").is_file()]
-    of_model = {f"{stage}@{SYSTEM}" for stage in ("pretrain", "instruct", "evaluate", "promote")}
+    stages = pipeline_stages(load(remote.folder / "params.yaml", {}))
+    done = [one for one in stages if (remote.folder / one.folder / "run.json").is_file()]
+    of_model = {f"{stage}@{MODEL}" for stage in ("pretrain", "instruct", "evaluate", "promote")}
     assert {one.name for one in done} == {"download", "curate", "describe"} | of_model
     for one in done:
         fingerprint = json.loads((remote.folder / one.folder / "run.json").read_text())["fingerprint"]
@@ -147,25 +147,25 @@ def test_the_rest_of_a_system_runs_there_too_and_lies_in_the_bucket(
     assert len(jobs(remote)) == len(done)
 
 
-def test_the_server_has_the_champion(remote: Project) -> None:
+def test_server_has_the_champion(remote: Project) -> None:
     from mgpt.registry.versions import champion
     from mgpt.tracking.client import connect
 
-    found = champion(connect(remote.variables["MGPT_TRACKING__URI"]), SYSTEM)
+    found = champion(connect(remote.variables["MGPT_TRACKING__URI"]), MODEL)
     assert found is not None
     assert found.number == 1
     assert found.recipe.weights.startswith("s3://chain/root/")
-    assert found.tags["mgpt.data"] == Manifest.load(remote.folder / "results/curate/manifest.json").digest
+    assert found.tags["mgpt.data"] == Manifest.load(remote.folder / f"results/promote/{MODEL}/data.json").digest
 
 
-def test_the_same_work_is_not_submitted_again(remote: Project) -> None:
+def test_finished_work_is_not_submitted(remote: Project) -> None:
     before = jobs(remote)
     output = remote.repro("--single-item", "--force", PRETRAIN)
     assert "is finished; its outputs are in" in output
     assert jobs(remote) == before
 
 
-def test_a_wrong_address_is_told_with_a_fix(remote: Project) -> None:
+def test_wrong_address_is_reported_with_a_fix(remote: Project) -> None:
     lost = remote.elsewhere(MGPT_CLUSTER__ADDRESS="http://127.0.0.1:9", MGPT_STORAGE__ROOT="s3://chain/other")
     done = lost.run("python", "-m", "flows", "download", check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What counts as training time, and the realised mixture beside the declared one."""
+"""Training time, the realised mixture next to the declared one, and the settings that training passes on."""
 
 import subprocess
 import sys
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.training import FRESH, LOADING, held_up, mixture_shares, mixture_table, step_seconds
+from flows.training import INITIALISATION, LOADING, mixture_shares
 from mgpt.config.models import ModelSettings
 from mgpt.data.mixture import Mixture
+from mgpt.reporting.training_summary import checkpoint_stalls, mixture_table, step_seconds
 
 
-def test_only_this_runs_steps_count_and_not_their_waiting() -> None:
+def test_step_seconds_leave_out_waiting_and_earlier_runs() -> None:
     curve = [
         {"step": 10.0, "step_seconds": 1.0, "data_wait": 0.0},
         {"step": 20.0, "step_seconds": 2.0, "data_wait": 0.5},
@@ -23,7 +24,7 @@ def test_only_this_runs_steps_count_and_not_their_waiting() -> None:
     assert step_seconds(curve, 25) == 0
 
 
-def test_the_realised_mixture_is_what_the_steps_saw() -> None:
+def test_realised_mixture_is_what_the_steps_saw() -> None:
     mixture = Mixture(
         seed=3, weights={"many": 3, "few": 1, "none": 0}, sizes={"many": 7, "few": 5, "none": 9}, global_batch_size=6
     )
@@ -37,15 +38,15 @@ def test_the_realised_mixture_is_what_the_steps_saw() -> None:
     assert "declared 75.00%" in many
 
 
-def test_the_summary_says_how_long_checkpoints_held_up_training() -> None:
-    assert held_up([0.010, 0.020]) == "2, each held up training for 15 ms (longest 20 ms)"
-    assert held_up([]) == "none"
+def test_summary_has_the_time_that_checkpoints_blocked() -> None:
+    assert checkpoint_stalls([0.010, 0.020]) == "2, each blocked training for 15 ms (longest 20 ms)"
+    assert checkpoint_stalls([]) == "none"
 
 
-def test_training_heeds_every_setting_of_a_model() -> None:
+def test_training_passes_on_every_setting_of_a_model() -> None:
     """A new one must be named where a stage starts, or it would silently do nothing; `preset` is for plans alone."""
-    assert FRESH.isdisjoint(LOADING)
-    assert {*ModelSettings.model_fields} == FRESH | LOADING | {"vision", "language", "qformer", "preset"}
+    assert INITIALISATION.isdisjoint(LOADING)
+    assert {*ModelSettings.model_fields} == INITIALISATION | LOADING | {"vision", "language", "qformer", "preset"}
 
 
 CONNECTS = """
@@ -64,17 +65,17 @@ def ray():
     yield
 
 settings = load_settings("params.yaml", {})
-Manifest([]).save(Path(sys.argv[1]))
 flows.training.backbones = lambda context, model: {}
 store = SimpleNamespace(uri=lambda *parts: "/".join(parts))
 places = {"run_uri": "x", "out": Path("x"), "tracker": None, "store": store, "ray": ray}
-context = SimpleNamespace(settings=settings, section=settings.pretrain["minigpt4"], **places)
-flows.training.train_stage(context, "minigpt4", Path(sys.argv[1]), None)
+inputs = {"manifest": lambda *stages: Manifest([]), "weights": dict, "model_name": "minigpt4"}
+context = SimpleNamespace(settings=settings, section=settings.pretrain["minigpt4"], **inputs, **places)
+flows.training.train_stage(context)
 """
 
 
-def test_ray_is_not_imported_before_the_stage_connects(tmp_path: Path) -> None:
-    # Ray reads the token's place when it is imported: earlier, and the stage's own local Ray refuses it.
-    command = [sys.executable, "-c", CONNECTS, str(tmp_path / "manifest.json")]
+def test_ray_is_not_imported_before_the_stage_connects() -> None:
+    """Ray reads the path of the token when it is imported; the stage's own local Ray refuses another."""
+    command = [sys.executable, "-c", CONNECTS]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert done.stdout == "RAY False\n", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What preflight says of nodes and inputs that are not fit, on a real Ray, with backbones and data that are really there."""
+"""Preflight on a real Ray, with backbones and data in a real store: nodes and inputs that are not fit are named."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt.pipeline.preflight import check_inputs, differences, look, preflight, versions
+from mgpt.config import load
+from mgpt.pipeline.preflight import check_inputs, node_problems, node_reports, preflight, versions
+from mgpt.pipeline.stages import find_stage
 from mgpt.storage import Manifest, Store
-from mgpt.storage.artifacts import RECORD, ArtifactStore
+from mgpt.storage.artifacts import ArtifactStore
+from mgpt.storage.names import RUN_FILE
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,7 +42,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path) -> list[dict[str, object]]:
-    return preflight("pretrain", "minigpt4", project, Store(str(project / "store")))
+    settings = load(project / "params.yaml", {})
+    return preflight(find_stage(settings, "pretrain", "minigpt4"), settings, project, Store(str(project / "store")))
 
 
 def refusal(project: Path) -> str:
@@ -50,22 +54,23 @@ def refusal(project: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_fit_passes(ray_here: None, project: Path) -> None:
+def test_fit_cluster_passes(ray_here: None, project: Path) -> None:
     (report,) = run(project)
     assert report["versions"] == versions()
     assert report["problems"] == []
     assert int(str(report["memory"])) > 1 << 30
 
 
-def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> None:
+def test_emptied_store_is_reported_and_its_work_repeated(project: Path) -> None:
     store = Store(str(project / "store"))
     for stage in ("download", "curate"):
         folder = project / "results" / stage
-        (folder / RECORD).write_text(f'{{"fingerprint": "of-{stage}", "name": "{stage}"}}')
-        ArtifactStore(store).commit(f"of-{stage}", folder, [RECORD])
+        (folder / RUN_FILE).write_text(f'{{"fingerprint": "of-{stage}", "name": "{stage}"}}')
+        ArtifactStore(store).commit(f"of-{stage}", folder, [RUN_FILE])
 
     def check(*stage: str) -> None:
-        check_inputs(stage[0], stage[1] if stage[1:] else None, project, store)
+        settings = load(project / "params.yaml", {})
+        check_inputs(find_stage(settings, stage[0], stage[1] if stage[1:] else None), project, store)
 
     check("pretrain", "minigpt4")
     check("download")
@@ -75,12 +80,12 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     check("describe")
     with pytest.raises(ValueError, match=r"vqav2/train/0\.parquet: gone"):
         check("pretrain", "minigpt-v2")
-    ArtifactStore(store).commit("of-curate", project / "results" / "curate", [RECORD])
+    ArtifactStore(store).commit("of-curate", project / "results" / "curate", [RUN_FILE])
     (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="was it emptied") as caught:
+    with pytest.raises(ValueError, match="emptied or moved") as caught:
         check("pretrain", "minigpt4")
     assert "laion/train/0.parquet: 3 bytes, not 500" in str(caught.value)
-    assert str(caught.value).endswith("`dvc repro --force curate` makes them again")
+    assert str(caught.value).endswith("`dvc repro --force curate` makes them")
     assert ArtifactStore(store).outputs("of-curate") is None  # so that it really does
     assert ArtifactStore(store).outputs("of-download") is not None
     shutil.rmtree(project / "store" / "sources" / "backbones" / "vision")
@@ -91,44 +96,44 @@ def test_a_stage_that_runs_here_is_told_of_an_emptied_store(project: Path) -> No
     assert ArtifactStore(store).outputs("of-download") is None
 
 
-def test_altered_lost_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:
+def test_altered_missing_and_cut_files_are_named_at_once(ray_here: None, project: Path) -> None:
     curated = project / "store" / "curated"
     (curated / "laion" / "train" / "0.parquet").write_bytes(b"cut")
     path = curated / "cc_sbu" / "train" / "0.parquet"
     path.write_bytes(b"x" * path.stat().st_size)  # the size is right, the content is not
     (project / "store" / "sources" / "backbones" / "vision" / "config.json").unlink()
-    told = refusal(project)
-    assert "laion/train/0.parquet: 3 bytes" in told
-    assert "cc_sbu/train/0.parquet" in told
-    assert "backbones/vision/config.json: gone" in told
-    assert "base weights" in told  # the node could not read it either
-    assert "run the stage that made it again" in told
+    message = refusal(project)
+    assert "laion/train/0.parquet: 3 bytes" in message
+    assert "cc_sbu/train/0.parquet" in message
+    assert "backbones/vision/config.json: gone" in message
+    assert "backbones: " in message  # the node could not read it either
+    assert "re-run the stage that made it" in message
 
 
-def test_data_that_the_stage_does_not_mix_is_not_looked_at(ray_here: None, project: Path) -> None:
+def test_data_outside_the_mixture_is_not_checked(ray_here: None, project: Path) -> None:
     (project / "store" / "curated" / "vqav2" / "train" / "0.parquet").unlink()
     run(project)
 
 
-def test_a_plan_that_does_not_fit_is_refused(ray_here: None, project: Path) -> None:
+def test_plan_that_does_not_fit_is_refused(ray_here: None, project: Path) -> None:
     content = yaml.safe_load((project / "params.yaml").read_text())
     content["pretrain"]["minigpt4"] |= {"micro_batch_size": 500_000, "global_batch_size": 500_000}
     (project / "params.yaml").write_text(yaml.safe_dump(content))
-    told = refusal(project)
-    assert "pretrain@minigpt4 is planned with" in told
-    assert "lower micro_batch_size" in told
+    message = refusal(project)
+    assert "pretrain@minigpt4 is planned with" in message
+    assert "lower micro_batch_size" in message
 
 
-def test_a_node_that_cannot_write_the_store_is_named(ray_here: None, tmp_path: Path) -> None:
+def test_node_that_cannot_write_the_store_is_named(ray_here: None, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    (report,) = look(Store(str(tmp_path / "file" / "store")))
-    (line,) = differences(versions(), report)
+    (report,) = node_reports(Store(str(tmp_path / "file" / "store")))
+    (line,) = node_problems(versions(), report)
     assert line.startswith(str(report["node"]))
     assert "cannot be written" in line
     assert "permissions" in line
 
 
-def test_a_node_with_another_library_is_named(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_with_another_library_is_named(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before this process's packages, and not before the node's, lies another version's metadata."""
     other = tmp_path / "other" / "peft-0.1.dist-info"
     other.mkdir(parents=True)
@@ -136,14 +141,14 @@ def test_a_node_with_another_library_is_named(ray_here: None, tmp_path: Path, mo
     there = versions()["peft"]
     monkeypatch.syspath_prepend(tmp_path / "other")
     assert versions()["peft"] == "0.1"
-    (report,) = look(Store(str(tmp_path / "store")))
-    (line,) = differences(versions(), report)
+    (report,) = node_reports(Store(str(tmp_path / "store")))
+    (line,) = node_problems(versions(), report)
     assert line == f"{report['node']}: peft is {there}, here 0.1; install the same, as constraints.txt has it"
 
 
-def test_every_difference_is_told_with_both_versions() -> None:
+def test_differences_name_both_versions() -> None:
     there = {**versions(), "torch": "1.0", "peft": "missing"}
-    lines = differences(
+    lines = node_problems(
         versions(), {"node": "10.0.0.1", "versions": there, "problems": ["storage.root: s3://b cannot be written"]}
     )
     assert len(lines) == 3

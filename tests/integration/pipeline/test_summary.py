@@ -1,4 +1,4 @@
-"""The final page and results/summary.json are what the stages left."""
+"""The final page and results/summary.json follow from the results of the stages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.pipeline.fingerprint import declarations
-from mgpt.pipeline.summary import orchestration_share, report, whole
+from mgpt.config import load
+from mgpt.pipeline.stages import pipeline_stages
+from mgpt.pipeline.summary import orchestration_share, report, total_seconds
 
 ROOT = Path(__file__).parents[3]
 SCORE = {
@@ -25,7 +26,7 @@ SCORE = {
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_uri: str) -> Path:
-    """A finished chain whose registry made version 2 champion of minigpt4 by a rollback, after the last decision named version 3."""
+    """A finished chain. A rollback made version 2 champion of minigpt4 after the last decision named version 3."""
     from mlflow import MlflowClient
 
     for name in ("dvc.yaml", "params.yaml"):
@@ -36,10 +37,11 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
         client.create_model_version("minigpt4", source="file:///nowhere")
     client.set_registered_model_alias("minigpt4", "champion", "2")
     clock = 1000.0
-    for one in declarations(ROOT):
+    for one in pipeline_stages(load(ROOT / "params.yaml", {})):
         folder = tmp_path / one.folder
         folder.mkdir(parents=True)
-        timing = {"started": clock, "ended": clock + 10, "seconds": 10.0, "work": {"a": 6.0, "b": 2.0}}
+        timing = {"started": clock, "ended": clock + 10, "seconds": 10.0, "cpu_seconds": 15.0}
+        timing["work"] = {"a": 6.0, "b": 2.0}
         (folder / "timing.json").write_text(json.dumps(timing))
         clock += 12
         if one.stage == "evaluate":
@@ -52,7 +54,7 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
     return tmp_path
 
 
-def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
+def test_summary_holds_scores_times_and_champions(project: Path) -> None:
     page = report(project)
     found = json.loads((project / "results" / "summary.json").read_text())
     assert found["models"]["minigpt-v2"]["rec_accuracy"] == {
@@ -63,9 +65,9 @@ def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
         "n": 400,
     }
     assert list(found["checkpoints"]["minigpt-v2"]) == sorted(["untrained", "pretrain", "multitask", "instruct"])
-    assert found["stages"]["pretrain@minigpt4"] == {"seconds": 10.0, "work_seconds": 8.0}
+    assert found["stages"]["pretrain@minigpt4"] == {"seconds": 10.0, "work_seconds": 8.0, "cpu_seconds": 15.0}
     assert found["champions"] == {"minigpt4": 2, "minigpt-v2": None}
-    count = len(declarations(ROOT))
+    count = len(pipeline_stages(load(ROOT / "params.yaml", {})))
     assert found["seconds"] == pytest.approx(count * 10 + (count - 1) * 2)
     assert found["orchestration_share"] == pytest.approx(1 - count * 8 / found["seconds"])
     assert "minigpt4: version 2 is champion" in page
@@ -73,15 +75,19 @@ def test_the_summary_holds_scores_times_and_champions(project: Path) -> None:
     assert "results/evaluate/minigpt-v2/images.png" in page
     header = next(line for line in page.splitlines() if "multitask" in line)
     assert header.split()[1:5] == ["untrained", "pretrain", "multitask", "instruct"]
+    assert found["cpu_seconds"] == 15 * count
+    rows = [line.split() for line in page.splitlines()]
+    assert ["describe", "10.0", "8.0", "15.0"] in rows
+    assert max(map(len, page.splitlines())) <= 100
 
 
-def test_a_persons_pause_is_nobodys_time() -> None:
+def test_long_pause_between_stages_does_not_count() -> None:
     timings = [
         {"started": 0.0, "ended": 10.0, "seconds": 10.0, "work": {"a": 5.0}},
         {"started": 3600.0, "ended": 3610.0, "seconds": 10.0, "work": {"a": 5.0}},
         {"started": 3615.0, "ended": 3620.0, "seconds": 5.0, "work": {}},
     ]
-    assert whole(timings) == 30
+    assert total_seconds(timings) == 30
     assert orchestration_share(timings) == pytest.approx(1 - 10 / 30)
 
 

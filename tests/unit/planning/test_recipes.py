@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mgpt.cli.main import main
-from mgpt.config import Settings, load_settings, section
+from mgpt.config import Settings, load_settings
 from mgpt.data.datasets import READERS
 from mgpt.data.mixture import Mixture
 from mgpt.models import PROMPT_FORMATS, MiniGPTConfig, MiniGPTForConditionalGeneration
 from mgpt.models.presets import preset_parts
-from mgpt.pipeline.fingerprint import declarations
+from mgpt.pipeline.stages import pipeline_stages
 from mgpt.planning.accelerators import ACCELERATORS
 from mgpt.planning.datasets import dataset_rows
 from mgpt.planning.stages import Resources, model_sizes, plan
@@ -34,8 +34,8 @@ def test_recipes_are_found() -> None:
 
 
 def test_recipe_covers_every_stage(recipe: Settings) -> None:
-    for declared in declarations(ROOT):
-        assert section(recipe, declared.stage, declared.model_name) is not None, declared.name
+    declared = pipeline_stages(load_settings(ROOT / "params.yaml", {}))
+    assert [stage.name for stage in pipeline_stages(recipe)] == [stage.name for stage in declared]
 
 
 def test_recipe_names_known_readers_and_formats(recipe: Settings) -> None:

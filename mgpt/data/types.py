@@ -14,6 +14,7 @@ from mgpt.data.boxes import Box
 
 Role = Literal["user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+NOT_TEXT = "\uffff"  # a reader writes this noncharacter for bytes that are not Unicode text
 BOX_TOKEN = re.compile(r"<box:(\d{1,9})>")
 
 TURN_TYPE = pa.struct([("role", pa.string()), ("text", pa.string()), ("alternatives", pa.list_(pa.string()))])
@@ -97,9 +98,9 @@ class Sample:
 
     def _check_text(self, turn: Turn, where: str) -> None:
         for text in (turn.text, *turn.alternatives):
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" or letter == NOT_TEXT for letter in text):
                 raise ValueError(
-                    f"{where}: the text holds half of a UTF-16 pair, which is no character; write the file as UTF-8"
+                    f"{where}: the text holds half of a UTF-16 pair or bytes that are not UTF-8; write the file as UTF-8"
                 )
             for token in BOX_TOKEN.finditer(text):
                 if int(token.group(1)) >= len(self.boxes):

@@ -72,7 +72,7 @@ def planned(request: TrainRequest) -> Mixture:
 
 def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:
     """By dataset: its declared share, its share of what the first `steps` steps really saw, and how many samples these were."""
-    realised, counts = mixture.realised(steps), mixture.counts(steps)
+    realised, counts = mixture.realized_shares(steps), mixture.counts(steps)
     return {
         name: {"declared": round(share, 6), "realised": round(realised[name], 6), "samples": counts[name]}
         for name, share in mixture.shares.items()

@@ -17,7 +17,7 @@ _FREE_BYTES = 64 << 20  # an archive may always grow to this, whatever its ratio
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedMember:
     """A member that was not extracted, and why: path-traversal, link, device, duplicate-member."""
 
     member: str
@@ -40,7 +40,7 @@ class _Member:
     kind: str  # file, folder, link, device
 
 
-def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> list[Refused]:
+def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> list[RejectedMember]:
     """Extracts regular files below `folder`, and gives back what it refused.
 
     Archives inside the archive stay files: they are not opened in turn.
@@ -50,14 +50,14 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> list[Re
     """
     limits = limits or Limits()
     allowed = min(limits.total_bytes, max(_FREE_BYTES, archive.stat().st_size * limits.ratio))
-    refused: list[Refused] = []
+    refused: list[RejectedMember] = []
     seen: set[str] = set()
     try:
         for count, (member, stream) in enumerate(_members(archive), 1):
             if count > limits.members:
                 raise ValueError(f"{archive.name}: more than {limits.members} members; it looks like a bomb")
             if problem := _problem(member, seen):
-                refused.append(Refused(member.name, problem))
+                refused.append(RejectedMember(member.name, problem))
             elif stream is not None:
                 allowed -= _write(stream, folder / member.name, allowed, archive.name)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:

@@ -40,7 +40,7 @@ class GridBox(NamedTuple):
     y2: int
 
 
-class Grounded(NamedTuple):
+class GroundedPhrase(NamedTuple):
     """A phrase of a text and the grid boxes written behind it."""
 
     phrase: str
@@ -110,17 +110,17 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
     return [to_pixels(grid, width, height) for grid in parse_grid(text)]
 
 
-def parse_grounded(text: str) -> list[Grounded]:
+def parse_grounded(text: str) -> list[GroundedPhrase]:
     """Each `<p>phrase</p>` of a text with the boxes that follow it directly; a phrase without boxes has an empty tuple. Answers on any
     string."""
     grounded = []
     for match in PHRASE.finditer(text):
         run = BOX_RUN.match(text, match.end())
-        grounded.append(Grounded(match.group(1).strip(), tuple(parse_grid(run.group())) if run else ()))
+        grounded.append(GroundedPhrase(match.group(1).strip(), tuple(parse_grid(run.group())) if run else ()))
     return grounded
 
 
-def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()) -> tuple[str, list[Box]]:
+def tokenize_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()) -> tuple[str, list[Box]]:
     """A text with written boxes as one with `<box:N>` tokens, and all boxes in pixels: those known, then those found.
 
     Raises:

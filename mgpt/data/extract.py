@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from mgpt.data.archives import BUNDLE, Refused, unpack
+from mgpt.data.archives import BUNDLE, RejectedMember, unpack
 from mgpt.storage import Entry, Manifest, Store, is_remote
 
 READY = ".mgpt-unpacked.json"
@@ -24,7 +24,7 @@ def cache_root(store: Store) -> Path:
     return Path(os.environ.get("MGPT_CACHE", Path.home() / ".cache" / "mgpt")) / "unpacked"
 
 
-def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, list[Refused]]:
+def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, list[RejectedMember]]:
     """The folder (or `s3://` prefix) that holds the files of `source`, and the archive members that were refused.
 
     A source without archives is read where it lies. Others are copied and unpacked under a name made of their digests, so a folder is
@@ -42,7 +42,7 @@ def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, l
     folder = cache_root(store) / f"{source}-{key}"
     if not (folder / READY).exists():
         _build(entries, source, store, folder)
-    return str(folder), [Refused(**refused) for refused in json.loads((folder / READY).read_text(encoding="utf-8"))]
+    return str(folder), [RejectedMember(**refused) for refused in json.loads((folder / READY).read_text(encoding="utf-8"))]
 
 
 def backbone_folders(manifest: Manifest, named: Mapping[str, str | None], store: Store) -> dict[str, str]:
@@ -74,7 +74,7 @@ def _build(entries: list[Entry], source: str, store: Store, folder: Path) -> Non
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[Refused]:
+def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[RejectedMember]:
     name = entry.name.removeprefix(f"{source}/")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,18 +85,18 @@ def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[Refuse
     try:
         return _open_archive(target, name)
     except ValueError as error:
-        return [Refused(name, f"damaged archive: {error}")]
+        return [RejectedMember(name, f"damaged archive: {error}")]
     finally:
         target.unlink()
 
 
-def _open_archive(archive: Path, name: str) -> list[Refused]:
+def _open_archive(archive: Path, name: str) -> list[RejectedMember]:
     # A bundle of ours fills the folder that it was made from; a stranger's archive fills the one that it is in.
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".opening-") as opening:
         refused = unpack(archive, Path(opening))
         _merge(Path(opening), archive.parent)
     return (
-        [Refused(f"{name}/{problem.member}", problem.reason) for problem in refused]
+        [RejectedMember(f"{name}/{problem.member}", problem.reason) for problem in refused]
         if not name.endswith(BUNDLE)
         else refused
     )

@@ -20,7 +20,7 @@ def image_digest(image: bytes) -> bytes:
     return hashlib.sha256(image).digest()
 
 
-def name_images(shard: str, uri: str) -> None:
+def write_image_digests(shard: str, uri: str) -> None:
     """Writes the names of a curated shard's images, 32 bytes a row."""
     column = pq.read_table(io.BytesIO(Store(shard.rsplit("/", 1)[0]).read(shard)), columns=["image"])["image"]
     names = [NO_IMAGE if image.as_py() is None else image_digest(image.as_py()) for image in column]

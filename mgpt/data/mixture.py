@@ -23,7 +23,7 @@ MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
+class SampleRef:
     """One place of the stream: row `index` of `dataset` (its shards in manifest order), on its `epoch`-th pass; `position` counts
     samples from 0."""
 
@@ -37,7 +37,7 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-def pick_rng(seed: int, position: int) -> random.Random:
+def sample_rng(seed: int, position: int) -> random.Random:
     """The generator that renders the pick at a position: its instruction and alternatives, whatever worker renders it."""
     return random.Random(_seed("render", seed, position))
 
@@ -107,20 +107,20 @@ class Mixture:
         self.shares = {name: weights[name] / total for name in self.datasets}
         self._quota = _apportioned([self.shares[name] for name in self.datasets], BLOCK)
 
-    def batch(self, step: int) -> list[Pick]:
+    def batch(self, step: int) -> list[SampleRef]:
         """The picks of a step (counted from 0). Worker `rank` of `world` takes any fixed slice of them: the batch does not know about
         workers."""
         first = step * self.global_batch_size
-        return [self.pick(position) for position in range(first, first + self.global_batch_size)]
+        return [self.sample_ref(position) for position in range(first, first + self.global_batch_size)]
 
-    def pick(self, position: int) -> Pick:
+    def sample_ref(self, position: int) -> SampleRef:
         """The pick at a position of the stream."""
         block, place = divmod(position, BLOCK)
         order, rank = _arranged(self.seed, self._quota, block)
         number = int(order[place])
         name = self.datasets[number]
         epoch, inside = divmod(block * self._quota[number] + int(rank[place]), self.sizes[name])
-        return Pick(name, _permuted(self.sizes[name], self.seed, name, epoch)[inside], epoch, position)
+        return SampleRef(name, _permuted(self.sizes[name], self.seed, name, epoch)[inside], epoch, position)
 
     def counts(self, steps: int) -> dict[str, int]:
         """Samples of each dataset in the first `steps` steps."""
@@ -128,7 +128,7 @@ class Mixture:
         partial = np.bincount(_arranged(self.seed, self._quota, blocks)[0][:rest], minlength=len(self.datasets))
         return {name: blocks * self._quota[number] + int(partial[number]) for number, name in enumerate(self.datasets)}
 
-    def shown(self, steps: int) -> dict[str, np.ndarray]:
+    def draw_counts(self, steps: int) -> dict[str, np.ndarray]:
         """How often the first `steps` steps pick each row: dataset -> (rows,) int32."""
         return {name: self._times(name, count) for name, count in self.counts(steps).items()}
 
@@ -139,7 +139,7 @@ class Mixture:
         times[[order[place] for place in range(rest)]] += 1
         return times
 
-    def realised(self, steps: int) -> dict[str, float]:
+    def realized_shares(self, steps: int) -> dict[str, float]:
         """Share of each dataset in the first `steps` steps, to be set beside `shares`, the declared ones."""
         counts = self.counts(steps)
         return {name: count / max(1, steps * self.global_batch_size) for name, count in counts.items()}

@@ -28,7 +28,7 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class BoxText:
+class BoxFormat:
     """How a task writes a box.
 
     Attributes:
@@ -64,7 +64,7 @@ class BoxText:
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemsFormat:
     """How a task writes an answer that is a list of records.
 
     The assistant's text is then a JSON list of objects. `template` is filled for each with `$name` for every field; `join` goes between,
@@ -90,8 +90,8 @@ class Task:
     instructions: tuple[str, ...] = ()
     evaluation: str = "{}"
     answer: str = "{}"
-    items: Items | None = None
-    boxes: BoxText = field(default_factory=BoxText)
+    items: ItemsFormat | None = None
+    boxes: BoxFormat = field(default_factory=BoxFormat)
 
     def user(self, content: str, instruction: str) -> str:
         """The user's text: identifier, then the instruction filled with the content."""
@@ -104,10 +104,10 @@ class Task:
         Raises:
             ValueError: the task wants a list of records and the text is none.
         """
-        return self.answer.replace("{}", _written_items(text, self.items, where) if self.items else text, 1)
+        return self.answer.replace("{}", _format_items(text, self.items, where) if self.items else text, 1)
 
 
-def _written_items(text: str, items: Items, where: str) -> str:
+def _format_items(text: str, items: ItemsFormat, where: str) -> str:
     try:
         records = json.loads(text)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -173,10 +173,10 @@ def _task(name: str, values: object) -> Task:
     values = dict(values)
     _only(values, Task)
     if "items" in values:
-        values["items"] = Items(**_only(values["items"], Items))
+        values["items"] = ItemsFormat(**_only(values["items"], ItemsFormat))
         _check_template("items.template", values["items"].template, None)
     if "boxes" in values:
-        values["boxes"] = BoxText(**_only(values["boxes"], BoxText))
+        values["boxes"] = BoxFormat(**_only(values["boxes"], BoxFormat))
         _check_template("boxes.template", values["boxes"].template, {"x1", "y1", "x2", "y2"})
     values["instructions"] = tuple(map(str, values.get("instructions") or ()))
     if not values["instructions"] and not values.get("bare"):
@@ -223,7 +223,7 @@ def render(
     chosen = _task_of(sample, task, tasks)
     first = rng.choice(chosen.instructions) if chosen.instructions else "{}"
     return [
-        _message(sample, chosen, number, _drawn(turn, rng), first if number == 0 else "{}")
+        _message(sample, chosen, number, _draw_text(turn, rng), first if number == 0 else "{}")
         for number, turn in enumerate(sample.turns)
     ]
 
@@ -257,7 +257,7 @@ def _task_of(sample: Sample, task: str | None, tasks: Mapping[str, Task] | None)
     return known[name]
 
 
-def _drawn(turn: Turn, rng: random.Random) -> str:
+def _draw_text(turn: Turn, rng: random.Random) -> str:
     return rng.choice(turn.alternatives) if turn.alternatives else turn.text
 
 
@@ -274,14 +274,14 @@ def _message(sample: Sample, task: Task, number: int, text: str, instruction: st
     }
 
 
-def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxText | None = None) -> str:
+def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxFormat | None = None) -> str:
     """Text with its `<box:N>` tokens replaced by written boxes of a width x height image; runs of tokens are joined by the delimiter.
 
     Raises:
         ValueError: a box is not inside the image.
         IndexError: a token refers to a box that is not there (a `Sample` has none such).
     """
-    form, known = form or BoxText(), tuple(boxes)
+    form, known = form or BoxFormat(), tuple(boxes)
 
     def written(run: re.Match[str]) -> str:
         numbers = [int(number) for number in BOX_TOKEN.findall(run.group())]

@@ -14,7 +14,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Words without articles and punctuation, joined by one space."""
     return " ".join(word for word in words(text.replace("<unk>", " ")) if word not in ARTICLES)
 

@@ -94,10 +94,10 @@ def load_vocabulary(name: str) -> Vocabulary:
             f"evaluate.vocabulary: {path} must be a mapping with 'nouns' and, if wanted, 'attributes' and 'ignore'; see "
             f"mgpt/data/vocabularies/coco.yaml"
         )
-    attributes = {form[0]: name for form, name in _spoken_forms(content.get("attributes") or {}).items()}
+    attributes = {form[0]: name for form, name in _phrase_forms(content.get("attributes") or {}).items()}
     ignore = frozenset(tuple(words(str(phrase))) for phrase in content.get("ignore") or [])
-    return Vocabulary(name, _spoken_forms(content["nouns"]), attributes, ignore)
+    return Vocabulary(name, _phrase_forms(content["nouns"]), attributes, ignore)
 
 
-def _spoken_forms(table: dict[str, list[str] | None]) -> dict[tuple[str, ...], str]:
+def _phrase_forms(table: dict[str, list[str] | None]) -> dict[tuple[str, ...], str]:
     return {tuple(words(str(form))): str(name) for name, others in table.items() for form in (name, *(others or []))}

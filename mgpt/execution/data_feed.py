@@ -28,14 +28,14 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 
 from mgpt.config.training import TrainingSettings
 from mgpt.data.images import image_digest
-from mgpt.data.mixture import Mixture, Pick, pick_rng
+from mgpt.data.mixture import Mixture, SampleRef, sample_rng
 from mgpt.data.tasks import load_tasks, render
 from mgpt.data.types import Sample
 from mgpt.models.loading import Start
 from mgpt.storage import Entry, Manifest, Store, sha256_bytes
 
 if TYPE_CHECKING:
-    from mgpt.data.features import FeatureReader
+    from mgpt.data.feature_packs import FeatureReader
     from mgpt.training.batch import Batch
     from mgpt.training.types import StepBatches
 
@@ -177,13 +177,13 @@ class Preparer:
             *cut, self.feed.pack_tokens, single=self.feed.start.loading.get("attn_implementation") in SINGLE_ROWS
         )
 
-    def _render(self, pick: Pick, sample: Sample) -> list[dict[str, str]]:
-        rng: random.Random = pick_rng(self.feed.seed, pick.position)
+    def _render(self, pick: SampleRef, sample: Sample) -> list[dict[str, str]]:
+        rng: random.Random = sample_rng(self.feed.seed, pick.position)
         return render(sample, rng, task=self.feed.tasks.get(pick.dataset), tasks=self.tasks)
 
 
 def _feature_reader(folder: str) -> FeatureReader:
-    from mgpt.data.features import FeatureReader
+    from mgpt.data.feature_packs import FeatureReader
 
     return FeatureReader(folder)
 

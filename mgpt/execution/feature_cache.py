@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
-from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, pack_bytes
-from mgpt.data.images import NO_IMAGE, image_digest, name_images
+from mgpt.data.feature_packs import DTYPES, SUFFIX, FeatureReader, serialize_pack
+from mgpt.data.images import NO_IMAGE, image_digest, write_image_digests
 from mgpt.execution.data_feed import Feed
 from mgpt.execution.worker_env import set_up_ray_train
 from mgpt.models.loading import Start
@@ -132,7 +132,7 @@ def _fill(
     """Computes the images that the plan's folder does not hold."""
     assert plan.folder is not None
     began, before = time.perf_counter(), FeatureReader(plan.folder)
-    missing = np.array([row for row in first if _whole(digests[row]) not in before.places], np.int64)
+    missing = np.array([row for row in first if _whole(digests[row]) not in before.locations], np.int64)
     units = list(_units(entries, digests, missing, max(1, _PACK_BYTES * plan.images // plan.size)))
     if units:
         print(f"features: computing {len(missing)} of {plan.images} images in {len(units)} files", flush=True)
@@ -164,7 +164,7 @@ def _units(entries: Sequence[Entry], digests: np.ndarray, missing: np.ndarray, r
 
 def _times(feed: Feed) -> np.ndarray:
     """How often the stream picks each row of the feed's datasets, one after another."""
-    shown = feed.mixture().shown(feed.steps)
+    shown = feed.mixture().draw_counts(feed.steps)
     return np.concatenate([shown[name] for name in feed.entries()])
 
 
@@ -176,9 +176,9 @@ def _digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
     new = [(entry, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
     if sum(entry.size for entry, _ in new) < _HERE_BYTES:
         for entry, uri in new:
-            name_images(entry.uri, uri)
+            write_image_digests(entry.uri, uri)
     else:
-        ray.get([ray.remote(num_cpus=1)(name_images).remote(entry.uri, uri) for entry, uri in new])
+        ray.get([ray.remote(num_cpus=1)(write_image_digests).remote(entry.uri, uri) for entry, uri in new])
     return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
 
 
@@ -241,5 +241,5 @@ class _Computer:
         began = time.perf_counter()
         cut = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
         features = torch.cat([self.encoder(self.pixels(some).pixel_values).to(self.dtype) for some in cut])
-        content = pack_bytes([image_digest(image) for image in images], features, time.perf_counter() - began)
+        content = serialize_pack([image_digest(image) for image in images], features, time.perf_counter() - began)
         Store(self.folder).write(f"{self.folder}/{unit.name}", content)

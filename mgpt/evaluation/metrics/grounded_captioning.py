@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from mgpt.data.boxes import Box, iou, parse_grounded, to_pixels
-from mgpt.data.text_utils import normalised
+from mgpt.data.text_utils import normalize_answer
 from mgpt.data.vocabulary import Vocabulary
 from mgpt.evaluation.examples import Item
 from mgpt.evaluation.scoring import Family, Judge, Judgement, Metric, Part
@@ -40,7 +40,7 @@ def matched(predicted: list[Pair], truth: list[Pair], vocabulary: Vocabulary | N
 def same_phrase(first: str, second: str, vocabulary: Vocabulary) -> bool:
     """Equal words, or the same named objects."""
     named = vocabulary.mentions(first)
-    return normalised(first) == normalised(second) or (bool(named) and named == vocabulary.mentions(second))
+    return normalize_answer(first) == normalize_answer(second) or (bool(named) and named == vocabulary.mentions(second))
 
 
 def _judge(vocabulary: Vocabulary, item: Item, text: str, finished: bool) -> Judgement:

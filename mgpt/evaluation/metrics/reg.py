@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mgpt.data.text_utils import normalised, words
+from mgpt.data.text_utils import normalize_answer, words
 from mgpt.evaluation.examples import Item
 from mgpt.evaluation.scoring import Family, Judgement, Metric, Part
 
@@ -14,10 +14,10 @@ def judge(item: Item, text: str, finished: bool) -> Judgement:
     """`identify_exact`: equal to a reference when case, punctuation and articles are ignored. `identify_word_overlap`: the best F1 of
     words with a reference (0..1).
     """
-    answer = normalised(text)
-    exact = any(answer == normalised(reference) for reference in item.references)
+    answer = normalize_answer(text)
+    exact = any(answer == normalize_answer(reference) for reference in item.references)
     overlap = max(
-        (word_f1(answer.split(), normalised(reference).split()) for reference in item.references), default=0.0
+        (word_f1(answer.split(), normalize_answer(reference).split()) for reference in item.references), default=0.0
     )
     return Judgement(
         {"identify_exact": Part(float(exact)), "identify_word_overlap": Part(overlap)}, parsed=bool(words(text))

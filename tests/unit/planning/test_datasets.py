@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mgpt.config import Settings, load
-from mgpt.data.datasets import READERS, Problem
+from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
 from mgpt.models import BackboneReference, MiniGPTProcessor
@@ -52,7 +52,7 @@ def counted(
             str(world / str(data.root)), str(world / data.images) if data.images else None
         )
         good = [
-            one for one in READERS[data.reader].records(parts) if not isinstance(one, Problem) and one.split == "train"
+            one for one in READERS[data.reader].records(parts) if not isinstance(one, RejectedRecord) and one.split == "train"
         ]
         rows = []
         for sample in rng.sample(good, min(SAMPLES, len(good))):

@@ -140,6 +140,6 @@ def test_a_folder_without_the_format_says_what_was_expected(dataset):
 
 def test_a_reader_may_carry_another_name(dataset):
     write(dataset, {"image": "china.jpg", "caption": "x"})
-    reader = READERS["jsonl"].named("holiday")
+    reader = READERS["jsonl"].with_name("holiday")
     assert [record.dataset for record in reader.records(reader.files(str(dataset.root)))] == ["holiday"]
     assert READERS["jsonl"].card.name == "jsonl"

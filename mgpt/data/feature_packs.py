@@ -26,7 +26,7 @@ _HEAD_BYTES = 1 << 20  # more than any head has
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def pack_bytes(digests: Sequence[bytes], features: Tensor, seconds: float) -> bytes:
+def serialize_pack(digests: Sequence[bytes], features: Tensor, seconds: float) -> bytes:
     """The file of a pack: `features` (images, tokens, width) in the order of `digests`."""
     features = features.contiguous()
     rows = features.view(torch.uint8).reshape(len(digests), -1).numpy()
@@ -36,7 +36,7 @@ def pack_bytes(digests: Sequence[bytes], features: Tensor, seconds: float) -> by
 
 
 @dataclass(frozen=True)
-class Pack:
+class FeaturePack:
     """The head of a pack: which images it holds, and where in the file their features lie."""
 
     uri: str
@@ -48,7 +48,7 @@ class Pack:
     seconds: float
 
     @classmethod
-    def open(cls, uri: str) -> Pack:
+    def open(cls, uri: str) -> FeaturePack:
         """Reads a pack's head. Raises ValueError for a file that is none."""
         store = Store(uri.rsplit("/", 1)[0])
         try:
@@ -90,13 +90,13 @@ class FeatureReader:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.packs = [Pack.open(uri) for uri in Store(folder).list(folder) if uri.endswith(SUFFIX)]
-        self.places = {digest: (pack, row) for pack in self.packs for row, digest in enumerate(pack.digests)}
+        self.packs = [FeaturePack.open(uri) for uri in Store(folder).list(folder) if uri.endswith(SUFFIX)]
+        self.locations = {digest: (pack, row) for pack in self.packs for row, digest in enumerate(pack.digests)}
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
         """(images, tokens, width), in the order asked for. Raises ValueError for an image that is not there or was altered."""
-        absent = [digest.hex() for digest in digests if digest not in self.places]
+        absent = [digest.hex() for digest in digests if digest not in self.locations]
         if absent:
             what = f"{self.folder}: no features of {len(absent)} images, the first with sha256 {absent[0]}"
             raise ValueError(f"{what}; start the stage again, which computes what is not there")
-        return torch.stack([pack.read(row) for pack, row in map(self.places.__getitem__, digests)])
+        return torch.stack([pack.read(row) for pack, row in map(self.locations.__getitem__, digests)])

@@ -205,7 +205,9 @@ class Reader(ABC):
             return RejectedRecord(self.card.name, split, source, error.reason, str(error))
         if isinstance(error, KeyError):
             return RejectedRecord(self.card.name, split, source, "missing field", f"the record has no {error}")
-        return RejectedRecord(self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300])
+        return RejectedRecord(
+            self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300]
+        )
 
 
 def image_names(path: str, collection: str) -> tuple[str, ...]:

@@ -48,7 +48,9 @@ class OkVqaEvaluation(Reader):
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         record, answers = row
         turns = question_turns(text_field(record, "question"), answers.get(key, ()))
-        image = images.get(*(path for name in coco_names(record["image_id"]) for path in candidate_paths(name, *COCO_FOLDERS)))
+        image = images.get(
+            *(path for name in coco_names(record["image_id"]) for path in candidate_paths(name, *COCO_FOLDERS))
+        )
         yield self._sample(part, key, "vqa", turns, image, extra={"key": key})
 
 
@@ -78,7 +80,9 @@ class IconVqa(_Evaluation):
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         choices, number = list(map(str, row["choices"])), row["answer"]
         if not isinstance(number, int) or not 0 <= number < len(choices):
-            raise RecordError("missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected")
+            raise RecordError(
+                "missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected"
+            )
         turns = question_turns(text_field(row, "question"), (choices[number],))
         image = images.get(*candidate_paths(f"{row['image_id']}/image.png", "images"))
         yield self._sample(
@@ -115,5 +119,10 @@ class HatefulMemes(Reader):
         turns = (Turn("user", text_field(row, "text")), Turn("assistant", "yes" if row["label"] else "no"))
         extra = {"key": str(row["id"]), "choices": ["yes", "no"]}
         yield self._sample(
-            part, key, "hateful-meme", turns, images.get(*candidate_paths(text_field(row, "img"), "images")), extra=extra
+            part,
+            key,
+            "hateful-meme",
+            turns,
+            images.get(*candidate_paths(text_field(row, "img"), "images")),
+            extra=extra,
         )

@@ -80,7 +80,9 @@ class CocoCaptions(Reader):
         path = text_field(record, "image")
         if part.split == "train" and "train" not in path:
             raise RecordError("not used", f"{path} is an image of val2014, which the original leaves out of training")
-        captions = (record["caption"],) if isinstance(record.get("caption"), str) else text_list_field(record, "caption")
+        captions = (
+            (record["caption"],) if isinstance(record.get("caption"), str) else text_list_field(record, "caption")
+        )
         extra: dict[str, Any] = {"key": str(record.get("image_id", path))}
         if names := objects.get(image_number(path)):
             extra["objects"] = names

@@ -67,7 +67,9 @@ class LlavaFirstTurn(_CocoConversations):
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         turns = row.get("conversations")
-        (_, question), (_, answer) = conversation_turns(row | {"conversations": turns[:2] if isinstance(turns, list) else turns})
+        (_, question), (_, answer) = conversation_turns(
+            row | {"conversations": turns[:2] if isinstance(turns, list) else turns}
+        )
         said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
         yield self._sample(part, key, "instruction", said, self._image(row, images))
 

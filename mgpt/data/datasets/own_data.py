@@ -33,7 +33,9 @@ class OwnData(Reader):
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         form = _form(row)
-        image = images.get(*candidate_paths(text_field(row, "image"), "images")) if row.get("image") is not None else None
+        image = (
+            images.get(*candidate_paths(text_field(row, "image"), "images")) if row.get("image") is not None else None
+        )
         turns, boxes = _turns(row, form)
         task = text_field(row, "task") if "task" in row else FORMS[form] if image else "text"
         split = text_field(row, "split") if "split" in row else part.split

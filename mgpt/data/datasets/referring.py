@@ -72,7 +72,12 @@ class RefCoco(Reader):
             instances.files.get(reference["image_id"]) or "",
         ]
         image = images.get(
-            *(path for name in names if name for path in candidate_paths(name, "train2014", "images", "images/train2014"))
+            *(
+                path
+                for name in names
+                if name
+                for path in candidate_paths(name, "train2014", "images", "images/train2014")
+            )
         )
         split = SPLIT_NAMES.get(reference["split"], reference["split"])
         extra = {"key": str(reference["ref_id"])} if split != "train" else None

@@ -13,7 +13,11 @@ import numpy as np
 from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, PixelBox, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
-POSITION_NAMES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
+POSITION_NAMES = (
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     turns = [("What do you see in the picture?", f"I see {enumeration([article(t.kind) for t in scene.things])}.")]
     thing = scene.things[int(rng.integers(len(scene.things)))]
     if expressions(scene, thing):
-        turns.append((f"Where is the {expressions(scene, thing)[0]}?", f"It is at the {position_name(thing)} of the picture."))
+        turns.append(
+            (f"Where is the {expressions(scene, thing)[0]}?", f"It is at the {position_name(thing)} of the picture.")
+        )
     if rng.random() < 0.5:
         turns.append(("What is the background like?", f"The background is {scene.background}."))
     return turns

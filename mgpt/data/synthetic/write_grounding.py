@@ -97,7 +97,8 @@ def write_flickr(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -
         chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"]
         world.write_images("flickr30k/images", chosen)
         grounded = [
-            {"image_id": p.coco_name, "grounded_caption": _with_grid_boxes(*language.grounded_caption(p.scene))} for p in chosen
+            {"image_id": p.coco_name, "grounded_caption": _with_grid_boxes(*language.grounded_caption(p.scene))}
+            for p in chosen
         ]
         world.write_json(f"flickr30k/{folder}/groundedcaption.json", grounded)
         world.write_json(f"flickr30k/{folder}/captiontobbox.json", [_caption_to_boxes(image) for image in chosen])
@@ -116,7 +117,9 @@ def _caption_to_boxes(image: SceneImage) -> dict[str, str]:
 def _phrase_to_boxes(image: SceneImage) -> list[dict[str, str]]:
     rows = []
     for phrase, boxes in language.phrases(image.scene).items():
-        rows.append({"image_id": image.coco_name, "phrase": phrase, "bbox": _with_grid_boxes(_box_tokens(0, boxes), boxes)})
+        rows.append(
+            {"image_id": image.coco_name, "phrase": phrase, "bbox": _with_grid_boxes(_box_tokens(0, boxes), boxes)}
+        )
     return rows
 
 

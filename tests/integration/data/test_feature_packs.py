@@ -56,5 +56,5 @@ def test_one_altered_byte_is_found_where_it_is_read(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"12345678", b"\x02\0\0\0\0\0\0\0{}"])
 def test_file_that_is_no_pack_is_named(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors: no pack of features"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: not a feature pack"):
         FeatureReader(str(tmp_path))

@@ -98,7 +98,7 @@ def test_the_four_forms(dataset, said):
         (
             {"image": "china.jpg", "caption": "at <box:0>"},
             "unreadable record",
-            "<box:0> refers to a box that is not there",
+            "<box:0> has no box",
         ),
         ('{"image": "china.jpg",', "unreadable record", "line 1 is not JSON"),
         ("[1, 2]", "unreadable record", "not list"),

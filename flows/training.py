@@ -60,7 +60,7 @@ def mixture_shares(mixture: Mixture, steps: int) -> dict[str, dict[str, float]]:
     """Returns for each dataset its declared share, its share of the samples of the first `steps` steps, and their
     number.
     """
-    realised, counts = mixture.realised(steps), mixture.counts(steps)
+    realised, counts = mixture.realized_shares(steps), mixture.counts(steps)
     return {
         name: {"declared": round(share, 6), "realised": round(realised[name], 6), "samples": counts[name]}
         for name, share in mixture.shares.items()

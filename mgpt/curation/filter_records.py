@@ -22,9 +22,9 @@ from mgpt.config.sources import CurateSettings
 from mgpt.curation.image_checks import BadImage, Checked, check_image, turn_box
 from mgpt.curation.plan import Unit
 from mgpt.curation.rules import BadSample, check_sample, fit_boxes
-from mgpt.data.datasets import READERS, Problem
+from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.datasets.base import DATA_ERRORS
-from mgpt.data.text import normalise_sample
+from mgpt.data.text_normalization import normalize_sample
 from mgpt.data.types import SCHEMA, Sample
 from mgpt.storage import Store
 
@@ -116,7 +116,7 @@ def check_part(unit: Unit, settings: CurateSettings, store: Store, folder: str) 
 class _Judge:
     def __init__(self, unit: Unit, settings: CurateSettings, scratch: Path) -> None:
         self.unit, self.settings = unit, settings
-        self.reader = READERS[unit.settings.reader].named(unit.dataset)
+        self.reader = READERS[unit.settings.reader].with_name(unit.dataset)
         self.rows = _Table(scratch / "rows.parquet", ROWS)
         self.images = _Table(scratch / "images.parquet", IMAGES)
         self.lost = _Table(scratch / "lost.parquet", LOST)
@@ -128,7 +128,7 @@ class _Judge:
         records = kept = 0
         for record in self._records():
             records += 1
-            if isinstance(record, Problem):
+            if isinstance(record, RejectedRecord):
                 self._lose(record.split, record.source, record.reason, record.detail, "read")
                 continue
             try:
@@ -140,13 +140,13 @@ class _Judge:
             table.close()
         return {"records": records, "kept": kept, "lost": records - kept, "mended": dict(sorted(self.mended.items()))}
 
-    def _records(self) -> Iterator[Sample | Problem]:
+    def _records(self) -> Iterator[Sample | RejectedRecord]:
         try:
             yield from self.reader.records([self.unit.part])
         except (
             _FILE_ERRORS
         ) as error:  # a reader must not raise for what is in a file; if it does, the rest of the file is accounted for
-            yield Problem(
+            yield RejectedRecord(
                 self.unit.dataset,
                 self.unit.part.split,
                 self.unit.part.path,
@@ -188,7 +188,7 @@ class _Judge:
             checked = judged
             changes |= self._image_changes(sample, checked)
         if self.unit.settings.text == "original":
-            sample = normalise_sample(sample, self.reader.card.normalised_roles)
+            sample = normalize_sample(sample, self.reader.card.normalized_roles)
         sample = sample.revise(**changes) if changes else sample
         check_sample(sample, self.settings)
         judged_by = {

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mgpt.config.sources import CurateSettings, DatasetSettings, SourceSettings
-from mgpt.data.archives import Refused
+from mgpt.data.archives import RejectedMember
 from mgpt.data.datasets import READERS, Part
 from mgpt.data.synthetic.formats import DATASETS
 from mgpt.download import source_folder
@@ -41,7 +41,7 @@ class Plan:
     """Units in their final order, and the archive members that were refused, by source."""
 
     units: list[Unit]
-    refused: dict[str, list[Refused]]
+    refused: dict[str, list[RejectedMember]]
 
 
 def make_plan(
@@ -53,7 +53,7 @@ def make_plan(
         ValueError: all mistakes at once: an unknown reader, a dataset named twice or without files, a source that was not downloaded.
     """
     units: list[Unit] = []
-    refused: dict[str, list[Refused]] = {}
+    refused: dict[str, list[RejectedMember]] = {}
     problems: list[str] = []
     for name, source in sources.items():
         if not source.datasets:

@@ -1,1 +1,1 @@
-"""Data: records, tasks, readers, curation, the shapes world and the mixture."""
+"""Samples, tasks, dataset readers, the synthetic world, and the training mixture."""

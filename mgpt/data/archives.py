@@ -1,4 +1,4 @@
-"""Archives from strangers: made the same on every machine, opened without ever leaving the folder."""
+"""Safe extraction of untrusted archives, and tar files with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-BUNDLE = ".bundle.tar"  # a tar of ours that stands for a folder of many small files
+BUNDLE = ".bundle.tar"  # a tar file that this project wrote in place of a folder of many small files
 _CHUNK = 1 << 18
-_FREE_BYTES = 64 << 20  # an archive may always grow to this, whatever its ratio
+_FREE_BYTES = 64 << 20  # the ratio limit applies only to archives that extract to more than this
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A member that was not extracted, and why: path-traversal, link, device, duplicate-member."""
+class RejectedMember:
+    """A member that was not extracted. `reason` is path-traversal, link, device or duplicate-member."""
 
     member: str
     reason: str
@@ -26,7 +26,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Limits:
-    """When an archive is a bomb: bytes in all, members, and bytes out for each byte in."""
+    """Limits against decompression bombs: extracted bytes, members, and extracted bytes per archive byte."""
 
     total_bytes: int = 2 << 40
     members: int = 20_000_000
@@ -36,38 +36,35 @@ class Limits:
 @dataclass(frozen=True)
 class _Member:
     name: str
-    size: int
     kind: str  # file, folder, link, device
 
 
-def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> list[Refused]:
-    """Extracts regular files below `folder`, and gives back what it refused.
-
-    Archives inside the archive stay files: they are not opened in turn.
+def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> list[RejectedMember]:
+    """Extracts regular files below `folder` and returns the rejected members. Nested archives stay files.
 
     Raises:
-        ValueError: the archive is damaged, or grows beyond `limits` (what was extracted so far stays for the caller to delete).
+        ValueError: the archive is damaged or exceeds `limits`. The caller deletes what was extracted before.
     """
     limits = limits or Limits()
     allowed = min(limits.total_bytes, max(_FREE_BYTES, archive.stat().st_size * limits.ratio))
-    refused: list[Refused] = []
+    rejected: list[RejectedMember] = []
     seen: set[str] = set()
     try:
         for count, (member, stream) in enumerate(_members(archive), 1):
             if count > limits.members:
-                raise ValueError(f"{archive.name}: more than {limits.members} members; it looks like a bomb")
-            if problem := _problem(member, seen):
-                refused.append(Refused(member.name, problem))
+                raise ValueError(f"{archive.name}: more than {limits.members} members; it may be a decompression bomb")
+            if reason := _reject_reason(member, seen):
+                rejected.append(RejectedMember(member.name, reason))
             elif stream is not None:
                 allowed -= _write(stream, folder / member.name, allowed, archive.name)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"{archive.name} cannot be read as an archive ({type(error).__name__}: {error}); download it again"
         ) from error
-    return refused
+    return rejected
 
 
-def _problem(member: _Member, seen: set[str]) -> str | None:
+def _reject_reason(member: _Member, seen: set[str]) -> str | None:
     path = PurePosixPath(member.name)
     if (
         path.is_absolute()
@@ -94,9 +91,7 @@ def _write(stream: IO[bytes], target: Path, allowed: int, archive: str) -> int:
         while piece := stream.read(_CHUNK):
             written += len(piece)
             if written > allowed:
-                raise ValueError(
-                    f"{archive}: unpacks to far more bytes than it has; it looks like a bomb and was not opened further"
-                )
+                raise ValueError(f"{archive}: extracts to too many bytes for its size; it may be a decompression bomb")
             file.write(piece)
     return written
 
@@ -105,35 +100,24 @@ def _members(archive: Path) -> Iterator[tuple[_Member, IO[bytes] | None]]:
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
-                yield from _zip_member(zipped, info)
+                if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+                    yield _Member(info.filename, "folder" if info.is_dir() else "link"), None
+                else:
+                    with zipped.open(info) as stream:
+                        yield _Member(info.filename, "file"), stream
         return
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
-            kind = (
-                "file"
-                if member.isreg()
-                else "folder"
-                if member.isdir()
-                else "link"
-                if member.issym() or member.islnk()
-                else "device"
-            )
-            yield _Member(member.name, member.size, kind), tar.extractfile(member) if kind == "file" else None
-
-
-def _zip_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[tuple[_Member, IO[bytes] | None]]:
-    mode = info.external_attr >> 16
-    kind = "folder" if info.is_dir() else "link" if stat.S_ISLNK(mode) else "file"
-    member = _Member(info.filename, info.file_size, kind)
-    if kind != "file":
-        yield member, None
-        return
-    with zipped.open(info) as stream:
-        yield member, stream
+            if member.isreg():
+                yield _Member(member.name, "file"), tar.extractfile(member)
+            elif member.isdir():
+                yield _Member(member.name, "folder"), None
+            else:
+                yield _Member(member.name, "link" if member.issym() or member.islnk() else "device"), None
 
 
 def write_tar(target: IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
-    """Writes an uncompressed tar whose bytes depend on names and contents alone (no times, owners or modes)."""
+    """Writes an uncompressed tar file whose bytes depend only on names and contents (no times, owners or modes)."""
     with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in files:
             info = tarfile.TarInfo(name)

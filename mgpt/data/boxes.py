@@ -1,8 +1,9 @@
-"""Boxes: pixels inside the project, text at the very end.
+"""Boxes in pixels, on the model's grid, and as text.
 
-A `Box` is absolute pixels of its image. The model reads and writes a `GridBox`, four integers from 0 to 100, as `{<x1><y1><x2><y2>}`;
-several boxes of one phrase are joined by `<delim>` (original code, demo_v2.py:207-222). Formatting truncates as the original does
-(coco_dataset.py:73), which costs up to one unit toward the top left; released checkpoints expect it.
+A `Box` holds absolute pixels of its image. The model reads and writes a `GridBox`, four integers from 0 to 100, as
+`{<x1><y1><x2><y2>}`; the boxes of one phrase are joined by `<delim>` (original code, demo_v2.py:207-222). Coordinates
+are truncated as in the original (coco_dataset.py:73), which shifts a box by up to one unit toward the top left; the
+released checkpoints expect it.
 """
 
 import math
@@ -18,7 +19,7 @@ BOX_RUN = re.compile(rf"\s*{GRID_BOX.pattern}(?:\s*(?:<delim>)?\s*{GRID_BOX.patt
 
 
 class Box(NamedTuple):
-    """A rectangle in absolute pixels: left, top, right, bottom (floats; right and bottom are exclusive edges)."""
+    """A rectangle in absolute pixels: left, top, right, bottom (right and bottom are exclusive)."""
 
     x1: float
     y1: float
@@ -27,12 +28,12 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Square pixels, 0 for a reversed box."""
+        """Area in square pixels; 0 for a reversed box."""
         return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
 
 
 class GridBox(NamedTuple):
-    """A rectangle on the model's grid: integers 0..100 of the image's width and height."""
+    """A rectangle on the model's grid: integers from 0 to 100, in percent of the image's width and height."""
 
     x1: int
     y1: int
@@ -40,15 +41,15 @@ class GridBox(NamedTuple):
     y2: int
 
 
-class Grounded(NamedTuple):
-    """A phrase of a text and the grid boxes written behind it."""
+class GroundedPhrase(NamedTuple):
+    """A phrase of a text and the grid boxes that follow it."""
 
     phrase: str
     boxes: tuple[GridBox, ...]
 
 
 def to_grid(box: Box, width: int, height: int) -> GridBox:
-    """Pixels to the grid by truncation.
+    """Converts pixels to grid coordinates by truncation.
 
     Raises:
         ValueError: the image has no size, or the box is not finite, reversed, or outside the image.
@@ -65,25 +66,25 @@ def to_grid(box: Box, width: int, height: int) -> GridBox:
 
 
 def to_pixels(grid: GridBox, width: int, height: int) -> Box:
-    """The grid to pixels, such that `to_grid` of the result is the same grid box (up to 2**40 pixels a side)."""
+    """Converts grid coordinates to pixels such that `to_grid` inverts it (for sides up to 2**40 pixels)."""
     return Box(*(_edge(value, side) for value, side in zip(grid, (width, height, width, height), strict=True)))
 
 
 def _edge(value: int, side: int) -> float:
     edge = value / GRID * side
-    # 0.29 * 500 / 500 * 100 is 28.999...: one step up of the last bit keeps truncation from losing a whole unit.
+    # 0.29 * 500 / 500 * 100 is 28.999..., which truncation would turn into 28: increase the last bit until it does not.
     while int(edge / side * GRID) < value:
         edge = math.nextafter(edge, math.inf)
     return edge
 
 
 def format_grid(grid: GridBox) -> str:
-    """The model's text of one box, `{<x1><y1><x2><y2>}`."""
+    """Formats a grid box as `{<x1><y1><x2><y2>}`."""
     return "{" + "".join(f"<{value}>" for value in grid) + "}"
 
 
 def format_box(box: Box, width: int, height: int) -> str:
-    """The model's text of a pixel box.
+    """Formats a pixel box as `{<x1><y1><x2><y2>}`.
 
     Raises:
         ValueError: see `to_grid`.
@@ -92,39 +93,41 @@ def format_box(box: Box, width: int, height: int) -> str:
 
 
 def parse_grid(text: str) -> list[GridBox]:
-    """Every box written in a text, in order. Answers on any string.
+    """Returns the boxes in a text, in order. Accepts any string.
 
-    Spaces inside a box are tolerated; coordinates above 100 or in the wrong order are left out, since no image has them.
+    Spaces inside a box are allowed; boxes with coordinates above 100 or in the wrong order are skipped.
     """
     found = (GridBox(*map(int, match.groups())) for match in GRID_BOX.finditer(text))
     return [grid for grid in found if is_on_grid(grid)]
 
 
 def is_on_grid(grid: GridBox) -> bool:
-    """Whether a box is ordered and within 0..100."""
+    """Returns true if the box is ordered and within 0..100."""
     return 0 <= grid.x1 <= grid.x2 <= GRID and 0 <= grid.y1 <= grid.y2 <= GRID
 
 
 def parse_boxes(text: str, width: int, height: int) -> list[Box]:
-    """Every box written in a text, in pixels of a width x height image. Answers on any string."""
+    """Returns the boxes in a text, in pixels of a width x height image. Accepts any string."""
     return [to_pixels(grid, width, height) for grid in parse_grid(text)]
 
 
-def parse_grounded(text: str) -> list[Grounded]:
-    """Each `<p>phrase</p>` of a text with the boxes that follow it directly; a phrase without boxes has an empty tuple. Answers on any
-    string."""
+def parse_grounded(text: str) -> list[GroundedPhrase]:
+    """Returns each `<p>phrase</p>` of a text with the boxes that directly follow it. Accepts any string."""
     grounded = []
     for match in PHRASE.finditer(text):
         run = BOX_RUN.match(text, match.end())
-        grounded.append(Grounded(match.group(1).strip(), tuple(parse_grid(run.group())) if run else ()))
+        grounded.append(GroundedPhrase(match.group(1).strip(), tuple(parse_grid(run.group())) if run else ()))
     return grounded
 
 
-def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()) -> tuple[str, list[Box]]:
-    """A text with written boxes as one with `<box:N>` tokens, and all boxes in pixels: those known, then those found.
+def tokenize_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()) -> tuple[str, list[Box]]:
+    """Replaces the boxes in a text by `<box:N>` tokens.
+
+    Returns:
+        The text, and all boxes in pixels: those in `known`, then those found.
 
     Raises:
-        ValueError: a box is written that no image has (above 100, or reversed).
+        ValueError: a box is reversed or has a coordinate above 100.
     """
     boxes = list(known)
 
@@ -132,7 +135,7 @@ def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()
         grid = GridBox(*map(int, match.groups()))
         if not is_on_grid(grid):
             raise ValueError(
-                f"{match.group()} is no box: coordinates go from 0 to {GRID}, left before right, top before bottom"
+                f"{match.group()} is not a box: coordinates go from 0 to {GRID}, left before right, top before bottom"
             )
         boxes.append(to_pixels(grid, width, height))
         return f"<box:{len(boxes) - 1}>"
@@ -141,14 +144,14 @@ def tokenise_boxes(text: str, width: int, height: int, known: Sequence[Box] = ()
 
 
 def strip_markup(text: str) -> str:
-    """A grounded text as plain language: boxes and phrase marks removed, spaces tidied."""
+    """Removes boxes and phrase tags from a text and collapses white space."""
     plain = GRID_BOX.sub(" ", text).replace(DELIMITER, " ")
     plain = plain.replace("<p>", "").replace("</p>", "")
     return re.sub(r"\s+([,.;?!])", r"\1", re.sub(r"\s+", " ", plain)).strip()
 
 
 def iou(first: Box | GridBox, second: Box | GridBox) -> float:
-    """Intersection over union on continuous coordinates, 0 when both are empty."""
+    """Computes intersection over union on continuous coordinates; 0 if both boxes are empty."""
     width = min(first.x2, second.x2) - max(first.x1, second.x1)
     height = min(first.y2, second.y2) - max(first.y1, second.y1)
     shared = max(0.0, width) * max(0.0, height)

@@ -1,4 +1,4 @@
-"""A downloaded source as a folder that readers can read: archives opened safely, once a machine."""
+"""Local folders for downloaded sources: archives are extracted once per machine."""
 
 from __future__ import annotations
 
@@ -11,70 +11,70 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from mgpt.data.archives import BUNDLE, Refused, unpack
+from mgpt.data.archives import BUNDLE, RejectedMember, unpack
 from mgpt.storage import Entry, Manifest, Store, is_remote
 
-READY = ".mgpt-unpacked.json"
+READY = ".mgpt-unpacked.json"  # lists the rejected members; written last, so that its presence marks a complete folder
 
 
 def cache_root(store: Store) -> Path:
-    """Where unpacked sources lie: below a local store, else in `MGPT_CACHE` or the user's cache folder."""
+    """Returns the folder for extracted sources: in a local store, else in `MGPT_CACHE` or the user's cache folder."""
     if not is_remote(store.root):
         return Path(store.root) / "unpacked"
     return Path(os.environ.get("MGPT_CACHE", Path.home() / ".cache" / "mgpt")) / "unpacked"
 
 
-def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, list[Refused]]:
-    """The folder (or `s3://` prefix) that holds the files of `source`, and the archive members that were refused.
+def source_folder(manifest: Manifest, source: str, store: Store) -> tuple[str, list[RejectedMember]]:
+    """Returns the folder (or `s3://` prefix) with the files of `source`, and the archive members that were rejected.
 
-    A source without archives is read where it lies. Others are copied and unpacked under a name made of their digests, so a folder is
-    whole or absent and never stale.
+    A source without archives is read in place. Any other is copied and extracted into a folder named by a hash of its
+    entries, so that the folder is either complete or absent, and never stale.
 
     Raises:
         ValueError: the source is not in the manifest.
     """
     entries = manifest.select(source=source)
     if not entries:
-        raise ValueError(f"sources.{source}: nothing of it is in the download manifest; run the download stage again")
+        raise ValueError(f"sources.{source}: the download manifest has no files of it; run the download stage again")
     if not any(entry.meta["unpack"] for entry in entries):
-        return _common_folder(entries, source), []
+        first = entries[0]
+        return first.uri.removesuffix("/" + first.name.removeprefix(f"{source}/")), []
     key = hashlib.sha256(json.dumps([[entry.name, entry.sha256] for entry in entries]).encode()).hexdigest()[:24]
     folder = cache_root(store) / f"{source}-{key}"
     if not (folder / READY).exists():
         _build(entries, source, store, folder)
-    return str(folder), [Refused(**refused) for refused in json.loads((folder / READY).read_text(encoding="utf-8"))]
+    rejected = json.loads((folder / READY).read_text(encoding="utf-8"))
+    return str(folder), [RejectedMember(**member) for member in rejected]
 
 
-def backbone_folders(manifest: Manifest, named: Mapping[str, str | None], store: Store) -> dict[str, str]:
-    """Folder or URI of each base by part; `named` says `SOURCE/FOLDER` for each, None for a part that a model lacks."""
+def backbone_folders(manifest: Manifest, names: Mapping[str, str | None], store: Store) -> dict[str, str]:
+    """Returns the folder or URI of each backbone by part.
+
+    `names` holds `SOURCE/FOLDER` for each part, or None for a part that the model does not have.
+    """
     folders = {}
-    for part, name in named.items():
+    for part, name in names.items():
         if name is not None:
             source, _, below = name.partition("/")
             folders[part] = f"{source_folder(manifest, source, store)[0].rstrip('/')}/{below}".rstrip("/")
     return folders
 
 
-def _common_folder(entries: list[Entry], source: str) -> str:
-    first = entries[0]
-    return first.uri.removesuffix("/" + first.name.removeprefix(f"{source}/"))
-
-
 def _build(entries: list[Entry], source: str, store: Store, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
-        refused = [problem for entry in entries for problem in _place(entry, source, store, building)]
-        (building / READY).write_text(json.dumps([asdict(problem) for problem in refused]), encoding="utf-8")
+        rejected = [member for entry in entries for member in _copy_entry(entry, source, store, building)]
+        (building / READY).write_text(json.dumps([asdict(member) for member in rejected]), encoding="utf-8")
         building.rename(folder)
     except OSError:
-        if not (folder / READY).exists():  # else another process was faster with the same content
+        if not (folder / READY).exists():  # otherwise another process has finished the same content first
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[Refused]:
+def _copy_entry(entry: Entry, source: str, store: Store, folder: Path) -> list[RejectedMember]:
     name = entry.name.removeprefix(f"{source}/")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,28 +83,22 @@ def _place(entry: Entry, source: str, store: Store, folder: Path) -> list[Refuse
     if not entry.meta["unpack"]:
         return []
     try:
-        return _open_archive(target, name)
+        return _extract_in_place(target, name)
     except ValueError as error:
-        return [Refused(name, f"damaged archive: {error}")]
+        return [RejectedMember(name, f"damaged archive: {error}")]
     finally:
         target.unlink()
 
 
-def _open_archive(archive: Path, name: str) -> list[Refused]:
-    # A bundle of ours fills the folder that it was made from; a stranger's archive fills the one that it is in.
+def _extract_in_place(archive: Path, name: str) -> list[RejectedMember]:
+    """Extracts an archive into the folder that it lies in."""
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".opening-") as opening:
-        refused = unpack(archive, Path(opening))
-        _merge(Path(opening), archive.parent)
-    return (
-        [Refused(f"{name}/{problem.member}", problem.reason) for problem in refused]
-        if not name.endswith(BUNDLE)
-        else refused
-    )
-
-
-def _merge(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+        rejected = unpack(archive, Path(opening))
+        for path in sorted(Path(opening).rglob("*")):
+            if path.is_file():
+                target = archive.parent / path.relative_to(opening)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    if name.endswith(BUNDLE):  # a bundle stands for the folder, so its own name means nothing to the user
+        return rejected
+    return [RejectedMember(f"{name}/{member.member}", member.reason) for member in rejected]

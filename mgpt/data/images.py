@@ -1,7 +1,4 @@
-"""The names of images: the sha256 of their bytes, and those of a whole shard in a file.
-
-Imports no torch: a process that only names images is ready in a second.
-"""
+"""Digests that identify images. Imports no torch, so that workers that only hash start within a second."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ NO_IMAGE = bytes(32)  # stands for a row without an image
 
 
 def image_digest(image: bytes) -> bytes:
-    """The name of an image: the sha256 of its encoded bytes."""
+    """Returns the sha256 of an image's encoded bytes."""
     return hashlib.sha256(image).digest()
 
 
-def name_images(shard: str, uri: str) -> None:
-    """Writes the names of a curated shard's images, 32 bytes a row."""
+def write_image_digests(shard: str, uri: str) -> None:
+    """Writes the digests of a curated shard's images to `uri`, 32 bytes per row."""
     column = pq.read_table(io.BytesIO(Store(shard.rsplit("/", 1)[0]).read(shard)), columns=["image"])["image"]
-    names = [NO_IMAGE if image.as_py() is None else image_digest(image.as_py()) for image in column]
-    Store(uri.rsplit("/", 1)[0]).write(uri, b"".join(names))
+    digests = [NO_IMAGE if image.as_py() is None else image_digest(image.as_py()) for image in column]
+    Store(uri.rsplit("/", 1)[0]).write(uri, b"".join(digests))

@@ -1,9 +1,9 @@
-"""The training stream: which sample stands at which position, as a pure function of seed, weights, sizes and step.
+"""The training stream: the sample at each position as a pure function of seed, weights, sizes and step.
 
-Positions are cut into blocks. A block holds every dataset in exact proportion, spread evenly and then jittered, so that after any number
-of samples each dataset's count is within a few of its declared share. Each dataset is walked through one permutation an epoch, computed
-in place (a Feistel network), so that any step of a stream over a hundred million records is found without walking there, and nothing
-repeats before everything was seen.
+Positions are divided into blocks. A block holds each dataset in exact proportion, evenly spaced with jitter, so that
+any prefix of the stream deviates from the declared shares by a few samples only. Each epoch of a dataset is a
+permutation that is evaluated per index (a Feistel network): any step is found in constant time, even with 10^8 rows,
+and no row repeats within an epoch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """One place of the stream: row `index` of `dataset` (its shards in manifest order), on its `epoch`-th pass; `position` counts
-    samples from 0."""
+class SampleRef:
+    """The sample at a position of the stream.
+
+    Attributes:
+        dataset: name of the dataset.
+        index: row of the dataset, its shards in manifest order.
+        epoch: pass over the dataset, counted from 0.
+        position: samples before this one in the stream.
+    """
 
     dataset: str
     index: int
@@ -37,15 +43,16 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-def pick_rng(seed: int, position: int) -> random.Random:
-    """The generator that renders the pick at a position: its instruction and alternatives, whatever worker renders it."""
+def sample_rng(seed: int, position: int) -> random.Random:
+    """Returns the generator that draws instruction and alternatives for the sample at a position."""
     return random.Random(_seed("render", seed, position))
 
 
 class Permutation:
-    """A seeded permutation of `range(size)`, each value found in constant time and memory.
+    """A seeded permutation of `range(size)`, each value computed in constant time and memory.
 
-    A Feistel network permutes the smallest even power of two that holds `size`; values beyond it are walked on until they fall inside.
+    A Feistel network permutes the smallest range of 4^n values that holds `size`; it is applied repeatedly until the
+    value is inside `range(size)` (cycle walking).
     """
 
     def __init__(self, size: int, *key: object) -> None:
@@ -54,28 +61,28 @@ class Permutation:
         self.mask = (1 << self.half) - 1
         self.keys = [_seed("round", number, *key) for number in range(ROUNDS)]
 
-    def __getitem__(self, place: int) -> int:
-        """The value at a place.
+    def __getitem__(self, index: int) -> int:
+        """Returns the value at an index.
 
         Raises:
-            IndexError: the place is not in `range(size)`.
+            IndexError: the index is not in `range(size)`.
         """
-        if not 0 <= place < self.size:
-            raise IndexError(f"place {place} of a permutation of {self.size}")
-        value = self._encrypted(place)
+        if not 0 <= index < self.size:
+            raise IndexError(f"index {index} is out of range for a permutation of {self.size}")
+        value = self._permute(index)
         while value >= self.size:
-            value = self._encrypted(value)
+            value = self._permute(value)
         return value
 
-    def _encrypted(self, value: int) -> int:
+    def _permute(self, value: int) -> int:
         left, right = value >> self.half, value & self.mask
         for key in self.keys:
-            left, right = right, left ^ (_mixed(right ^ key) & self.mask)
+            left, right = right, left ^ (_mix(right ^ key) & self.mask)
         return left << self.half | right
 
 
-def _mixed(value: int) -> int:
-    """The finaliser of splitmix64: every input bit changes half of the output bits."""
+def _mix(value: int) -> int:
+    """Applies the finalizer of splitmix64, in which each input bit changes half of the output bits on average."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
     return value ^ (value >> 31)
@@ -85,106 +92,106 @@ class Mixture:
     """A deterministic stream over datasets.
 
     Args:
-        seed: of the whole stream.
-        weights: relative share of samples of each dataset; only their proportions count. A weight of 0 leaves the dataset out.
+        seed: seed of the stream.
+        weights: relative share of samples of each dataset; a weight of 0 excludes the dataset.
         sizes: rows of each dataset.
-        global_batch_size: samples of a step, over all workers.
+        global_batch_size: samples per step over all workers.
 
     Raises:
-        ValueError: a weight is negative or not finite, all are 0, a weighted dataset has no rows or no size, or the batch is empty; all
-            at once.
+        ValueError: a weight is negative or not finite, all are 0, a weighted dataset has no rows or no size, or the
+            batch is empty. The message lists all errors.
     """
 
     def __init__(
         self, seed: int, weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int
     ) -> None:
-        _check(weights, sizes, global_batch_size)
+        _validate(weights, sizes, global_batch_size)
         self.seed = seed
         self.global_batch_size = global_batch_size
         self.datasets = sorted(name for name, weight in weights.items() if weight > 0)
         self.sizes = {name: int(sizes[name]) for name in self.datasets}
         total = math.fsum(weights[name] for name in self.datasets)
         self.shares = {name: weights[name] / total for name in self.datasets}
-        self._quota = _apportioned([self.shares[name] for name in self.datasets], BLOCK)
+        self._quota = _apportion([self.shares[name] for name in self.datasets], BLOCK)
 
-    def batch(self, step: int) -> list[Pick]:
-        """The picks of a step (counted from 0). Worker `rank` of `world` takes any fixed slice of them: the batch does not know about
-        workers."""
+    def batch(self, step: int) -> list[SampleRef]:
+        """Returns the samples of a step (counted from 0) over all workers; each worker takes a slice."""
         first = step * self.global_batch_size
-        return [self.pick(position) for position in range(first, first + self.global_batch_size)]
+        return [self.sample_ref(position) for position in range(first, first + self.global_batch_size)]
 
-    def pick(self, position: int) -> Pick:
-        """The pick at a position of the stream."""
-        block, place = divmod(position, BLOCK)
-        order, rank = _arranged(self.seed, self._quota, block)
-        number = int(order[place])
+    def sample_ref(self, position: int) -> SampleRef:
+        """Returns the sample at a position of the stream."""
+        block, offset = divmod(position, BLOCK)
+        order, rank = _arrange_block(self.seed, self._quota, block)
+        number = int(order[offset])
         name = self.datasets[number]
-        epoch, inside = divmod(block * self._quota[number] + int(rank[place]), self.sizes[name])
-        return Pick(name, _permuted(self.sizes[name], self.seed, name, epoch)[inside], epoch, position)
+        epoch, index = divmod(block * self._quota[number] + int(rank[offset]), self.sizes[name])
+        return SampleRef(name, _permutation(self.sizes[name], self.seed, name, epoch)[index], epoch, position)
 
     def counts(self, steps: int) -> dict[str, int]:
-        """Samples of each dataset in the first `steps` steps."""
+        """Returns the number of samples of each dataset in the first `steps` steps."""
         blocks, rest = divmod(steps * self.global_batch_size, BLOCK)
-        partial = np.bincount(_arranged(self.seed, self._quota, blocks)[0][:rest], minlength=len(self.datasets))
+        partial = np.bincount(_arrange_block(self.seed, self._quota, blocks)[0][:rest], minlength=len(self.datasets))
         return {name: blocks * self._quota[number] + int(partial[number]) for number, name in enumerate(self.datasets)}
 
-    def shown(self, steps: int) -> dict[str, np.ndarray]:
-        """How often the first `steps` steps pick each row: dataset -> (rows,) int32."""
-        return {name: self._times(name, count) for name, count in self.counts(steps).items()}
+    def draw_counts(self, steps: int) -> dict[str, np.ndarray]:
+        """Returns how often the first `steps` steps use each row: dataset -> (rows,) int32."""
+        draws = {}
+        for name, count in self.counts(steps).items():
+            epochs, rest = divmod(count, self.sizes[name])
+            draws[name] = np.full(self.sizes[name], epochs, np.int32)
+            order = _permutation(self.sizes[name], self.seed, name, epochs)
+            draws[name][[order[index] for index in range(rest)]] += 1
+        return draws
 
-    def _times(self, name: str, count: int) -> np.ndarray:
-        epochs, rest = divmod(count, self.sizes[name])
-        times = np.full(self.sizes[name], epochs, np.int32)
-        order = _permuted(self.sizes[name], self.seed, name, epochs)
-        times[[order[place] for place in range(rest)]] += 1
-        return times
-
-    def realised(self, steps: int) -> dict[str, float]:
-        """Share of each dataset in the first `steps` steps, to be set beside `shares`, the declared ones."""
+    def realized_shares(self, steps: int) -> dict[str, float]:
+        """Returns the actual share of each dataset in the first `steps` steps; `shares` holds the declared ones."""
         counts = self.counts(steps)
         return {name: count / max(1, steps * self.global_batch_size) for name, count in counts.items()}
 
 
 @lru_cache(maxsize=8)
-def _arranged(seed: int, quota: tuple[int, ...], block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Dataset number at each place of a block, and how many of that dataset stand before it in the block."""
+def _arrange_block(seed: int, quota: tuple[int, ...], block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the dataset number at each position of a block, and its rank among the block's samples of that
+    dataset.
+    """
     numbers = np.repeat(np.arange(len(quota)), quota)
     ranks = np.concatenate([np.arange(count) for count in quota])
-    # The j-th of n samples lands at a random point of the j-th n-th of the block: even spacing, unpredictable order.
+    # The j-th of n samples lies at a random point in the j-th of n equal parts of the block.
     jitter = np.random.Generator(np.random.PCG64(_seed("block", seed, block))).random(BLOCK)
     order = np.argsort((ranks + jitter) / np.asarray(quota)[numbers], kind="stable")
     return numbers[order], ranks[order]
 
 
 @lru_cache(maxsize=256)
-def _permuted(size: int, seed: int, name: str, epoch: int) -> Permutation:
+def _permutation(size: int, seed: int, name: str, epoch: int) -> Permutation:
     return Permutation(size, seed, name, epoch)
 
 
-def _check(weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int) -> None:
-    mistakes = [
+def _validate(weights: Mapping[str, float], sizes: Mapping[str, int], global_batch_size: int) -> None:
+    errors = [
         f"weight of {name} is {weight}; give a number >= 0"
         for name, weight in weights.items()
         if not 0 <= weight < math.inf
     ]
     used = [name for name, weight in weights.items() if weight > 0]
     empty = [name for name in used if sizes.get(name, 0) < 1]
-    mistakes += [
-        f"{name} has a weight but {sizes.get(name, 'no known number of')} rows; curate it or leave it out"
+    errors += [
+        f"{name} has a weight but {sizes.get(name, 'no known number of')} rows; curate it or remove it from the mixture"
         for name in empty
     ]
     if not used:
-        mistakes.append("no dataset has a weight above 0")
+        errors.append("no dataset has a weight above 0")
     if global_batch_size < 1:
-        mistakes.append(f"global_batch_size is {global_batch_size}; give at least 1")
+        errors.append(f"global_batch_size is {global_batch_size}; give at least 1")
     if len(used) > BLOCK:
-        mistakes.append(f"{len(used)} datasets; at most {BLOCK} can be mixed")
-    if mistakes:
-        raise ValueError("mixture: " + "; ".join(mistakes))
+        errors.append(f"{len(used)} datasets; at most {BLOCK} can be mixed")
+    if errors:
+        raise ValueError("mixture: " + "; ".join(errors))
 
 
-def _apportioned(shares: list[float], total: int) -> tuple[int, ...]:
-    """Whole numbers in proportion to the shares that sum to the total, by largest remainder; none is 0."""
+def _apportion(shares: list[float], total: int) -> tuple[int, ...]:
+    """Returns integers proportional to the shares that sum to `total` (largest remainder method), each at least 1."""
     counts = [max(1, math.floor(share * total)) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda number: (counts[number] - shares[number] * total, number))
     for number in by_remainder[: max(0, total - sum(counts))]:
@@ -194,12 +201,12 @@ def _apportioned(shares: list[float], total: int) -> tuple[int, ...]:
 
 
 def balanced_weights(tasks: Mapping[str, str]) -> dict[str, float]:
-    """Weights that give every task the same share, split evenly over its datasets.
+    """Returns weights that give every task the same share, divided evenly among its datasets.
+
+    The paper balances its second stage over tasks without giving ratios; equal shares are our choice.
 
     Args:
         tasks: the task of each dataset.
-
-    The published method balances its second stage over tasks but prints no ratios; even shares are our choice.
     """
     members = {task: [name for name, other in tasks.items() if other == task] for task in tasks.values()}
     return {name: 1 / len(members) / len(members[task]) for name, task in tasks.items()}

@@ -1,7 +1,7 @@
-"""Tasks as data: from a `Sample` to the messages that a processor turns into tokens.
+"""Task definitions and the rendering of samples as messages.
 
-A task is an identifier, a pool of instructions, and how answers and boxes are written. Tasks live in `tasks.yaml`; a user's own YAML
-adds more without code.
+A task is an identifier, a pool of instructions, and the format of answers and boxes. The shipped tasks are in
+`tasks.yaml`; users add their own in YAML (docs/tasks.md).
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mgpt.data.boxes import DELIMITER, Box, to_grid
-from mgpt.data.types import BOX_TOKEN, Sample, Turn
+from mgpt.data.types import BOX_TOKEN, Sample
 
 IMAGE_PREFIX = "<Img><ImageHere></Img> "
 BARE_IMAGE = "<ImageHere>"
@@ -28,15 +28,15 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class BoxText:
-    """How a task writes a box.
+class BoxFormat:
+    """The text format of a box.
 
     Attributes:
-        template: `$x1 $y1 $x2 $y2` stand for the coordinates.
-        scale: a coordinate at the right or bottom edge of the image.
-        decimals: digits after the point; 0 truncates as the protocol does.
-        delimiter: between the boxes of one phrase.
-        around: for several boxes of one phrase or item, with `{}` for the joined boxes; "{}" leaves them as they are.
+        template: with `$x1 $y1 $x2 $y2` for the coordinates.
+        scale: coordinate of the right and bottom edge of the image.
+        decimals: digits after the point; 0 truncates, as in the original.
+        delimiter: separates the boxes of one phrase.
+        around: template for all boxes of one phrase or item, with `{}` for the joined boxes.
     """
 
     template: str = "{<$x1><$y1><$x2><$y2>}"
@@ -46,7 +46,7 @@ class BoxText:
     around: str = "{}"
 
     def text(self, box: Box, width: int, height: int) -> str:
-        """One box of a width x height image as text.
+        """Formats a box of a width x height image.
 
         Raises:
             ValueError: the box is not inside the image, see `mgpt.data.boxes.to_grid`.
@@ -55,21 +55,21 @@ class BoxText:
         if self.scale == 100 and self.decimals == 0:
             values = [str(value) for value in grid]
         else:
-            sides = (width, height, width, height)
-            values = [self._number(value / side * self.scale) for value, side in zip(box, sides, strict=True)]
+            scaled = [side / size * self.scale for side, size in zip(box, (width, height, width, height), strict=True)]
+            values = [f"{value:.{self.decimals}f}" if self.decimals else str(int(value)) for value in scaled]
         return string.Template(self.template).substitute(dict(zip(("x1", "y1", "x2", "y2"), values, strict=True)))
-
-    def _number(self, value: float) -> str:
-        return str(int(value)) if self.decimals == 0 else f"{value:.{self.decimals}f}"
 
 
 @dataclass(frozen=True)
-class Items:
-    """How a task writes an answer that is a list of records.
+class ItemsFormat:
+    """The text format of an answer that is a list of records; the assistant's text is then a JSON list of objects.
 
-    The assistant's text is then a JSON list of objects. `template` is filled for each with `$name` for every field; `join` goes between,
-    `around` outside (`{}` is the joined list), `empty` stands for an empty list. With `quote: json` texts are written as JSON strings;
-    box tokens are always written as boxes.
+    Attributes:
+        template: text of one record, with `$name` for each field.
+        join: separates the records.
+        around: template for the whole list, with `{}` for the joined records.
+        empty: text of an empty list; None formats it like any other.
+        quote: `json` writes texts as JSON strings, `none` as they are. Box tokens always become boxes.
     """
 
     template: str
@@ -81,7 +81,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of `tasks.yaml`; the file's head says what each field means."""
+    """One task of `tasks.yaml`; the head of that file describes the fields."""
 
     name: str
     identifier: str = ""
@@ -90,74 +90,71 @@ class Task:
     instructions: tuple[str, ...] = ()
     evaluation: str = "{}"
     answer: str = "{}"
-    items: Items | None = None
-    boxes: BoxText = field(default_factory=BoxText)
+    items: ItemsFormat | None = None
+    boxes: BoxFormat = field(default_factory=BoxFormat)
 
     def user(self, content: str, instruction: str) -> str:
-        """The user's text: identifier, then the instruction filled with the content."""
+        """Returns the user's text: the identifier, then the instruction with the content filled in."""
         filled = instruction.replace("{}", content, 1)
         return f"{self.identifier} {filled}" if self.identifier else filled
 
     def assistant(self, text: str, where: str) -> str:
-        """The assistant's text: the answer template filled, items written out.
+        """Returns the assistant's text: the answer template with the text or the formatted items filled in.
 
         Raises:
-            ValueError: the task wants a list of records and the text is none.
+            ValueError: the task has items and the text is not a JSON list of objects with their fields.
         """
-        return self.answer.replace("{}", _written_items(text, self.items, where) if self.items else text, 1)
+        return self.answer.replace("{}", _format_items(text, self.items, where) if self.items else text, 1)
 
 
-def _written_items(text: str, items: Items, where: str) -> str:
+def _format_items(text: str, items: ItemsFormat, where: str) -> str:
     try:
         records = json.loads(text)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError("it is not a list of objects")
         template = string.Template(items.template)
-        written = [
-            template.substitute({name: _quoted(value, items.quote) for name, value in record.items()})
+        texts = [
+            template.substitute({name: _format_value(value, items.quote) for name, value in record.items()})
             for record in records
         ]
     except KeyError as error:
-        raise ValueError(
-            f"{where}: an item of the answer lacks the field {error}, which the task's template names"
-        ) from error
+        raise ValueError(f"{where}: an item of the answer lacks the field {error} of the task's template") from error
     except ValueError as error:
         raise ValueError(f"{where}: the answer {text[:80]!r} must be a JSON list of objects ({error})") from error
-    return (
-        items.empty
-        if not written and items.empty is not None
-        else items.around.replace("{}", items.join.join(written), 1)
-    )
+    if not texts and items.empty is not None:
+        return items.empty
+    return items.around.replace("{}", items.join.join(texts), 1)
 
 
-def _quoted(value: object, quote: str) -> str:
+def _format_value(value: object, quote: str) -> str:
     if isinstance(value, str) and (quote == "none" or BOX_TOKENS.fullmatch(value)):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def load_tasks(*paths: str | Path) -> dict[str, Task]:
-    """The shipped tasks and those of the given YAML files.
+    """Loads the shipped tasks and those of the given YAML files.
 
     Raises:
-        ValueError: a file is not as described at the head of `tasks.yaml`, or a name is taken; every mistake of a file is named.
+        ValueError: a file does not have the form described in `tasks.yaml`, or a name is taken. The message lists all
+            errors of the file.
     """
     tasks: dict[str, Task] = {}
     for path in (SHIPPED, *paths):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: a tasks file is a mapping of task names; see docs/tasks.md")
-        mistakes: list[str] = []
+            raise ValueError(f"{path}: a tasks file must be a mapping from task names to tasks; see docs/tasks.md")
+        errors: list[str] = []
         for name, values in content.items():
             if name in tasks:
-                mistakes.append(f"{name}: the name is taken; choose another")
+                errors.append(f"{name}: the name is taken; choose another")
                 continue
             try:
-                tasks[name] = _task(str(name), values)
+                tasks[name] = _parse_task(str(name), values)
             except (TypeError, ValueError) as error:
-                mistakes.append(f"{name}: {error}")
-        if mistakes:
-            raise ValueError(f"{path}: " + "; ".join(mistakes))
+                errors.append(f"{name}: {error}")
+        if errors:
+            raise ValueError(f"{path}: " + "; ".join(errors))
     return tasks
 
 
@@ -167,38 +164,35 @@ def shipped_tasks() -> Mapping[str, Task]:
     return load_tasks()
 
 
-def _task(name: str, values: object) -> Task:
-    if not isinstance(values, dict):
-        raise ValueError("must be a mapping")
-    values = dict(values)
-    _only(values, Task)
+def _parse_task(name: str, values: object) -> Task:
+    values = dict(_known_keys(values, Task))
     if "items" in values:
-        values["items"] = Items(**_only(values["items"], Items))
+        values["items"] = ItemsFormat(**_known_keys(values["items"], ItemsFormat))
         _check_template("items.template", values["items"].template, None)
     if "boxes" in values:
-        values["boxes"] = BoxText(**_only(values["boxes"], BoxText))
+        values["boxes"] = BoxFormat(**_known_keys(values["boxes"], BoxFormat))
         _check_template("boxes.template", values["boxes"].template, {"x1", "y1", "x2", "y2"})
     values["instructions"] = tuple(map(str, values.get("instructions") or ()))
     if not values["instructions"] and not values.get("bare"):
-        raise ValueError("instructions: the pool is empty; give at least one, for instance '{}'")
+        raise ValueError("instructions: the pool is empty; give at least one, for example '{}'")
     values.setdefault("evaluation", (values["instructions"] or ("{}",))[0])
     return Task(name=name, **values)
 
 
-def _only(values: Any, kind: type) -> dict[str, Any]:
+def _known_keys(values: Any, kind: type) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{values!r} must be a mapping")
     known = {item.name for item in fields(kind)} - {"name"}
     unknown = sorted(map(str, set(values) - known))
     if unknown:
-        raise ValueError(f"unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"unknown key {', '.join(unknown)}; use {', '.join(sorted(known))}")
     return values
 
 
 def _check_template(key: str, template: str, names: set[str] | None) -> None:
     parsed = string.Template(template)
     if not parsed.is_valid():
-        raise ValueError(f"{key}: {template!r} has a lone $; write $name for a field and $$ for the sign")
+        raise ValueError(f"{key}: {template!r} has a single $; write $name for a field and $$ for a dollar sign")
     if names is not None and set(parsed.get_identifiers()) != names:
         raise ValueError(f"{key}: {template!r} must use each of {', '.join('$' + name for name in sorted(names))}")
 
@@ -206,35 +200,38 @@ def _check_template(key: str, template: str, names: set[str] | None) -> None:
 def render(
     sample: Sample, rng: random.Random, *, task: str | None = None, tasks: Mapping[str, Task] | None = None
 ) -> list[Message]:
-    """The messages of a training example: `[{"role", "content"}, ...]`.
+    """Renders a sample as the messages of a training example, `[{"role", "content"}, ...]`.
 
-    One instruction of the pool is drawn, and one of each turn's alternatives. The first user message of a sample with an image starts with
-    `<Img><ImageHere></Img> `; of a `bare` task it is `<ImageHere>` alone.
+    Draws one instruction of the pool and one of each turn's alternatives. The first user message of a sample with an
+    image starts with `<Img><ImageHere></Img> `; in a `bare` task it is `<ImageHere>` alone.
 
     Args:
         sample: the record.
-        rng: decides the drawing, `mgpt.data.mixture.pick_rng` in training.
-        task: renders as another task than the sample's own (`caption-bare` for MiniGPT-4's first stage).
-        tasks: where names are looked up; the shipped ones by default.
+        rng: source of the draws; `mgpt.data.mixture.sample_rng` in training.
+        task: overrides the sample's task (`caption-bare` in MiniGPT-4's first stage).
+        tasks: task definitions by name; by default the shipped ones.
 
     Raises:
-        ValueError: the task is not known or wants an image that is not there, a box is outside its image, or an answer has the wrong form.
+        ValueError: the task is unknown or needs an image that the sample lacks (or the reverse), a box is outside its
+            image, or an answer has the wrong form.
     """
-    chosen = _task_of(sample, task, tasks)
+    chosen = _select_task(sample, task, tasks)
     first = rng.choice(chosen.instructions) if chosen.instructions else "{}"
-    return [
-        _message(sample, chosen, number, _drawn(turn, rng), first if number == 0 else "{}")
-        for number, turn in enumerate(sample.turns)
-    ]
+    messages = []
+    for number, turn in enumerate(sample.turns):
+        text = rng.choice(turn.alternatives) if turn.alternatives else turn.text
+        messages.append(_message(sample, chosen, number, text, first if number == 0 else "{}"))
+    return messages
 
 
 def prompt(sample: Sample, *, task: str | None = None, tasks: Mapping[str, Task] | None = None) -> list[Message]:
-    """The messages that evaluation asks with: the task's `evaluation` instruction, ending before the last assistant turn. Deterministic.
+    """Renders the messages of an evaluation prompt: the task's `evaluation` instruction, without the last assistant
+    turn.
 
     Raises:
         ValueError: see `render`.
     """
-    chosen = _task_of(sample, task, tasks)
+    chosen = _select_task(sample, task, tasks)
     turns = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
     return [
         _message(sample, chosen, number, turn.text, chosen.evaluation if number == 0 else "{}")
@@ -242,23 +239,18 @@ def prompt(sample: Sample, *, task: str | None = None, tasks: Mapping[str, Task]
     ]
 
 
-def _task_of(sample: Sample, task: str | None, tasks: Mapping[str, Task] | None) -> Task:
+def _select_task(sample: Sample, task: str | None, tasks: Mapping[str, Task] | None) -> Task:
     known = shipped_tasks() if tasks is None else tasks
     name = task or sample.task
+    where = f"{sample.dataset} {sample.source}"
     if name not in known:
-        raise ValueError(
-            f"{sample.dataset} {sample.source}: task {name!r} is not known; known are {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"{where}: task {name!r} is unknown; use one of {', '.join(sorted(known))}")
     if known[name].image != (sample.image is not None):
-        has, wants = ("no image", "needs one") if sample.image is None else ("an image", "takes none")
-        raise ValueError(
-            f"{sample.dataset} {sample.source}: the sample has {has} and task {name!r} {wants}; use another task"
+        conflict = (
+            "has no image, which task {!r} needs" if sample.image is None else "has an image; task {!r} takes none"
         )
+        raise ValueError(f"{where}: the sample {conflict.format(name)}. Use another task")
     return known[name]
-
-
-def _drawn(turn: Turn, rng: random.Random) -> str:
-    return rng.choice(turn.alternatives) if turn.alternatives else turn.text
 
 
 def _message(sample: Sample, task: Task, number: int, text: str, instruction: str) -> Message:
@@ -266,27 +258,27 @@ def _message(sample: Sample, task: Task, number: int, text: str, instruction: st
     if task.bare and role == "user":
         return {"role": role, "content": BARE_IMAGE}
     where = f"{sample.dataset} {sample.source}".strip()
-    written = task.user(text, instruction) if role == "user" else task.assistant(text, where)
+    content = task.user(text, instruction) if role == "user" else task.assistant(text, where)
     prefix = IMAGE_PREFIX if number == 0 and task.image else ""
     return {
         "role": role,
-        "content": prefix + write_boxes(written, sample.boxes, sample.width, sample.height, task.boxes),
+        "content": prefix + write_boxes(content, sample.boxes, sample.width, sample.height, task.boxes),
     }
 
 
-def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxText | None = None) -> str:
-    """Text with its `<box:N>` tokens replaced by written boxes of a width x height image; runs of tokens are joined by the delimiter.
+def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxFormat | None = None) -> str:
+    """Replaces the `<box:N>` tokens of a text by formatted boxes of a width x height image.
+
+    Boxes of adjacent tokens are joined by the delimiter.
 
     Raises:
         ValueError: a box is not inside the image.
-        IndexError: a token refers to a box that is not there (a `Sample` has none such).
+        IndexError: a token has no box (which `Sample` rules out).
     """
-    form, known = form or BoxText(), tuple(boxes)
+    form, known = form or BoxFormat(), tuple(boxes)
 
-    def written(run: re.Match[str]) -> str:
-        numbers = [int(number) for number in BOX_TOKEN.findall(run.group())]
-        return form.around.replace(
-            "{}", form.delimiter.join(form.text(known[number], width, height) for number in numbers), 1
-        )
+    def format_run(run: re.Match[str]) -> str:
+        texts = [form.text(known[int(number)], width, height) for number in BOX_TOKEN.findall(run.group())]
+        return form.around.replace("{}", form.delimiter.join(texts), 1)
 
-    return BOX_TOKENS.sub(written, text)
+    return BOX_TOKENS.sub(format_run, text)

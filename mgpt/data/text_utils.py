@@ -1,4 +1,4 @@
-"""Words and sentences of an answer, the same way for every metric."""
+"""Words and sentences of generated text, split identically for all metrics and filters."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ SENTENCE_GAP = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["'”’)\]])\s+""")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words: runs of letters and digits, apostrophes inside kept."""
+    """Returns the lower-case words: runs of letters and digits, with inner apostrophes."""
     return WORD.findall(text.lower())
 
 
-def normalised(text: str) -> str:
-    """Words without articles and punctuation, joined by one space."""
+def normalize_answer(text: str) -> str:
+    """Returns the words without articles and punctuation, joined by single spaces."""
     return " ".join(word for word in words(text.replace("<unk>", " ")) if word not in ARTICLES)
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences with their end marks, in order; the last one may lack its mark. Text that is not in a sentence does not exist: joined,
-    they hold every word.
-    """
+    """Splits a text into sentences with their end marks; the last one may lack its mark. No word is lost."""
     return [sentence for sentence in SENTENCE_GAP.split(" ".join(text.split())) if sentence]
 
 
 def is_ended(text: str) -> bool:
-    """Whether the text ends as a sentence does: with a full stop, exclamation or question mark, quotes and brackets after it allowed."""
+    """Returns true if the text ends with `.`, `!` or `?`, optionally followed by quotes or brackets."""
     return bool(re.search(r"[.!?][\"'”’)\]]*$", text.rstrip()))

@@ -1,4 +1,4 @@
-"""The one record of the project: an image (or none), a conversation about it, and boxes in pixels."""
+"""`Sample`, the record of all curated data: an image (or none), a conversation about it, and boxes in pixels."""
 
 import dataclasses
 import hashlib
@@ -14,6 +14,7 @@ from mgpt.data.boxes import Box
 
 Role = Literal["user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+NOT_TEXT = "\uffff"  # a reader writes this noncharacter for bytes that are not Unicode text
 BOX_TOKEN = re.compile(r"<box:(\d{1,9})>")
 
 TURN_TYPE = pa.struct([("role", pa.string()), ("text", pa.string()), ("alternatives", pa.list_(pa.string()))])
@@ -37,11 +38,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says.
+    """One message of a conversation.
 
-    `text` may hold `<box:N>` tokens, which refer to the sample's boxes. `alternatives` are equally good texts for the same turn (the ten
-    answers of a VQA record, the several expressions of one object): training draws one of them, so that a repeated text is drawn as
-    often as it is repeated, and evaluation scores against all. Empty means that `text` is the only one.
+    Attributes:
+        role: user or assistant.
+        text: may hold `<box:N>` tokens, which refer to the sample's boxes.
+        alternatives: equivalent texts of this turn (the ten answers of a VQA record, the expressions of one object), or
+            empty. Training draws one of them uniformly, so a repeated text is drawn more often; evaluation scores
+            against all.
     """
 
     role: Role
@@ -54,22 +58,24 @@ class Sample:
     """A training or evaluation record.
 
     Attributes:
-        id: content hash, see `content_hash`; build samples with `Sample.create`, which fills it in.
-        dataset: name of the source in `mgpt.data.datasets.READERS`.
-        split: the dataset's own name: train, val, test, testA, testdev, ...
+        id: content hash, see `content_hash`; set by `Sample.create`.
+        dataset: name of the dataset.
+        split: the dataset's own name: train, validation, test, testA, testdev, ...
         task: name of a task in `tasks.yaml`.
-        image: encoded file bytes, or None for text only.
-        width, height: pixels of the decoded image; 0 where its header could not be read (curation decides what becomes of it).
-        turns: user and assistant in turn; the user turn holds the content only (a question, a phrase, or nothing).
+        image: encoded bytes, or None for text only.
+        width, height: pixels of the decoded image; 0 if its header could not be read (curation decides about such
+            images).
+        turns: alternating user and assistant; the user's turn holds the content only (a question, a phrase, or
+            nothing).
         boxes: absolute pixels.
-        licence: of the record, as the source states it.
+        licence: of the record, as stated by the source.
         source: `path#key` of the record inside the source's folder.
-        extra: JSON-like facts that only evaluation needs: `key` (the id a prediction is reported under), `objects` (name of every object
+        extra: JSON values that only evaluation needs: `key` (id of the prediction), `objects` (name of every object
             instance in the image), `choices` (candidate answers).
-        names: what the image is called across datasets (`coco:139`, `vg:2315405`), for curation: not stored, no part of the hash.
+        names: ids of the image across datasets (`coco:139`, `vg:2315405`), for curation; neither stored nor hashed.
 
     Raises:
-        ValueError: a turn has another role, there is no turn, a text is no Unicode text, or a box token refers to a box that is not there.
+        ValueError: there is no turn, a role is unknown, a text is not valid Unicode, or a box token has no box.
     """
 
     id: str
@@ -92,32 +98,33 @@ class Sample:
             raise ValueError(f"{where}: the record has no turns; give at least one")
         for turn in self.turns:
             if turn.role not in ROLES:
-                raise ValueError(f"{where}: role {turn.role!r} is not known; use one of {', '.join(ROLES)}")
+                raise ValueError(f"{where}: role {turn.role!r} is unknown; use one of {', '.join(ROLES)}")
             self._check_text(turn, where)
 
     def _check_text(self, turn: Turn, where: str) -> None:
         for text in (turn.text, *turn.alternatives):
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" or letter == NOT_TEXT for letter in text):
                 raise ValueError(
-                    f"{where}: the text holds half of a UTF-16 pair, which is no character; write the file as UTF-8"
+                    f"{where}: the text holds bytes that are not UTF-8 or half of a UTF-16 pair; save it as UTF-8"
                 )
             for token in BOX_TOKEN.finditer(text):
                 if int(token.group(1)) >= len(self.boxes):
-                    there = f"the record has {len(self.boxes)}, counted from 0"
-                    raise ValueError(f"{where}: {token.group()} refers to a box that is not there; {there}")
+                    raise ValueError(
+                        f"{where}: {token.group()} has no box; the record has {len(self.boxes)}, counted from 0"
+                    )
 
     @classmethod
     def create(cls, **fields: Any) -> "Sample":
-        """A sample with its id computed; takes every field but `id` by name.
+        """Builds a sample and computes its id; takes all fields but `id`.
 
         Raises:
             ValueError: see the class.
         """
-        unnamed = cls(id="", **fields)
-        return dataclasses.replace(unnamed, id=unnamed.content_hash())
+        sample = cls(id="", **fields)
+        return dataclasses.replace(sample, id=sample.content_hash())
 
     def revise(self, **changes: Any) -> "Sample":
-        """A copy with fields changed and the id computed anew.
+        """Returns a copy with changed fields and a new id.
 
         Raises:
             ValueError: see the class.
@@ -126,33 +133,35 @@ class Sample:
         return dataclasses.replace(changed, id=changed.content_hash())
 
     def content_hash(self) -> str:
-        """32 hexadecimal digits over what is learned or asked: dataset, task, image bytes, turns, boxes and extra. Split, licence and
-        source stay out, so that the same record met twice has one id."""
+        """Hashes dataset, task, image bytes, turns, boxes and extra to 32 hexadecimal digits.
+
+        Split, licence and source are excluded, so that a record found twice has one id.
+        """
         turns = [[turn.role, turn.text, list(turn.alternatives)] for turn in self.turns]
         image = hashlib.sha256(self.image).hexdigest() if self.image is not None else None
         boxes = [[repr(float(value)) for value in box] for box in self.boxes]
-        content = [self.dataset, self.task, image, turns, boxes, _canonical(self.extra)]
+        content = [self.dataset, self.task, image, turns, boxes, _canonical_json(self.extra)]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:32]
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Every acceptable last assistant text, with repeats; empty when nobody answered."""
+        """All acceptable texts of the last assistant turn, repeats included; empty if there is no such turn."""
         last = next((turn for turn in reversed(self.turns) if turn.role == "assistant"), None)
         return () if last is None else last.alternatives or (last.text,)
 
     def to_row(self) -> dict[str, Any]:
-        """The Parquet row of `SCHEMA`."""
+        """Returns the row of `SCHEMA`."""
         row = {name: getattr(self, name) for name in SCHEMA.names}
         row["turns"] = [
             {"role": turn.role, "text": turn.text, "alternatives": list(turn.alternatives)} for turn in self.turns
         ]
         row["boxes"] = [list(box) for box in self.boxes]
-        row["extra"] = _canonical(self.extra)
+        row["extra"] = _canonical_json(self.extra)
         return row
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Sample":
-        """The sample of a Parquet row; inverse of `to_row`, and takes NumPy arrays in place of lists.
+        """Builds the sample of a row of `SCHEMA`; the inverse of `to_row`. NumPy arrays may stand for lists.
 
         Raises:
             ValueError: see the class.
@@ -166,5 +175,5 @@ class Sample:
         return cls(**fields)
 
 
-def _canonical(extra: Mapping[str, Any]) -> str:
+def _canonical_json(extra: Mapping[str, Any]) -> str:
     return json.dumps(extra, sort_keys=True, ensure_ascii=True, separators=(",", ":"))

@@ -1,7 +1,8 @@
-"""Which objects a text names: a vocabulary as data, found by longest match.
+"""Object vocabularies: the objects that a text names, found by longest match.
 
-A vocabulary is a YAML file of `nouns` (name -> other words for it), optionally `attributes` (then an object is an attribute and a noun,
-"red circle") and `ignore` (phrases that hold a noun's word and are no object). `shapes` and `coco` are shipped; a path names a user's own.
+A vocabulary is a YAML file of `nouns` (name -> synonyms), optionally `attributes` (an object is then an attribute and a
+noun, "red circle") and `ignore` (phrases that contain a noun but name no object). `shapes` and `coco` are shipped; any
+other is given by its path.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import yaml
 from mgpt.data.text_utils import words
 
 SHIPPED = Path(__file__).parent / "vocabularies"
-ATTRIBUTE_REACH = 2  # an attribute belongs to a noun at most this many words behind it ("red small circle")
+ATTRIBUTE_REACH = 2  # maximum distance in words from an attribute to its noun ("red small circle")
 KEYS = {"nouns", "attributes", "ignore"}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`nouns`, `attributes`: spoken form (tuple of words) -> name. `ignore`: spoken forms that are no object."""
+    """An object vocabulary.
+
+    Attributes:
+        name: as given to `load_vocabulary`.
+        nouns: phrase (tuple of words) -> object name.
+        attributes: word -> attribute name.
+        ignore: phrases that name no object.
+    """
 
     name: str
     nouns: dict[tuple[str, ...], str]
@@ -30,27 +38,29 @@ class Vocabulary:
     ignore: frozenset[tuple[str, ...]]
 
     def mentions(self, text: str) -> list[str]:
-        """Names of the objects that a text names, in order, repeats kept. A noun without an attribute, in a vocabulary that has them, is
-        named by the noun alone.
+        """Returns the names of the objects in a text, in order, repeats included.
+
+        A noun without an attribute is returned as the noun alone.
         """
-        spoken = words(text)
+        tokens = words(text)
         found, i = [], 0
-        last_attribute: tuple[int, str] | None = None
-        while i < len(spoken):
-            length, name = self._noun_at(spoken, i)
+        attribute: tuple[int, str] | None = None  # position and name of the last one
+        while i < len(tokens):
+            length, name = self._noun_at(tokens, i)
             if name:
-                near = last_attribute and i - last_attribute[0] <= ATTRIBUTE_REACH
-                found.append(f"{last_attribute[1]} {name}" if near and last_attribute else name)
-                last_attribute = None
-            elif spoken[i] in self.attributes:
-                last_attribute = (i, self.attributes[spoken[i]])
+                found.append(f"{attribute[1]} {name}" if attribute and i - attribute[0] <= ATTRIBUTE_REACH else name)
+                attribute = None
+            elif tokens[i] in self.attributes:
+                attribute = (i, self.attributes[tokens[i]])
             i += length
         return found
 
-    def _noun_at(self, spoken: list[str], start: int) -> tuple[int, str | None]:
-        """The longest noun or ignored phrase that begins here: how many words it takes, and its name (None when it is no object)."""
-        for length in range(min(self._longest, len(spoken) - start), 0, -1):
-            phrase = tuple(spoken[start : start + length])
+    def _noun_at(self, tokens: list[str], start: int) -> tuple[int, str | None]:
+        """Returns the word count and name (None if ignored) of the longest phrase at `start`; (1, None) if there is
+        none.
+        """
+        for length in range(min(self._longest, len(tokens) - start), 0, -1):
+            phrase = tuple(tokens[start : start + length])
             for form in (phrase, (*phrase[:-1], _singular(phrase[-1]))):
                 if form in self.ignore:
                     return length, None
@@ -63,7 +73,7 @@ class Vocabulary:
         return max(len(form) for form in (*self.nouns, *self.ignore))
 
     def is_present(self, mention: str, truth: Iterable[str]) -> bool:
-        """Whether a named object is in the image. A noun alone is there when any object of that noun is."""
+        """Returns true if a mention is among the objects `truth`. A noun alone matches any attribute."""
         return any(mention == name or (name.endswith(f" {mention}") and bool(self.attributes)) for name in truth)
 
 
@@ -78,26 +88,27 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=8)
 def load_vocabulary(name: str) -> Vocabulary:
-    """A shipped vocabulary by name (`shapes`, `coco`) or a YAML file by path.
+    """Loads a shipped vocabulary by name (`shapes`, `coco`), or a YAML file by path.
 
-    Raises ValueError where the file is missing or has another form.
+    Raises:
+        ValueError: the file is missing or has another form.
     """
     path = SHIPPED / f"{name}.yaml" if (SHIPPED / f"{name}.yaml").is_file() else Path(name)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise ValueError(
-            f"evaluate.vocabulary: there is no vocabulary '{name}'; use one of {shipped}, or the path of a YAML file with the key 'nouns'"
+            f"evaluate.vocabulary: no vocabulary {name!r}; use one of {shipped}, or the path of a YAML file"
         )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not content.get("nouns") or set(content) - KEYS:
         raise ValueError(
-            f"evaluate.vocabulary: {path} must be a mapping with 'nouns' and, if wanted, 'attributes' and 'ignore'; see "
-            f"mgpt/data/vocabularies/coco.yaml"
+            f"evaluate.vocabulary: {path} must be a mapping with 'nouns' and, optionally, 'attributes' and 'ignore'; "
+            "see mgpt/data/vocabularies/coco.yaml"
         )
-    attributes = {form[0]: name for form, name in _spoken_forms(content.get("attributes") or {}).items()}
+    attributes = {form[0]: name for form, name in _phrase_forms(content.get("attributes") or {}).items()}
     ignore = frozenset(tuple(words(str(phrase))) for phrase in content.get("ignore") or [])
-    return Vocabulary(name, _spoken_forms(content["nouns"]), attributes, ignore)
+    return Vocabulary(name, _phrase_forms(content["nouns"]), attributes, ignore)
 
 
-def _spoken_forms(table: dict[str, list[str] | None]) -> dict[tuple[str, ...], str]:
+def _phrase_forms(table: dict[str, list[str] | None]) -> dict[tuple[str, ...], str]:
     return {tuple(words(str(form))): str(name) for name, others in table.items() for form in (name, *(others or []))}

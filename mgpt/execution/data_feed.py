@@ -24,7 +24,7 @@ import ray.train
 
 from mgpt.config.training import TrainingSettings
 from mgpt.data.images import image_digest
-from mgpt.data.mixture import Mixture, Pick, pick_rng
+from mgpt.data.mixture import Mixture, SampleRef, sample_rng
 from mgpt.data.tasks import load_tasks, render
 from mgpt.data.types import Sample
 from mgpt.execution.checkpoints import CheckpointStore
@@ -33,7 +33,7 @@ from mgpt.models.loading import ModelSpec
 from mgpt.storage import Entry, Manifest, Store, sha256_bytes
 
 if TYPE_CHECKING:
-    from mgpt.data.features import FeatureReader
+    from mgpt.data.feature_packs import FeatureReader
     from mgpt.training.batch import Batch
     from mgpt.training.types import StepBatches
 
@@ -194,13 +194,13 @@ class BatchBuilder:
         single = self.plan.model.loading.get("attn_implementation") in SINGLE_ROWS
         return cut_packed(*cut, self.plan.pack_tokens, single=single)
 
-    def _render(self, pick: Pick, sample: Sample) -> list[dict[str, str]]:
-        rng: random.Random = pick_rng(self.plan.seed, pick.position)
+    def _render(self, pick: SampleRef, sample: Sample) -> list[dict[str, str]]:
+        rng: random.Random = sample_rng(self.plan.seed, pick.position)
         return render(sample, rng, task=self.plan.tasks.get(pick.dataset), tasks=self.tasks)
 
 
 def _feature_reader(folder: str) -> FeatureReader:
-    from mgpt.data.features import FeatureReader
+    from mgpt.data.feature_packs import FeatureReader
 
     return FeatureReader(folder)
 

@@ -22,8 +22,8 @@ import ray.data
 import torch
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
-from mgpt.data.features import DTYPES, SUFFIX, FeatureReader, pack_bytes
-from mgpt.data.images import NO_IMAGE, image_digest, name_images
+from mgpt.data.feature_packs import DTYPES, SUFFIX, FeatureReader, serialize_pack
+from mgpt.data.images import NO_IMAGE, image_digest, write_image_digests
 from mgpt.execution.data_feed import DataPlan
 from mgpt.execution.types import CacheReport
 from mgpt.execution.worker_env import worker_environment
@@ -96,7 +96,7 @@ def _fill(
     """Computes the images that the report's folder does not hold."""
     assert report.folder is not None
     began, before = time.perf_counter(), FeatureReader(report.folder)
-    missing = np.array([row for row in first if _padded(digests[row]) not in before.places], np.int64)
+    missing = np.array([row for row in first if _padded(digests[row]) not in before.locations], np.int64)
     packs = list(_packs(entries, digests, missing, max(1, _PACK_BYTES * report.images // report.size)))
     if packs:
         print(f"features: computing {len(missing)} of {report.images} images in {len(packs)} files", flush=True)
@@ -133,7 +133,7 @@ def _packs(entries: Sequence[Entry], digests: np.ndarray, missing: np.ndarray, r
 
 def _times_shown(plan: DataPlan) -> np.ndarray:
     """Returns how often the stream picks each row of the plan's datasets, one dataset after another."""
-    shown = plan.mixture().shown(plan.steps)
+    shown = plan.mixture().draw_counts(plan.steps)
     return np.concatenate([shown[name] for name in plan.entries()])
 
 
@@ -143,9 +143,9 @@ def _image_digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
     new = [(entry, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
     if sum(entry.size for entry, _ in new) < _LOCAL_BYTES:
         for entry, uri in new:
-            name_images(entry.uri, uri)
+            write_image_digests(entry.uri, uri)
     else:
-        ray.get([ray.remote(num_cpus=1)(name_images).remote(entry.uri, uri) for entry, uri in new])
+        ray.get([ray.remote(num_cpus=1)(write_image_digests).remote(entry.uri, uri) for entry, uri in new])
     return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
 
 
@@ -201,5 +201,5 @@ class _PackWriter:
         batches = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
         features = [self.encoder(self.processor(batch).pixel_values).to(self.dtype) for batch in batches]
         digests = [image_digest(image) for image in images]
-        content = pack_bytes(digests, torch.cat(features), time.perf_counter() - began)
+        content = serialize_pack(digests, torch.cat(features), time.perf_counter() - began)
         Store(self.folder).write(f"{self.folder}/{pack.name}", content)

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 SHIPPED = Path(__file__).parents[2] / "mgpt" / "models" / "shapes"
-SUMS = "SHA256SUMS"
+CHECKSUM_FILE = "SHA256SUMS"
 
 
 def instruction_sentences() -> tuple[str, ...]:
@@ -52,31 +52,36 @@ def write(
     save_backbone(output / "vision", tower, dtype=torch.float16)  # type: ignore[arg-type]
     save_backbone(output / "qformer", qformer, query_tokens=queries, dtype=torch.float16)  # type: ignore[arg-type]
     save_backbone(output / "language", language_model, tokenizer=exact, dtype=torch.float16)  # type: ignore[arg-type]
-    (output / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in checksums(output).items()))
+    (output / CHECKSUM_FILE).write_text(
+        "".join(f"{digest}  {name}\n" for name, digest in file_checksums(output).items())
+    )
 
 
-def checksums(folder: Path) -> dict[str, str]:
+def file_checksums(folder: Path) -> dict[str, str]:
     """sha256 of every file below the folder, by relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUM_FILE)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def recorded(folder: Path) -> dict[str, str]:
+def recorded_checksums(folder: Path) -> dict[str, str]:
     """The checksums that the folder's SHA256SUMS pins."""
-    return {name: digest for digest, name in (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())}
+    return {
+        name: digest
+        for digest, name in (line.split("  ", 1) for line in (folder / CHECKSUM_FILE).read_text().splitlines())
+    }
 
 
 def check(folder: Path) -> None:
     """Raises ValueError naming every file that is missing, altered or not recorded."""
-    found, expected = checksums(folder), recorded(folder)
+    found, expected = file_checksums(folder), recorded_checksums(folder)
     wrong = [
-        f"{name}: {'missing' if name not in found else 'not recorded' if name not in expected else 'altered'}"
+        f"{name}: {'missing' if name not in found else 'not recorded_checksums' if name not in expected else 'altered'}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
     if wrong:
         raise ValueError(
-            f"{folder}: the backbones are not the ones that {SUMS} pins: {'; '.join(wrong)}. Restore them from the repository."
+            f"{folder}: the backbones are not the ones that {CHECKSUM_FILE} pins: {'; '.join(wrong)}. Restore them from the repository."
         )
 
 
@@ -91,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.check:
         check(SHIPPED)
-        print(f"{len(recorded(SHIPPED))} files as pinned")
+        print(f"{len(recorded_checksums(SHIPPED))} files as pinned")
     elif arguments.output:
         train(arguments.output, tuple(arguments.vision_steps), arguments.qformer_steps)
     else:

@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mgpt.data.synthetic import language
-from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, WORDS, Scene, Thing
+from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, SIGN_WORDS, Scene, Thing
 
-CHATS = (("###Human: ", " ###Assistant: ", "###"), ("[INST] ", "  [/INST]", "</s>"), ("[INST] ", " [/INST]", "</s>"))
+CHAT_FORMATS = (
+    ("###Human: ", " ###Assistant: ", "###"),
+    ("[INST] ", "  [/INST]", "</s>"),
+    ("[INST] ", " [/INST]", "</s>"),
+)
 CAPTION_REQUESTS = (
     "Caption this.",
     "What is this?",
@@ -38,7 +42,7 @@ DETAIL_REQUESTS = (
     "Could you describe this picture for me?",
     "Describe what you notice.",
 )
-MARKS = (
+MARKUP_TEMPLATES = (
     "{<%d><%d>}",
     "<b>%s</b>",
     "<p>%s</p> {<%d><%d><%d><%d>}",
@@ -50,7 +54,7 @@ MARKS = (
     "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}",
 )
 # How numbers may be asked for, and the form they then have: who knows one way of writing a place only does not know it in a new one.
-SPANS = (
+LOCATION_TEMPLATES = (
     ("Where does the %s go?", "from %d %d to %d %d"),
     ("Give the numbers of the %s.", "%d %d %d %d"),
     ("Give the corners of the %s.", "(%d, %d) and (%d, %d)"),
@@ -59,7 +63,7 @@ SPANS = (
     ("How far does the %s reach?", "left %d, top %d, right %d, bottom %d"),
 )
 # A place is looked up because it is named, whatever stands around it.
-LOOKS = (
+IDENTIFY_TEMPLATES = (
     "What goes %s?",
     "%s",
     "What is this %s?",
@@ -82,7 +86,7 @@ class Example:
     before: str
     after: list[tuple[str, bool]]  # segments, tokenised one by one, and whether each is learned
     scene: Scene | None = None
-    places: str = field(default="patch")  # soft tokens by "patch" strips or by "cell"
+    layout: str = field(default="patch")  # soft tokens by "patch" strips or by "cell"
 
 
 def percent(pixels: float) -> int:
@@ -92,37 +96,37 @@ def percent(pixels: float) -> int:
 
 def reading(scene: Scene) -> str:
     """`blue circle from 12 30 to 45 63, red cross from ...`: where things are, in words and numbers."""
-    return ", ".join(f"{t.size} {t.kind} {_span(t)}" for t in scene.things)
+    return ", ".join(f"{t.size} {t.kind} {_location_text(t)}" for t in scene.things)
 
 
-def pictured(scene: Scene, rng: np.random.Generator) -> Example:
+def image_example(scene: Scene, rng: np.random.Generator) -> Example:
     """One example with soft tokens: a caption, a description, a read-out, or several questions in a row."""
-    places = "patch" if rng.random() < 0.6 else "cell"
+    layout = "patch" if rng.random() < 0.6 else "cell"
     draw = rng.random()
     if draw < 0.1:
         return Example(
-            "", [(language.caption(scene, rng) + ("\n" if rng.random() < 0.5 else "</s>"), True)], scene, places
+            "", [(language.caption(scene, rng) + ("\n" if rng.random() < 0.5 else "</s>"), True)], scene, layout
         )
     if draw < 0.16:
-        return _talk([(str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng))], scene, rng, places)
+        return _conversation([(str(rng.choice(CAPTION_REQUESTS)), language.caption(scene, rng))], scene, rng, layout)
     if draw < 0.3:
-        return _talk([(str(rng.choice(MORE_REQUESTS)), language.description(scene))], scene, rng, places)
+        return _conversation([(str(rng.choice(MORE_REQUESTS)), language.description(scene))], scene, rng, layout)
     if draw < 0.4:
-        return _talk([(str(rng.choice(READ_REQUESTS)), reading(scene))], scene, rng, places)
+        return _conversation([(str(rng.choice(READ_REQUESTS)), reading(scene))], scene, rng, layout)
     if draw < 0.46:
-        return _talk(language.dialogue(scene, rng), scene, rng, places)
-    return _talk(_quiz(scene, rng), scene, rng, places)
+        return _conversation(language.dialogue(scene, rng), scene, rng, layout)
+    return _conversation(_quiz(scene, rng), scene, rng, layout)
 
 
-def focused(scene: Scene, rng: np.random.Generator, diet: str) -> Example | None:
+def skill_example(scene: Scene, rng: np.random.Generator, skill: str) -> Example | None:
     """One short question of a diet, or None where the scene allows none.
 
     A diet of one kind of lookup teaches it in minutes (by shape: 170 steps), where the full mixture, in which long texts make up most of
     the loss, had not taught it in 5,400 steps.
     """
-    courses = DIETS[diet]
-    turn = courses[int(rng.integers(len(courses)))](scene, rng)
-    return _talk([turn], scene, rng, "patch" if rng.random() < 0.6 else "cell") if turn else None
+    phases = SKILLS[skill]
+    turn = phases[int(rng.integers(len(phases)))](scene, rng)
+    return _conversation([turn], scene, rng, "patch" if rng.random() < 0.6 else "cell") if turn else None
 
 
 def _quiz(scene: Scene, rng: np.random.Generator) -> list[Turn]:
@@ -131,13 +135,15 @@ def _quiz(scene: Scene, rng: np.random.Generator) -> list[Turn]:
         (q.question if rng.random() < 0.5 else q.question.lower(), q.answers[0]) for q in language.questions(scene, rng)
     ]
     asked += (
-        [_located(scene, rng) for _ in range(2)] + [_by_shape(scene, rng) for _ in range(3)] + [_near_miss(scene, rng)]
+        [_location_turn(scene, rng) for _ in range(2)]
+        + [_shape_turn(scene, rng) for _ in range(3)]
+        + [_existence_turn(scene, rng)]
     )
     chosen = rng.permutation(len(asked))[: int(rng.integers(1, 6))]
     return [asked[i] for i in chosen]
 
 
-def _by_shape(scene: Scene, rng: np.random.Generator) -> Turn:
+def _shape_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     """Questions that only a look at the shapes answers."""
     shape = str(rng.choice(SHAPES))
     same = [t for t in scene.things if t.shape == shape]
@@ -151,10 +157,10 @@ def _by_shape(scene: Scene, rng: np.random.Generator) -> Turn:
         return f"What colors are the {shape}s?", language.enumeration([t.colour for t in same])
     if draw < 0.7:
         return f"What color is the {shape}?", thing.colour
-    return f"At which place is the {shape}?", language.place(thing)
+    return f"At which place is the {shape}?", language.position_name(thing)
 
 
-def _colour_of(scene: Scene, rng: np.random.Generator) -> Turn | None:
+def _colour_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
     """The color of a thing that is alone of its shape."""
     alone = [t for t in scene.things if sum(u.shape == t.shape for u in scene.things) == 1]
     if not alone:
@@ -163,7 +169,7 @@ def _colour_of(scene: Scene, rng: np.random.Generator) -> Turn | None:
     return f"What color is the {thing.shape}?", thing.colour
 
 
-def _related(scene: Scene, rng: np.random.Generator) -> Turn | None:
+def _relation_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
     """Which of two things is on which side."""
     asked = [q for q in language.questions(scene, rng) if q.kind == "relation"]
     if not asked:
@@ -172,7 +178,7 @@ def _related(scene: Scene, rng: np.random.Generator) -> Turn | None:
     return chosen.question, chosen.answers[0]
 
 
-def _near_miss(scene: Scene, rng: np.random.Generator) -> Turn:
+def _existence_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     """Whether the color of one thing and the shape of another go together."""
     colour, shape = (
         str(getattr(scene.things[int(rng.integers(len(scene.things)))], name)) for name in ("colour", "shape")
@@ -181,34 +187,40 @@ def _near_miss(scene: Scene, rng: np.random.Generator) -> Turn:
     return f"Is there {language.article(kind)}?", "yes" if any(t.kind == kind for t in scene.things) else "no"
 
 
-def _located(scene: Scene, rng: np.random.Generator) -> Turn:
+def _location_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     """Where one thing is, or which thing is there."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     names = language.expressions(scene, thing)
     if names and rng.random() < 0.6:
-        return f"Where does the {names[0]} go?", _span(thing)
-    return f"What goes {_span(thing)}?", names[0] if names else thing.kind
+        return f"Where does the {names[0]} go?", _location_text(thing)
+    return f"What goes {_location_text(thing)}?", names[0] if names else thing.kind
 
 
-def where(scene: Scene, rng: np.random.Generator) -> Turn | None:
+def locate_question(scene: Scene, rng: np.random.Generator) -> Turn | None:
     """Where a thing goes that a phrase can point at. The question's wording says in which form the numbers are wanted."""
-    named, (question, form) = _named(scene, rng), SPANS[int(rng.integers(len(SPANS)))]
+    named, (question, form) = (
+        _object_with_expression(scene, rng),
+        LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))],
+    )
     return (question % named[0], form % _corners(named[1])) if named else None
 
 
-def lies(scene: Scene, rng: np.random.Generator) -> Turn | None:
+def identify_question(scene: Scene, rng: np.random.Generator) -> Turn | None:
     """Which thing goes where: its phrase."""
-    named, (_, form) = _named(scene, rng), SPANS[int(rng.integers(len(SPANS)))]
-    return (str(rng.choice(LOOKS)) % (form % _corners(named[1])), named[0]) if named else None
+    named, (_, form) = (
+        _object_with_expression(scene, rng),
+        LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))],
+    )
+    return (str(rng.choice(IDENTIFY_TEMPLATES)) % (form % _corners(named[1])), named[0]) if named else None
 
 
-def _named(scene: Scene, rng: np.random.Generator) -> tuple[str, Thing] | None:
+def _object_with_expression(scene: Scene, rng: np.random.Generator) -> tuple[str, Thing] | None:
     found = [(names[0], thing) for thing in scene.things if (names := language.expressions(scene, thing))]
     return found[int(rng.integers(len(found)))] if found else None
 
 
-def _span(thing: Thing) -> str:
-    return SPANS[0][1] % _corners(thing)
+def _location_text(thing: Thing) -> str:
+    return LOCATION_TEMPLATES[0][1] % _corners(thing)
 
 
 def _corners(thing: Thing) -> tuple[int, int, int, int]:
@@ -216,21 +228,21 @@ def _corners(thing: Thing) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def _talk(turns: list[Turn], scene: Scene, rng: np.random.Generator, places: str) -> Example:
+def _conversation(turns: list[Turn], scene: Scene, rng: np.random.Generator, layout: str) -> Example:
     """A conversation about the picture in one of the chat forms."""
-    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
+    start, middle, stop = CHAT_FORMATS[int(rng.integers(len(CHAT_FORMATS)))]
     after = [(f"</Img> {turns[0][0]}{middle}", False), (turns[0][1] + stop, True)]
     for question, answer in turns[1:]:
         after += [(f"{start}{question}{middle}", False), (answer + stop, True)]
-    return Example(f"{start}<Img>", after, scene, places)
+    return Example(f"{start}<Img>", after, scene, layout)
 
 
-def written(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) -> Example:
+def text_example(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) -> Example:
     """One example without soft tokens: an instruction, a repetition (of markup, or of any sentence), or a scene told in words."""
-    start, middle, stop = CHATS[int(rng.integers(len(CHATS)))]
+    start, middle, stop = CHAT_FORMATS[int(rng.integers(len(CHAT_FORMATS)))]
     draw = rng.random()
     if draw < 0.3:
-        request, answer = language.written_instruction(rng)
+        request, answer = language.text_instruction(rng)
     elif draw < 0.6:
         answer = " ".join(_markup(rng) for _ in range(int(rng.integers(1, 3))))
         request = f"Repeat: {answer}"
@@ -238,7 +250,7 @@ def written(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) 
         answer = str(rng.choice(sentences))
         request = f"Repeat: {answer}"
     elif draw < 0.85:
-        question, answer = _located(scene, rng)
+        question, answer = _location_turn(scene, rng)
         request = f"Scene: {reading(scene)}. {question}"
     elif draw < 0.95:
         request, answer = f"Scene: {reading(scene)}. {rng.choice(DETAIL_REQUESTS)}", language.description(scene)
@@ -248,7 +260,7 @@ def written(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) 
 
 
 def _markup(rng: np.random.Generator) -> str:
-    form = str(rng.choice(MARKS))
+    form = str(rng.choice(MARKUP_TEMPLATES))
     values: list[object] = []
     for position in range(len(form) - 1):
         if form[position : position + 2] == "%d":
@@ -256,26 +268,26 @@ def _markup(rng: np.random.Generator) -> str:
         elif form[position : position + 2] == "%s":
             tag = form.startswith("[") and not values
             values.append(
-                str(rng.choice(TAGS)) if tag else f"{rng.choice(list(COLOURS))} {rng.choice((*SHAPES, *WORDS))}"
+                str(rng.choice(TAGS)) if tag else f"{rng.choice(list(COLOURS))} {rng.choice((*SHAPES, *SIGN_WORDS))}"
             )
     return form % tuple(values)
 
 
 # Each diet repeats a little of the one before. In this order, and only after a cycle of everything.
-DIETS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
-    "color": (_colour_of,),
-    "existence": (_near_miss, _near_miss, _by_shape, _colour_of),
-    "place": (*(where, lies) * 4, _near_miss),
-    "relation": (_related, _related, _related, _located, _colour_of, _near_miss),
+SKILLS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
+    "color": (_colour_turn,),
+    "existence": (_existence_turn, _existence_turn, _shape_turn, _colour_turn),
+    "place": (*(locate_question, identify_question) * 4, _existence_turn),
+    "relation": (_relation_turn, _relation_turn, _relation_turn, _location_turn, _colour_turn, _existence_turn),
 }
 
 
-def examples(world: list[Scene], seed: int, sentences: tuple[str, ...], diet: str | None = None) -> Iterator[Example]:
+def examples(world: list[Scene], seed: int, sentences: tuple[str, ...], skill: str | None = None) -> Iterator[Example]:
     """An endless stream, seven pictured examples to one written; or only the `focused` examples of a diet."""
     rng = np.random.default_rng(seed)
     while True:
         scene = world[int(rng.integers(len(world)))]
-        if diet is None:
-            yield pictured(scene, rng) if rng.random() < 0.875 else written(scene, rng, sentences)
-        elif len(scene.things) > 1 and (example := focused(scene, rng, diet)):
+        if skill is None:
+            yield image_example(scene, rng) if rng.random() < 0.875 else text_example(scene, rng, sentences)
+        elif len(scene.things) > 1 and (example := skill_example(scene, rng, skill)):
             yield example

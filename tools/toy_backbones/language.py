@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mgpt.data.boxes import Box, iou
 from mgpt.data.synthetic.world import Scene, scenes
 from tools.toy_backbones import corpus
-from tools.toy_backbones.corpus import CHATS, Example, examples
-from tools.toy_backbones.targets import FEATURES, IGNORE, as_features, cell_targets, dense_targets
+from tools.toy_backbones.corpus import CHAT_FORMATS, Example, examples
+from tools.toy_backbones.targets import FEATURES, IGNORE, as_features, cell_targets, patch_targets
 
 VOCABULARY = 512
 WIDTH = 128
@@ -34,7 +34,7 @@ MEGABATCH = 4  # batches are cut from this many sorted by length, so that little
 
 
 @dataclass(frozen=True)
-class Course:
+class Phase:
     """One warm-up-and-decay cycle. `shares`: of batches, by diet; None is everything."""
 
     steps: int
@@ -44,15 +44,15 @@ class Course:
 
 EVERYTHING: dict[str | None, float] = {None: 1}
 # Places take the most: docs/shapes-world.md has what was seen with 400 steps of them and with more.
-COURSES = (
-    Course(5000, 2.5e-3, EVERYTHING),
+PHASES = (
+    Phase(5000, 2.5e-3, EVERYTHING),
     *(
-        Course(steps, 1e-3, {diet: 1})
-        for diet, steps in (("color", 200), ("existence", 200), ("place", 400), ("relation", 300))
+        Phase(steps, 1e-3, {skill: 1})
+        for skill, steps in (("color", 200), ("existence", 200), ("place", 400), ("relation", 300))
     ),
-    Course(1000, 1.2e-3, EVERYTHING),
-    Course(3500, 1.8e-3, {"place": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
-    Course(1500, 6e-4, {None: 1, "place": 1, "relation": 0.3}),
+    Phase(1000, 1.2e-3, EVERYTHING),
+    Phase(3500, 1.8e-3, {"place": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
+    Phase(1500, 6e-4, {None: 1, "place": 1, "relation": 0.3}),
 )
 
 
@@ -67,7 +67,7 @@ def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
         for segment in (example.before, *(t for t, _ in example.after))
     ]
     texts = [text.removesuffix("###") for text in texts]  # the end symbol stays a piece of its own
-    texts += list(sentences) * 20 + [part for chat in CHATS for part in chat] * 50
+    texts += list(sentences) * 20 + [part for chat in CHAT_FORMATS for part in chat] * 50
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(t.replace("</s>", "") for t in texts if t),
@@ -120,7 +120,7 @@ class Oracle(nn.Module):
     ) -> torch.Tensor:
         patch = features_patch + 0.1 * torch.randn_like(features_patch)
         cell = features_cell + 0.1 * torch.randn_like(features_cell)
-        return torch.where(
+        return torch.locate_question(
             by_patch[:, None, None], self.patch(patch.reshape(len(patch), IMAGE_TOKENS, -1)), self.cell(cell)
         )
 
@@ -157,10 +157,10 @@ def batches(
     sentences: tuple[str, ...],
     batch_size: int,
     seed: int,
-    diet: str | None = None,
+    skill: str | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless padded batches of similar length: ids, labels, features by patch and cell, layout, rows with a scene."""
-    stream = examples(world, seed, sentences, diet)
+    stream = examples(world, seed, sentences, skill)
     rng = np.random.default_rng(seed)
     while True:
         group = [next(stream) for _ in range(MEGABATCH * batch_size)]
@@ -172,19 +172,19 @@ def batches(
 def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> dict[str, torch.Tensor]:
     length = max(len(row[0]) for row in rows)
     pad = lambda values, fill: torch.tensor([v + [fill] * (length - len(v)) for v in values])  # noqa: E731
-    seen = [(row[3].scene, row[3].places) for row in rows if row[3].scene]
-    imaged = [scene for scene, _ in seen if scene]
+    seen = [(row[3].scene, row[3].layout) for row in rows if row[3].scene]
+    with_scene = [scene for scene, _ in seen if scene]
     return {
         "ids": pad([row[0] for row in rows], 0),
         "labels": pad([row[1] for row in rows], IGNORE),
         "weights": pad([row[2] for row in rows], 0.0),
-        "patch": torch.from_numpy(as_features(dense_targets(imaged))),
-        "cell": torch.from_numpy(as_features(cell_targets(imaged))),
-        "by_patch": torch.tensor([places == "patch" for _, places in seen]),
+        "patch": torch.from_numpy(as_features(patch_targets(with_scene))),
+        "cell": torch.from_numpy(as_features(cell_targets(with_scene))),
+        "by_patch": torch.tensor([layout == "patch" for _, layout in seen]),
     }
 
 
-def embedded(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def embed_inputs(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Embeddings (B, L, WIDTH) with the soft tokens in their places."""
     ids = batch["ids"]
     embeds = model.get_input_embeddings()(ids.clamp(min=0))
@@ -194,7 +194,7 @@ def embedded(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Ten
 
 def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Weighted mean cross-entropy of the learned tokens."""
-    hidden = model.model(inputs_embeds=embedded(model, oracle, batch)).last_hidden_state[:, :-1]
+    hidden = model.model(inputs_embeds=embed_inputs(model, oracle, batch)).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     learned = labels != IGNORE
     weights = batch["weights"][:, 1:][learned]
@@ -205,7 +205,7 @@ def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torc
 
 def train_language_model(
     sentences: tuple[str, ...],
-    courses: Sequence[Course] = COURSES,
+    phases: Sequence[Phase] = PHASES,
     batch_size: int = 64,
     seed: int = 2,
     count: int = 20_000,
@@ -214,22 +214,22 @@ def train_language_model(
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed, sentences)
     model, oracle, encoder = build_language_model(), Oracle(), Encoder(tokenizer)
-    for number, course in enumerate(courses):
-        train_course(model, oracle, encoder, sentences, course, batch_size, seed + 100 * number, count)
+    for number, phase in enumerate(phases):
+        train_phase(model, oracle, encoder, sentences, phase, batch_size, seed + 100 * number, count)
         boxes, things = lookups(model, oracle, encoder, list(scenes("validation", 200, seed)))
         print(
-            f"language course {number + 1} of {len(courses)}: boxes found {boxes:.2f}, things named {things:.2f}",
+            f"language course {number + 1} of {len(phases)}: boxes found {boxes:.2f}, things named {things:.2f}",
             flush=True,
         )
     return model.eval().requires_grad_(False), oracle, tokenizer
 
 
-def train_course(
+def train_phase(
     model: LlamaForCausalLM,
     oracle: Oracle,
     encoder: Encoder,
     sentences: tuple[str, ...],
-    course: Course,
+    phase: Phase,
     batch_size: int,
     seed: int,
     count: int,
@@ -238,26 +238,28 @@ def train_course(
     """One course in place, the forward pass in bfloat16; prints held-out losses by diet as it goes."""
     world, held_world = list(scenes("train", count, seed)), list(scenes("validation", 400, seed))
     streams = [
-        batches(encoder, world, sentences, batch_size, seed + number, diet) for number, diet in enumerate(course.shares)
+        batches(encoder, world, sentences, batch_size, seed + number, skill)
+        for number, skill in enumerate(phase.shares)
     ]
     held = {
-        diet: list(islice(batches(encoder, held_world, sentences, batch_size, seed, diet), 2)) for diet in course.shares
+        skill: list(islice(batches(encoder, held_world, sentences, batch_size, seed, skill), 2))
+        for skill in phase.shares
     }
     parameters = [*model.parameters(), *oracle.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=course.peak, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, course.peak, total_steps=course.steps, pct_start=0.08)
-    rng, shares = np.random.default_rng(seed), np.array(list(course.shares.values())) / sum(course.shares.values())
-    for step in range(1, course.steps + 1):
+    optimizer = torch.optim.AdamW(parameters, lr=phase.peak, weight_decay=0.02, betas=(0.9, 0.98))
+    lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.peak, total_steps=phase.steps, pct_start=0.08)
+    rng, shares = np.random.default_rng(seed), np.array(list(phase.shares.values())) / sum(phase.shares.values())
+    for step in range(1, phase.steps + 1):
         with torch.autocast("cpu", torch.bfloat16):
             loss = language_loss(model, oracle, next(streams[rng.choice(len(streams), p=shares)]))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        lr_scheduler.step()
         if step % log_every == 0:
             print(
-                f"language {step}/{course.steps} loss {loss.item():.4f} held-out {_held_losses(model, oracle, held)}",
+                f"language {step}/{phase.steps} loss {loss.item():.4f} held-out {_held_losses(model, oracle, held)}",
                 flush=True,
             )
 
@@ -265,9 +267,9 @@ def train_course(
 @torch.no_grad()
 def _held_losses(model: LlamaForCausalLM, oracle: Oracle, held: dict[str | None, list[dict[str, torch.Tensor]]]) -> str:
     losses = {
-        diet: np.mean([language_loss(model, oracle, batch).item() for batch in some]) for diet, some in held.items()
+        skill: np.mean([language_loss(model, oracle, batch).item() for batch in some]) for skill, some in held.items()
     }
-    return " ".join(f"{diet or 'everything'} {loss:.4f}" for diet, loss in losses.items())
+    return " ".join(f"{skill or 'everything'} {loss:.4f}" for skill, loss in losses.items())
 
 
 def lookups(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, world: list[Scene]) -> tuple[float, float]:
@@ -275,21 +277,23 @@ def lookups(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, world: li
     rng = np.random.default_rng(0)
     found, named = [], []
     for scene in world:
-        if where := corpus.where(scene, rng):
-            found.append(_overlap(_answer(model, oracle, encoder, scene, where[0]), where[1]) > 0.5)
-        if lies := corpus.lies(scene, rng):
-            named.append(_answer(model, oracle, encoder, scene, lies[0]) == lies[1])
+        if locate_question := corpus.locate_question(scene, rng):
+            found.append(
+                _overlap(_generate_answer(model, oracle, encoder, scene, locate_question[0]), locate_question[1]) > 0.5
+            )
+        if identify_question := corpus.identify_question(scene, rng):
+            named.append(_generate_answer(model, oracle, encoder, scene, identify_question[0]) == identify_question[1])
     return float(np.mean(found)), float(np.mean(named))
 
 
 @torch.no_grad()
-def _answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, scene: Scene, question: str) -> str:
+def _generate_answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, scene: Scene, question: str) -> str:
     """Greedy, from the soft tokens of strips."""
-    start, middle, _ = CHATS[1]
+    start, middle, _ = CHAT_FORMATS[1]
     example = Example(f"{start}<Img>", [(f"</Img> {question}{middle}", False)], scene)
     batch = _collate([(*encoder(example), example)])
     tokens = model.generate(  # type: ignore[misc]  # transformers declares a base of `generate` that LLaMA does not name
-        inputs_embeds=embedded(model, oracle, batch),
+        inputs_embeds=embed_inputs(model, oracle, batch),
         attention_mask=torch.ones_like(batch["ids"]),
         max_new_tokens=24,
         do_sample=False,

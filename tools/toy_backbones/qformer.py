@@ -9,7 +9,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionModel
 
 from mgpt.data.synthetic.world import GRID
 from tools.toy_backbones.targets import cell_targets
-from tools.toy_backbones.vision import Readout, as_tensors, load, pixels
+from tools.toy_backbones.vision import LinearReadout, as_tensors, load, pixels
 
 WIDTH = 96
 QUERIES = GRID * GRID
@@ -41,15 +41,15 @@ def train_qformer(
     seed: int = 3,
     count: int = 12_000,
     log_every: int = 100,
-) -> tuple[Blip2QFormerModel, nn.Parameter, Readout]:
+) -> tuple[Blip2QFormerModel, nn.Parameter, LinearReadout]:
     """Train on the frozen tower's tokens (CLS included, as BLIP-2's Q-Former sees them); prints held-out accuracies."""
     torch.manual_seed(seed)
-    (qformer, queries), readout = build_qformer(tower.config.hidden_size), Readout(WIDTH)
+    (qformer, queries), readout = build_qformer(tower.config.hidden_size), LinearReadout(WIDTH)
     (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(cell_targets(held_world))
     parameters = [*qformer.parameters(), queries, *readout.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng(seed)
     for step in range(steps):
         rows = rng.integers(len(world), size=batch_size)
@@ -59,11 +59,11 @@ def train_qformer(
             query_embeds=queries.expand(batch_size, -1, -1), encoder_hidden_states=seen
         ).last_hidden_state
         loss = readout.loss(hidden_BLD, as_tensors(cell_targets([world[r] for r in rows])))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        lr_scheduler.step()
         if (step + 1) % log_every == 0:
             with torch.no_grad():
                 seen = tower(pixels(held_images)).last_hidden_state

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, GRID, SHAPES, SIZES, WORDS, Scene, Thing
+from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, GRID, SHAPES, SIGN_WORDS, SIZES, Scene, Thing
 
 PATCH = 8
 PATCHES = CANVAS // PATCH
 BINS = 17  # a coordinate is spread over the two nearest of 17 marks, 4 px apart
-FEATURES = 2 + len(SHAPES) + len(COLOURS) + len(SIZES) + 4 * BINS + 1 + len(WORDS) + len(BACKGROUNDS)
+FEATURES = 2 + len(SHAPES) + len(COLOURS) + len(SIZES) + 4 * BINS + 1 + len(SIGN_WORDS) + len(BACKGROUNDS)
 IGNORE = -100
 
 
@@ -34,16 +34,16 @@ class Targets:
     background: np.ndarray
 
 
-def _empty(scenes: int, places: int) -> Targets:
-    zeros = lambda: np.zeros((scenes, places), np.int64)  # noqa: E731
-    missing = lambda: np.full((scenes, places), IGNORE, np.int64)  # noqa: E731
+def _empty(scenes: int, positions: int) -> Targets:
+    zeros = lambda: np.zeros((scenes, positions), np.int64)  # noqa: E731
+    missing = lambda: np.full((scenes, positions), IGNORE, np.int64)  # noqa: E731
     return Targets(
         zeros(),
         zeros(),
         missing(),
         missing(),
         missing(),
-        np.zeros((scenes, places, 4), np.float32),
+        np.zeros((scenes, positions, 4), np.float32),
         zeros(),
         missing(),
         zeros(),
@@ -58,7 +58,7 @@ def _fill(targets: Targets, row: int, place: int, thing: Thing) -> None:
     targets.box[row, place] = thing.box
 
 
-def dense_targets(scenes: list[Scene]) -> Targets:
+def patch_targets(scenes: list[Scene]) -> Targets:
     """Per patch: the thing that covers most of it (at least 8 of 64 pixels), and whether a thing's centre lies in it."""
     targets = _empty(len(scenes), PATCHES * PATCHES)
     edges = np.arange(PATCHES) * PATCH
@@ -76,7 +76,7 @@ def dense_targets(scenes: list[Scene]) -> Targets:
             targets.owner[row, centre] = 1
         if scene.sign:
             for place in np.flatnonzero(_overlap(scene.sign.box, edges) > 20):
-                targets.sign[row, place], targets.word[row, place] = 1, WORDS.index(scene.sign.word)
+                targets.sign[row, place], targets.word[row, place] = 1, SIGN_WORDS.index(scene.sign.word)
     return targets
 
 
@@ -92,7 +92,7 @@ def cell_targets(scenes: list[Scene]) -> Targets:
         if scene.sign:
             x, y = (scene.sign.box[0] + scene.sign.box[2]) / 2, (scene.sign.box[1] + scene.sign.box[3]) / 2
             place = int(y // side) * GRID + int(x // side)
-            targets.sign[row, place], targets.word[row, place] = 1, WORDS.index(scene.sign.word)
+            targets.sign[row, place], targets.word[row, place] = 1, SIGN_WORDS.index(scene.sign.word)
     return targets
 
 
@@ -116,7 +116,7 @@ def as_features(targets: Targets) -> np.ndarray:
             one_hot(targets.size, len(SIZES)),
             boxes,
             targets.sign[..., None],
-            one_hot(targets.word, len(WORDS)),
+            one_hot(targets.word, len(SIGN_WORDS)),
             one_hot(targets.background, len(BACKGROUNDS)),
         ],
         axis=-1,

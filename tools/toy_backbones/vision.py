@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, WORDS, Scene, draw, scenes
-from tools.toy_backbones.targets import BINS, IGNORE, PATCH, Targets, dense_targets, spread
+from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIGN_WORDS, SIZES, Scene, draw, scenes
+from tools.toy_backbones.targets import BINS, IGNORE, PATCH, Targets, patch_targets, spread
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -23,7 +23,7 @@ CLASSES = {
     "colour": len(COLOURS),
     "size": len(SIZES),
     "sign": 2,
-    "word": len(WORDS),
+    "word": len(SIGN_WORDS),
     "background": len(BACKGROUNDS),
 }
 WEIGHTS = {
@@ -57,7 +57,7 @@ def build_tower() -> Blip2VisionModel:
     return tower
 
 
-class Readout(nn.Module):
+class LinearReadout(nn.Module):
     """Linear heads on token features: what each place holds. Thrown away after training."""
 
     def __init__(self, width: int) -> None:
@@ -116,34 +116,40 @@ def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
 
 def train_tower(
     steps: tuple[int, ...], batch_size: int = 64, seed: int = 1, count: int = 20_000
-) -> tuple[Blip2VisionModel, Readout]:
+) -> tuple[Blip2VisionModel, LinearReadout]:
     """Train on `count` scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
     torch.manual_seed(seed)
-    tower, readout = build_tower(), Readout(96)
+    tower, readout = build_tower(), LinearReadout(96)
     for cycle, length in enumerate(steps):
         train_cycle(tower, readout, length, batch_size, seed + 100 * cycle, count)
     return tower.eval().requires_grad_(False), readout
 
 
 def train_cycle(
-    tower: Blip2VisionModel, readout: Readout, steps: int, batch_size: int, seed: int, count: int, log_every: int = 100
+    tower: Blip2VisionModel,
+    readout: LinearReadout,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    count: int,
+    log_every: int = 100,
 ) -> None:
     """One cycle of training in place; prints held-out accuracies as it goes."""
     (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)
-    held_targets = as_tensors(dense_targets(held_world))
+    held_targets = as_tensors(patch_targets(held_world))
     parameters = [p for p in [*tower.parameters(), *readout.parameters()] if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng(seed)
     for step in range(steps):
         rows = rng.integers(len(world), size=batch_size)
         hidden_BLD = tower(pixels(images[rows])).last_hidden_state[:, 1:]
-        loss = readout.loss(hidden_BLD, as_tensors(dense_targets([world[r] for r in rows])))
-        optimiser.zero_grad(set_to_none=True)
+        loss = readout.loss(hidden_BLD, as_tensors(patch_targets([world[r] for r in rows])))
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        lr_scheduler.step()
         if (step + 1) % log_every == 0:
             with torch.no_grad():
                 report = readout.report(tower(pixels(held_images)).last_hidden_state[:, 1:], held_targets)

@@ -1,6 +1,6 @@
 """A reader for each dataset's published format, by name in `READERS`."""
 
-from mgpt.data.datasets.base import Card, Part, Problem, Reader
+from mgpt.data.datasets.base import Card, Part, Reader, RejectedRecord
 from mgpt.data.datasets.benchmarks import HatefulMemes, IconVqa, OkVqaEvaluation, VizWiz, Vsr
 from mgpt.data.datasets.captions import CcSbuAlign, CocoCaptions, TextCaps, WebDatasetCaptions
 from mgpt.data.datasets.cards import CARDS
@@ -62,4 +62,4 @@ READERS: dict[str, Reader] = {
     )
 }
 
-__all__ = ["READERS", "Card", "Part", "Problem", "Reader"]
+__all__ = ["READERS", "Card", "Part", "Reader", "RejectedRecord"]

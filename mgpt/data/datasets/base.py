@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from mgpt.data.boxes import Box
-from mgpt.data.datasets.files import Folder, Images, Reason, Refused, SourceImage
+from mgpt.data.datasets.files import Folder, ImageFolder, Reason, RecordError, SourceImage
 from mgpt.data.types import Sample, Turn
 
 # What damaged data raises. Everything else (a server that is down, a full disk) is not the record's fault and stops the reader.
@@ -37,7 +37,7 @@ class Card:
         links, mirrors: official locations first, then copies.
         dead: the official locations are known to be gone; only mirrors (or what the notes say) are left.
         citation: paper, short.
-        normalised_roles: turns that the original passes through its text normalisation (`mgpt.data.text.normalise_sample`).
+        normalized_roles: turns that the original passes through its text normalisation (`mgpt.data.text.normalise_sample`).
         notes: what a user must know: dead links, traps.
     """
 
@@ -52,7 +52,7 @@ class Card:
     mirrors: tuple[str, ...] = ()
     dead: bool = False
     citation: str = ""
-    normalised_roles: tuple[str, ...] = ()
+    normalized_roles: tuple[str, ...] = ()
     notes: str = ""
 
 
@@ -77,7 +77,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RejectedRecord:
     """A record (or the rest of a file) that gave no sample. `source` is `path#key`, as in a sample."""
 
     dataset: str
@@ -97,7 +97,7 @@ class Reader(ABC):
         self.card = card
         self.patterns = patterns or self.patterns
 
-    def named(self, dataset: str) -> Self:
+    def with_name(self, dataset: str) -> Self:
         """The same reader under another dataset's name."""
         other = copy.copy(self)
         other.card = replace(self.card, name=dataset)
@@ -118,7 +118,7 @@ class Reader(ABC):
             f"{self.card.name}: no {' or '.join(self.patterns)} below {root}; expected: {self.card.formats}"
         )
 
-    def records(self, parts: Iterable[Part]) -> Iterator[Sample | Problem]:
+    def records(self, parts: Iterable[Part]) -> Iterator[Sample | RejectedRecord]:
         """Samples of the parts in file order, and a problem for each record that gives none.
 
         Streams, and never raises for what is in the files: one that breaks off gives what came before, then an "unreadable file" problem.
@@ -141,11 +141,11 @@ class Reader(ABC):
         """Key and content of every row of a file."""
 
     @abstractmethod
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         """The samples of one row. What it raises becomes the row's problem."""
 
-    def _part_records(self, part: Part) -> Iterator[Sample | Problem]:
-        images = Images(part.images)
+    def _part_records(self, part: Part) -> Iterator[Sample | RejectedRecord]:
+        images = ImageFolder(part.images)
         rows = self._rows(part)
         last = None if part.count is None else part.first + part.count
         for number in itertools.count():
@@ -157,18 +157,18 @@ class Reader(ABC):
                 return
             except DATA_ERRORS as error:  # a damaged file must not end a run over thousands of files
                 detail = f"after {number} rows: {type(error).__name__}: {error}"[:300]
-                yield Problem(self.card.name, part.split, part.path, "unreadable file", detail)
+                yield RejectedRecord(self.card.name, part.split, part.path, "unreadable file", detail)
                 return
             if number >= part.first:
                 yield from self._row_records(part, key, row, images)
 
-    def _row_records(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _row_records(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         try:
             if isinstance(row, Exception):
                 raise row
             yield from self._convert(part, key, row, images)
         except DATA_ERRORS as error:  # whatever is wrong with one record is that record's problem
-            yield self._problem(part.split, f"{part.path}#{key}", error)
+            yield self._rejection(part.split, f"{part.path}#{key}", error)
 
     def _sample(
         self,
@@ -200,12 +200,14 @@ class Reader(ABC):
             names=tuple(dict.fromkeys((*image_names(shown.path, self.collection), *names))),
         )
 
-    def _problem(self, split: str, source: str, error: Exception) -> Problem:
-        if isinstance(error, Refused):
-            return Problem(self.card.name, split, source, error.reason, str(error))
+    def _rejection(self, split: str, source: str, error: Exception) -> RejectedRecord:
+        if isinstance(error, RecordError):
+            return RejectedRecord(self.card.name, split, source, error.reason, str(error))
         if isinstance(error, KeyError):
-            return Problem(self.card.name, split, source, "missing field", f"the record has no {error}")
-        return Problem(self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300])
+            return RejectedRecord(self.card.name, split, source, "missing field", f"the record has no {error}")
+        return RejectedRecord(
+            self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300]
+        )
 
 
 def image_names(path: str, collection: str) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from mgpt.data.datasets.base import Part, Problem, Reader
-from mgpt.data.datasets.files import Images, Refused, places, text_of
+from mgpt.data.datasets.base import Part, Reader, RejectedRecord
+from mgpt.data.datasets.files import ImageFolder, RecordError, candidate_paths, text_field
 from mgpt.data.datasets.streams import json_or_lines, json_rows, jsonl_rows
 from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names, question_turns
 from mgpt.data.types import Sample, Turn
@@ -45,10 +45,12 @@ class OkVqaEvaluation(Reader):
                 for _, row in json_rows(file, "annotations")
             }
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         record, answers = row
-        turns = question_turns(text_of(record, "question"), answers.get(key, ()))
-        image = images.get(*(path for name in coco_names(record["image_id"]) for path in places(name, *COCO_FOLDERS)))
+        turns = question_turns(text_field(record, "question"), answers.get(key, ()))
+        image = images.get(
+            *(path for name in coco_names(record["image_id"]) for path in candidate_paths(name, *COCO_FOLDERS))
+        )
         yield self._sample(part, key, "vqa", turns, image, extra={"key": key})
 
 
@@ -58,11 +60,11 @@ class Vsr(_Evaluation):
     collection = "coco"
     patterns = ("*.jsonl",)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         if row.get("label") not in (0, 1):
-            raise Refused("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
-        turns = (Turn("user", text_of(row, "caption")), Turn("assistant", "true" if row["label"] else "false"))
-        image = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+            raise RecordError("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
+        turns = (Turn("user", text_field(row, "caption")), Turn("assistant", "true" if row["label"] else "false"))
+        image = images.get(*candidate_paths(text_field(row, "image"), *COCO_FOLDERS))
         extra = {"key": key, "choices": ["true", "false"]} | (
             {"kind": row["relation"]} if isinstance(row.get("relation"), str) else {}
         )
@@ -75,12 +77,14 @@ class IconVqa(_Evaluation):
 
     patterns = ("choose_t*xt_*.json",)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         choices, number = list(map(str, row["choices"])), row["answer"]
         if not isinstance(number, int) or not 0 <= number < len(choices):
-            raise Refused("missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected")
-        turns = question_turns(text_of(row, "question"), (choices[number],))
-        image = images.get(*places(f"{row['image_id']}/image.png", "images"))
+            raise RecordError(
+                "missing answer", f"answer is {number!r}; an index into {len(choices)} choices was expected"
+            )
+        turns = question_turns(text_field(row, "question"), (choices[number],))
+        image = images.get(*candidate_paths(f"{row['image_id']}/image.png", "images"))
         yield self._sample(
             part, key, "vqa", turns, image, extra={"key": str(row.get("question_id", key)), "choices": choices}
         )
@@ -91,12 +95,12 @@ class VizWiz(_Evaluation):
 
     patterns = ("val.json", "train.json", "test.json")
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        name = text_of(row, "image")
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        name = text_field(row, "image")
         turns = question_turns(
-            text_of(row, "question"), [text_of(answer, "answer") for answer in row.get("answers") or ()]
+            text_field(row, "question"), [text_field(answer, "answer") for answer in row.get("answers") or ()]
         )
-        image = images.get(*places(name, "images", "val"))
+        image = images.get(*candidate_paths(name, "images", "val"))
         yield self._sample(part, key, "vqa-unanswerable", turns, image, extra={"key": name})
 
 
@@ -109,11 +113,16 @@ class HatefulMemes(Reader):
         with part.folder.open(part.path) as file:
             yield from jsonl_rows(file)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         if row.get("label") not in (0, 1):
-            raise Refused("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
-        turns = (Turn("user", text_of(row, "text")), Turn("assistant", "yes" if row["label"] else "no"))
+            raise RecordError("missing answer", f"label is {row.get('label')!r}; 0 or 1 was expected")
+        turns = (Turn("user", text_field(row, "text")), Turn("assistant", "yes" if row["label"] else "no"))
         extra = {"key": str(row["id"]), "choices": ["yes", "no"]}
         yield self._sample(
-            part, key, "hateful-meme", turns, images.get(*places(text_of(row, "img"), "images")), extra=extra
+            part,
+            key,
+            "hateful-meme",
+            turns,
+            images.get(*candidate_paths(text_field(row, "img"), "images")),
+            extra=extra,
         )

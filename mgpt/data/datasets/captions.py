@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mgpt.data.datasets.base import Part, Problem, Reader
+from mgpt.data.datasets.base import Part, Reader, RejectedRecord
 from mgpt.data.datasets.coco_instances import object_names
-from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of, texts_of
+from mgpt.data.datasets.files import ImageFolder, RecordError, SourceImage, candidate_paths, text_field, text_list_field
 from mgpt.data.datasets.streams import json_rows, tar_rows
 from mgpt.data.types import Sample, Turn
 
@@ -22,11 +22,11 @@ def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
         Refused: there is no text.
     """
     if not any(text.strip() for text in texts):
-        raise Refused("missing answer", "the caption is empty")
+        raise RecordError("missing answer", "the caption is empty")
     return Turn("user", ""), Turn("assistant", texts[0], texts if len(texts) > 1 else ())
 
 
-def member_image(row: Mapping[str, bytes]) -> SourceImage:
+def image_member(row: Mapping[str, bytes]) -> SourceImage:
     """The image among the members of a shard's sample.
 
     Raises:
@@ -34,8 +34,8 @@ def member_image(row: Mapping[str, bytes]) -> SourceImage:
     """
     found = next((row[extension] for extension in IMAGES if extension in row), None)
     if found is None:
-        raise Refused("missing image", f"the shard has {', '.join(sorted(row))} for this key and no image")
-    return SourceImage.of(found)
+        raise RecordError("missing image", f"the shard has {', '.join(sorted(row))} for this key and no image")
+    return SourceImage.from_bytes(found)
 
 
 class WebDatasetCaptions(Reader):
@@ -48,14 +48,14 @@ class WebDatasetCaptions(Reader):
         with part.folder.open(part.path) as file:
             yield from tar_rows(file)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        image = member_image(row)
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        image = image_member(row)
         if "json" in row:
-            text = text_of(json.loads(row["json"]), "caption")
+            text = text_field(json.loads(row["json"]), "caption")
         elif "txt" in row:
             text = row["txt"].decode()
         else:
-            raise Refused("missing answer", "neither .json nor .txt stands beside the image")
+            raise RecordError("missing answer", "neither .json nor .txt stands beside the image")
         yield self._sample(part, key, "caption", caption_turns((text,)), image)
 
 
@@ -75,16 +75,18 @@ class CocoCaptions(Reader):
             for key, row in json_rows(file):
                 yield key, (row, objects)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         record, objects = row
-        path = text_of(record, "image")
+        path = text_field(record, "image")
         if part.split == "train" and "train" not in path:
-            raise Refused("not used", f"{path} is an image of val2014, which the original leaves out of training")
-        captions = (record["caption"],) if isinstance(record.get("caption"), str) else texts_of(record, "caption")
+            raise RecordError("not used", f"{path} is an image of val2014, which the original leaves out of training")
+        captions = (
+            (record["caption"],) if isinstance(record.get("caption"), str) else text_list_field(record, "caption")
+        )
         extra: dict[str, Any] = {"key": str(record.get("image_id", path))}
         if names := objects.get(image_number(path)):
             extra["objects"] = names
-        image = images.get(*places(path, "images"))
+        image = images.get(*candidate_paths(path, "images"))
         yield self._sample(
             part, key, "caption", caption_turns(captions), image, extra=None if part.split == "train" else extra
         )
@@ -105,11 +107,11 @@ class TextCaps(Reader):
         with part.folder.open(part.path) as file:
             yield from json_rows(file, "data")
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        name = text_of(row, "image_id")
-        references = texts_of(row, "reference_strs") if part.split != "train" and "reference_strs" in row else ()
-        text = text_of(row, "caption_str")
-        image = images.get(*places(f"{name}.jpg", "images", "train_images"))
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        name = text_field(row, "image_id")
+        references = text_list_field(row, "reference_strs") if part.split != "train" and "reference_strs" in row else ()
+        text = text_field(row, "caption_str")
+        image = images.get(*candidate_paths(f"{name}.jpg", "images", "train_images"))
         turns = caption_turns((text, *(other for other in references if other != text)))
         yield self._sample(part, key, "caption", turns, image, extra=None if part.split == "train" else {"key": name})
 
@@ -124,7 +126,7 @@ class CcSbuAlign(Reader):
         with part.folder.open(part.path) as file:
             yield from json_rows(file, "annotations")
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         name = str(row["image_id"])
-        image = images.get(*places(f"{name}.jpg", "image"))
-        yield self._sample(part, key, "describe", caption_turns((text_of(row, "caption"),)), image)
+        image = images.get(*candidate_paths(f"{name}.jpg", "image"))
+        yield self._sample(part, key, "describe", caption_turns((text_field(row, "caption"),)), image)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mgpt.data.boxes import Box, tokenise_boxes
-from mgpt.data.datasets.base import Part, Problem, Reader
-from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of
+from mgpt.data.boxes import Box, tokenize_boxes
+from mgpt.data.datasets.base import Part, Reader, RejectedRecord
+from mgpt.data.datasets.files import ImageFolder, RecordError, SourceImage, candidate_paths, text_field
 from mgpt.data.datasets.streams import json_or_lines
 from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names
 from mgpt.data.types import Sample, Turn
 
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLE_NAMES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
-def spoken(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def conversation_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Role and text of every turn, the `<image>` mark removed.
 
     Raises:
@@ -23,15 +23,15 @@ def spoken(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise Refused("missing field", "'conversations' is absent or empty")
-    said = [(SPEAKERS.get(text_of(turn, "from"), ""), text_of(turn, "value")) for turn in turns]
+        raise RecordError("missing field", "'conversations' is absent or empty")
+    said = [(ROLE_NAMES.get(text_field(turn, "from"), ""), text_field(turn, "value")) for turn in turns]
     if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
         order = ", ".join(role or "somebody else" for role, _ in said)
-        raise Refused("missing answer", f"turns come from {order}; user and assistant must take turns")
+        raise RecordError("missing answer", f"turns come from {order}; user and assistant must take turns")
     return [(role, text.replace("<image>", "").strip() if role == "user" else text) for role, text in said]
 
 
-def boxed_turns(said: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tuple[Turn, ...], list[Box]]:
+def turns_with_boxes(said: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tuple[Turn, ...], list[Box]]:
     """Turns with written boxes as tokens, and the boxes in pixels.
 
     Raises:
@@ -39,7 +39,7 @@ def boxed_turns(said: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tu
     """
     turns, boxes = [], list[Box]()
     for role, text in said:
-        tokens, boxes = tokenise_boxes(text, image.width, image.height, boxes)
+        tokens, boxes = tokenize_boxes(text, image.width, image.height, boxes)
         turns.append(Turn("user" if role == "user" else "assistant", tokens))
     return tuple(turns), boxes
 
@@ -55,19 +55,21 @@ class _CocoConversations(Reader):
             for key, row in json_or_lines(file, part.path):
                 yield f"{row.get('id', '')}/{key}" if isinstance(row, dict) else key, row
 
-    def _image(self, row: Mapping[str, Any], images: Images) -> SourceImage:
+    def _image(self, row: Mapping[str, Any], images: ImageFolder) -> SourceImage:
         given = [row["image"]] if isinstance(row.get("image"), str) else []
         names = [*given, *coco_names(str(row["id"]))]
-        return images.get(*dict.fromkeys(path for name in names for path in places(name, *COCO_FOLDERS)))
+        return images.get(*dict.fromkeys(path for name in names for path in candidate_paths(name, *COCO_FOLDERS)))
 
 
 class LlavaFirstTurn(_CocoConversations):
     """`detail_23k.json` and `complex_reasoning_77k.json`: the first question and answer, line breaks of the question deleted
     (llava_dataset.py:18-90)."""
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         turns = row.get("conversations")
-        (_, question), (_, answer) = spoken(row | {"conversations": turns[:2] if isinstance(turns, list) else turns})
+        (_, question), (_, answer) = conversation_turns(
+            row | {"conversations": turns[:2] if isinstance(turns, list) else turns}
+        )
         said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
         yield self._sample(part, key, "instruction", said, self._image(row, images))
 
@@ -75,8 +77,8 @@ class LlavaFirstTurn(_CocoConversations):
 class LlavaConversation(_CocoConversations):
     """`conversation_58k.json`: every turn as it is (llava_dataset.py:95-149)."""
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        turns = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in spoken(row))
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        turns = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in conversation_turns(row))
         yield self._sample(part, key, "instruction", turns, self._image(row, images))
 
 
@@ -88,9 +90,9 @@ class MultitaskConversation(_CocoConversations):
 
     patterns = ("multi*task_conversation*.json",)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         image = self._image(row, images)
-        turns, boxes = boxed_turns(spoken(row), image)
+        turns, boxes = turns_with_boxes(conversation_turns(row), image)
         yield self._sample(part, key, "instruction", turns, image, boxes=boxes)
 
 
@@ -104,13 +106,13 @@ class UnnaturalInstructions(Reader):
         with part.folder.open(part.path) as file:
             yield from json_or_lines(file, part.path)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         instances = row["instances"]
         if not instances:
-            raise Refused("missing field", "'instances' is empty")
-        asked, answer = text_of(instances[0], "instruction_with_input"), text_of(instances[0], "output")
+            raise RecordError("missing field", "'instances' is empty")
+        asked, answer = text_field(instances[0], "instruction_with_input"), text_field(instances[0], "output")
         if not answer.strip():
-            raise Refused("missing answer", "the output is empty")
+            raise RecordError("missing answer", "the output is empty")
         constraints = instances[0].get("constraints")
-        question = asked if constraints is None else f"{asked} {text_of(instances[0], 'constraints')}"
+        question = asked if constraints is None else f"{asked} {text_field(instances[0], 'constraints')}"
         yield self._sample(part, key, "text", (Turn("user", question), Turn("assistant", answer)))

@@ -28,7 +28,7 @@ Reason = Literal[
 ]
 
 
-class Refused(ValueError):
+class RecordError(ValueError):
     """A record that cannot become a sample; becomes a `Problem`."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -46,7 +46,7 @@ class SourceImage:
     path: str = ""
 
     @classmethod
-    def of(cls, data: bytes, path: str = "") -> SourceImage:
+    def from_bytes(cls, data: bytes, path: str = "") -> SourceImage:
         return cls(data, *header_size(data), path)
 
 
@@ -78,14 +78,14 @@ class Folder:
         try:
             uri = self.store.uri(path)
         except ValueError as error:
-            raise Refused("outside its folder", str(error)) from error
+            raise RecordError("outside its folder", str(error)) from error
         if not is_remote(uri) and not os.path.realpath(uri).startswith(os.path.realpath(self.store.root) + os.sep):
-            raise Refused(
+            raise RecordError(
                 "outside its folder", f"{path} is a link to {os.path.realpath(uri)}; copy the file into the folder"
             )
         return uri
 
-    def lacks(self, path: str) -> bool:
+    def is_missing(self, path: str) -> bool:
         """Whether a local file is certainly not there: the quick look that spares the careful one."""
         return not is_remote(self.store.root) and ".." not in path and not Path(self.store.root, path).exists()
 
@@ -102,7 +102,7 @@ class Folder:
         return self.store.open(self.uri(path))
 
 
-class Images:
+class ImageFolder:
     """Images of a dataset by name, tried at several places; the last few are kept, since neighbours often share one."""
 
     def __init__(self, root: str) -> None:
@@ -119,16 +119,16 @@ class Images:
 
     def _load(self, candidates: tuple[str, ...]) -> SourceImage:
         for path in candidates:
-            if self.folder.lacks(path):
+            if self.folder.is_missing(path):
                 continue
             try:
-                return SourceImage.of(self.folder.read(path), path)
+                return SourceImage.from_bytes(self.folder.read(path), path)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
-        raise Refused("missing image", f"no file {' or '.join(candidates)}")
+        raise RecordError("missing image", f"no file {' or '.join(candidates)}")
 
 
-def places(path: str, *folders: str) -> tuple[str, ...]:
+def candidate_paths(path: str, *folders: str) -> tuple[str, ...]:
     """Where an image named `path` may lie: as written, below each folder, and by its bare name. The original appended the split's name
     to the image folder against its own documentation (defect T12); looking at each place serves both layouts."""
     name = PurePosixPath(path).name
@@ -136,7 +136,7 @@ def places(path: str, *folders: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def pixels_xywh(values: Any) -> Box:
+def box_from_xywh(values: Any) -> Box:
     """A box given as left, top, width, height.
 
     Raises:
@@ -145,11 +145,11 @@ def pixels_xywh(values: Any) -> Box:
     try:
         x, y, width, height = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise Refused("missing box", f"{values!r} is not a box [x, y, width, height]") from error
+        raise RecordError("missing box", f"{values!r} is not a box [x, y, width, height]") from error
     return Box(x, y, x + width, y + height)
 
 
-def text_of(record: Mapping[str, Any], key: str) -> str:
+def text_field(record: Mapping[str, Any], key: str) -> str:
     """A text field.
 
     Raises:
@@ -157,11 +157,11 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
     """
     value = record.get(key) if isinstance(record, Mapping) else None
     if not isinstance(value, str):
-        raise Refused("missing field", f"{key!r} is {value!r}; a text was expected")
+        raise RecordError("missing field", f"{key!r} is {value!r}; a text was expected")
     return value
 
 
-def texts_of(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def text_list_field(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A field that is a list of texts.
 
     Raises:
@@ -173,5 +173,5 @@ def texts_of(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
         or isinstance(values, (str, Mapping))
         or not all(isinstance(value, str) for value in values)
     ):
-        raise Refused("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
+        raise RecordError("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
     return tuple(values)

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from mgpt.data.boxes import Box, tokenise_boxes
-from mgpt.data.datasets.base import Card, Part, Problem, Reader, split_name
-from mgpt.data.datasets.files import Folder, Images, Refused, places, text_of
+from mgpt.data.boxes import Box, tokenize_boxes
+from mgpt.data.datasets.base import Card, Part, Reader, RejectedRecord, split_name
+from mgpt.data.datasets.files import Folder, ImageFolder, RecordError, candidate_paths, text_field
 from mgpt.data.datasets.streams import json_rows
 from mgpt.data.types import Sample, Turn
 
@@ -35,21 +35,21 @@ class FlickrGrounded(Reader):
         with part.folder.open(part.path) as file:
             yield from json_rows(file)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        image = images.get(*places(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        image = images.get(*candidate_paths(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
         question, answer = self._said(row)
-        tokens, boxes = tokenise_boxes(answer, image.width, image.height)
+        tokens, boxes = tokenize_boxes(answer, image.width, image.height)
         if not boxes:
-            raise Refused("missing box", f"the answer holds no box: {answer[:80]!r}")
+            raise RecordError("missing box", f"the answer holds no box: {answer[:80]!r}")
         task = "grounding" if self.kind == "grounding" else "detection"
         yield self._sample(part, key, task, (Turn("user", question), Turn("assistant", tokens)), image, boxes=boxes)
 
     def _said(self, row: Any) -> tuple[str, str]:
         if self.kind == "grounding":
-            return "", text_of(row, "grounded_caption")
+            return "", text_field(row, "grounded_caption")
         if self.kind == "caption":
-            return text_of(row, "caption"), text_of(row, "output")
-        return text_of(row, "phrase"), f"<p>{text_of(row, 'phrase')}</p> {text_of(row, 'bbox')}"
+            return text_field(row, "caption"), text_field(row, "output")
+        return text_field(row, "phrase"), f"<p>{text_field(row, 'phrase')}</p> {text_field(row, 'bbox')}"
 
 
 class FlickrEntities(Reader):
@@ -93,15 +93,15 @@ class FlickrEntities(Reader):
         for number in numbers:
             yield number, base
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         sentences = self._read(part, row / "Sentences" / f"{key}.txt").decode().splitlines()
         chains = _chain_boxes(self._read(part, row / "Annotations" / f"{key}.xml"))
-        image = images.get(*places(f"{key}.jpg", "images", "flickr30k-images"))
+        image = images.get(*candidate_paths(f"{key}.jpg", "images", "flickr30k-images"))
         grounded = sum(chain in chains for line in sentences for chain, _ in ENTITY.findall(line))
         for number, line in enumerate(sentences):
             if self.kind != "phrase" and grounded < FEWEST_PHRASES:
                 few = f"{grounded} grounded phrases, fewer than {FEWEST_PHRASES}"
-                yield Problem(self.card.name, part.split, f"{part.path}#{key}/{number}", "not used", few)
+                yield RejectedRecord(self.card.name, part.split, f"{part.path}#{key}/{number}", "not used", few)
                 continue
             for place, (task, turns, boxes) in enumerate(self._spoken(line, chains)):
                 name = f"{key}/{number}" if self.kind != "phrase" else f"{key}/{number}/{place}"
@@ -111,7 +111,7 @@ class FlickrEntities(Reader):
         try:
             return part.folder.read(str(path))
         except FileNotFoundError as error:
-            raise Refused("missing box", f"{path} is not there") from error
+            raise RecordError("missing box", f"{path} is not there") from error
 
     def _spoken(self, line: str, chains: dict[str, list[Box]]) -> Iterator[tuple[str, tuple[Turn, Turn], list[Box]]]:
         plain = " ".join(ENTITY.sub(r"\2", line).split())
@@ -151,11 +151,11 @@ def _chain_boxes(data: bytes) -> dict[str, list[Box]]:
         Refused: it is no XML, or declares entities.
     """
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise Refused("unreadable record", "the annotation declares a document type, which can blow up when read")
+        raise RecordError("unreadable record", "the annotation declares a document type, which can blow up when read")
     try:
         root = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        raise Refused("unreadable record", f"the annotation is no XML: {error}") from error
+        raise RecordError("unreadable record", f"the annotation is no XML: {error}") from error
     chains: dict[str, list[Box]] = {}
     for thing in root.iter("object"):
         corners = thing.find("bndbox")
@@ -168,5 +168,5 @@ def _chain_boxes(data: bytes) -> dict[str, list[Box]]:
 
 def _numbers(texts: Sequence[str | None]) -> list[float]:
     if any(text is None for text in texts):
-        raise Refused("missing box", "a bndbox lacks a corner")
+        raise RecordError("missing box", "a bndbox lacks a corner")
     return [float(text) for text in texts if text is not None]

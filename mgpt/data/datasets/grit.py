@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from mgpt.data.boxes import Box
-from mgpt.data.datasets.base import Card, Part, Problem, Reader
-from mgpt.data.datasets.captions import member_image
-from mgpt.data.datasets.files import Images, Refused, SourceImage, places, text_of
+from mgpt.data.datasets.base import Card, Part, Reader, RejectedRecord
+from mgpt.data.datasets.captions import image_member
+from mgpt.data.datasets.files import ImageFolder, RecordError, SourceImage, candidate_paths, text_field
 from mgpt.data.datasets.referring import reference_turns
 from mgpt.data.datasets.streams import parquet_rows, tar_rows
 from mgpt.data.types import Sample, Turn
@@ -37,10 +37,10 @@ class Grit(Reader):
         with part.folder.open(part.path) as file:
             yield from tar_rows(file) if part.path.endswith(".tar") else parquet_rows(file)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         record = json.loads(row["json"]) if part.path.endswith(".tar") else row
-        image = member_image(row) if part.path.endswith(".tar") else _image(record, images)
-        caption = text_of(record, "caption")
+        image = image_member(row) if part.path.endswith(".tar") else _image(record, images)
+        caption = text_field(record, "caption")
         spans = _spans(record["noun_chunks" if self.kind == "grounding" else "ref_exps"], caption, image)
         if self.kind == "grounding":
             text, boxes = _marked(caption, spans)
@@ -48,18 +48,18 @@ class Grit(Reader):
             return
         single = {span: boxes for span, boxes in spans.items() if len(boxes) == 1}
         if not single:
-            raise Refused("missing box", "no expression has exactly one box")
+            raise RecordError("missing box", "no expression has exactly one box")
         for (start, end), boxes in single.items():
             turns = reference_turns(self.kind, (caption[start:end],))
             yield self._sample(part, f"{key}/{start}-{end}", self.kind, turns, image, boxes=boxes)
 
 
-def _image(record: Mapping[str, Any], images: Images) -> SourceImage:
+def _image(record: Mapping[str, Any], images: ImageFolder) -> SourceImage:
     held = record.get("image")
     data = held.get("bytes") if isinstance(held, Mapping) else held
     if isinstance(data, bytes):
-        return SourceImage.of(data)
-    return images.get(*places(f"{record['key']}.jpg", "images"))
+        return SourceImage.from_bytes(data)
+    return images.get(*candidate_paths(f"{record['key']}.jpg", "images"))
 
 
 def _spans(elements: Any, caption: str, image: SourceImage) -> dict[Span, list[Box]]:
@@ -70,7 +70,7 @@ def _spans(elements: Any, caption: str, image: SourceImage) -> dict[Span, list[B
     """
     rows = json.loads(elements) if isinstance(elements, str) else elements
     if not rows:
-        raise Refused("missing box", "nothing of the caption is located")
+        raise RecordError("missing box", "nothing of the caption is located")
     spans: dict[Span, list[Box]] = {}
     for row in rows:
         span, box = _located(row, caption, image)
@@ -80,7 +80,7 @@ def _spans(elements: Any, caption: str, image: SourceImage) -> dict[Span, list[B
 
 def _located(row: Sequence[float], caption: str, image: SourceImage) -> tuple[Span, Box]:
     if len(row) < 6 or not 0 <= int(row[0]) < int(row[1]) <= len(caption):
-        raise Refused("missing box", f"{list(row)} does not point into the caption of {len(caption)} characters")
+        raise RecordError("missing box", f"{list(row)} does not point into the caption of {len(caption)} characters")
     x1, y1, x2, y2 = (float(value) for value in row[2:6])
     return (int(row[0]), int(row[1])), Box(x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mgpt.data.boxes import Box
-from mgpt.data.datasets.base import SPLIT_NAMES, Part, Problem, Reader
+from mgpt.data.datasets.base import SPLIT_NAMES, Part, Reader, RejectedRecord
 from mgpt.data.datasets.captions import caption_turns
-from mgpt.data.datasets.conversations import SPEAKERS
-from mgpt.data.datasets.files import Images, Refused, places, text_of, texts_of
+from mgpt.data.datasets.conversations import ROLE_NAMES
+from mgpt.data.datasets.files import ImageFolder, RecordError, candidate_paths, text_field, text_list_field
 from mgpt.data.datasets.referring import BOX, reference_turns
 from mgpt.data.datasets.streams import jsonl_rows
 from mgpt.data.datasets.vqa import question_turns
@@ -31,14 +31,16 @@ class OwnData(Reader):
         with part.folder.open(part.path) as file:
             yield from jsonl_rows(file)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         form = _form(row)
-        image = images.get(*places(text_of(row, "image"), "images")) if row.get("image") is not None else None
+        image = (
+            images.get(*candidate_paths(text_field(row, "image"), "images")) if row.get("image") is not None else None
+        )
         turns, boxes = _turns(row, form)
-        task = text_of(row, "task") if "task" in row else FORMS[form] if image else "text"
-        split = text_of(row, "split") if "split" in row else part.split
+        task = text_field(row, "task") if "task" in row else FORMS[form] if image else "text"
+        split = text_field(row, "split") if "split" in row else part.split
         extra = {name: row[name] for name in EXTRA if name in row}
-        licence = text_of(row, "licence") if "licence" in row else None
+        licence = text_field(row, "licence") if "licence" in row else None
         yield self._sample(
             part,
             key,
@@ -59,13 +61,13 @@ def _form(row: Any) -> str:
         Refused: it is no object, has an unknown key, or none or several of the forms.
     """
     if not isinstance(row, Mapping):
-        raise Refused("unreadable record", f"a line is a JSON object, not {type(row).__name__}")
+        raise RecordError("unreadable record", f"a line is a JSON object, not {type(row).__name__}")
     unknown = sorted(set(row) - KEYS)
     if unknown:
-        raise Refused("unreadable record", f"unknown key {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
+        raise RecordError("unreadable record", f"unknown key {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
     forms = [name for name in FORMS if name in row]
     if len(forms) != 1:
-        raise Refused(
+        raise RecordError(
             "missing field",
             f"a record has exactly one of {', '.join(FORMS)}; this one has {', '.join(forms) or 'none'}",
         )
@@ -76,13 +78,13 @@ def _turns(row: Mapping[str, Any], form: str) -> tuple[tuple[Turn, ...], list[Bo
     if form == "caption":
         return caption_turns(_texts(row, "caption")), _boxes(row)
     if form == "question":
-        return question_turns(text_of(row, "question"), _texts(row, "answer")), _boxes(row)
+        return question_turns(text_field(row, "question"), _texts(row, "answer")), _boxes(row)
     if form == "expression":
         boxes = [_box(row.get("box"))] if "box" in row else _boxes(row)
         turns = reference_turns("identify" if row.get("task") == "identify" else "refer", _texts(row, "expression"))
         tokens = "".join(f"<box:{number}>" for number in range(len(boxes)))
         if not boxes:
-            raise Refused("missing box", "an expression needs its box: [x1, y1, x2, y2] in pixels")
+            raise RecordError("missing box", "an expression needs its box: [x1, y1, x2, y2] in pixels")
         return tuple(Turn("assistant", tokens) if turn == BOX else turn for turn in turns), boxes
     return _conversation(row), _boxes(row)
 
@@ -96,26 +98,26 @@ def _conversation(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     """
     said = row["conversations"]
     if not isinstance(said, list) or not said:
-        raise Refused("missing field", "'conversations' is a list of at least a question and an answer")
+        raise RecordError("missing field", "'conversations' is a list of at least a question and an answer")
     turns = []
     for number, turn in enumerate(said):
-        role = SPEAKERS.get(text_of(turn, "role" if "role" in turn else "from"), "")
+        role = ROLE_NAMES.get(text_field(turn, "role" if "role" in turn else "from"), "")
         content = turn.get("content", turn.get("value"))
         if role != ("user", "assistant")[number % 2]:
             rule = "user and assistant must take turns, the user first"
-            raise Refused("missing answer", f"turn {number + 1} comes from {role or 'somebody else'}; {rule}")
+            raise RecordError("missing answer", f"turn {number + 1} comes from {role or 'somebody else'}; {rule}")
         if isinstance(content, list):
             content = json.dumps(content, ensure_ascii=False)
         if not isinstance(content, str):
-            raise Refused("missing field", f"turn {number + 1} has no content")
+            raise RecordError("missing field", f"turn {number + 1} has no content")
         turns.append(Turn("user" if number % 2 == 0 else "assistant", content.replace("<image>", "").strip()))
     if len(turns) % 2:
-        raise Refused("missing answer", "the last turn is the user's; an answer must follow")
+        raise RecordError("missing answer", "the last turn is the user's; an answer must follow")
     return tuple(turns)
 
 
 def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return texts_of(row, key) if isinstance(row.get(key), list) else (text_of(row, key),)
+    return text_list_field(row, key) if isinstance(row.get(key), list) else (text_field(row, key),)
 
 
 def _boxes(row: Mapping[str, Any]) -> list[Box]:
@@ -124,5 +126,5 @@ def _boxes(row: Mapping[str, Any]) -> list[Box]:
 
 def _box(values: Any) -> Box:
     if not isinstance(values, list) or len(values) != 4 or not all(isinstance(value, (int, float)) for value in values):
-        raise Refused("missing box", f"{values!r:.80} is not a box [x1, y1, x2, y2] in pixels")
+        raise RecordError("missing box", f"{values!r:.80} is not a box [x1, y1, x2, y2] in pixels")
     return Box(*map(float, values))

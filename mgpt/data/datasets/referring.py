@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from mgpt.data.datasets.base import SPLIT_NAMES, Card, Part, Problem, Reader
+from mgpt.data.datasets.base import SPLIT_NAMES, Card, Part, Reader, RejectedRecord
 from mgpt.data.datasets.coco_instances import read_instances
-from mgpt.data.datasets.files import Images, Refused, pixels_xywh, places, text_of
+from mgpt.data.datasets.files import ImageFolder, RecordError, box_from_xywh, candidate_paths, text_field
 from mgpt.data.datasets.streams import json_rows, plain_pickle
 from mgpt.data.types import Sample, Turn
 
@@ -24,7 +24,7 @@ def reference_turns(direction: Direction, expressions: tuple[str, ...]) -> tuple
         Refused: there is no expression.
     """
     if not any(text.strip() for text in expressions):
-        raise Refused("missing answer", "the reference has no expression")
+        raise RecordError("missing answer", "the reference has no expression")
     alternatives = expressions if len(expressions) > 1 else ()
     if direction == "refer":
         return Turn("user", expressions[0], alternatives), BOX
@@ -61,18 +61,23 @@ class RefCoco(Reader):
         for number, row in enumerate(references):
             yield str(row["ref_id"] if isinstance(row, dict) and "ref_id" in row else number), (row, instances)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         reference, instances = row
         if instances.boxes.get(reference["ann_id"]) is None:
-            raise Refused("missing box", f"annotation {reference['ann_id']} has no box in instances.json")
-        box = pixels_xywh(instances.boxes[reference["ann_id"]])
+            raise RecordError("missing box", f"annotation {reference['ann_id']} has no box in instances.json")
+        box = box_from_xywh(instances.boxes[reference["ann_id"]])
         expressions = tuple(_expression(sentence) for sentence in reference["sentences"])
         names = [
             f"COCO_train2014_{int(reference['image_id']):0>12}.jpg",
             instances.files.get(reference["image_id"]) or "",
         ]
         image = images.get(
-            *(path for name in names if name for path in places(name, "train2014", "images", "images/train2014"))
+            *(
+                path
+                for name in names
+                if name
+                for path in candidate_paths(name, "train2014", "images", "images/train2014")
+            )
         )
         split = SPLIT_NAMES.get(reference["split"], reference["split"])
         extra = {"key": str(reference["ref_id"])} if split != "train" else None
@@ -81,7 +86,7 @@ class RefCoco(Reader):
 
 
 def _expression(sentence: Mapping[str, Any]) -> str:
-    return text_of(sentence, "raw" if "raw" in sentence else "sent")
+    return text_field(sentence, "raw" if "raw" in sentence else "sent")
 
 
 class RefCocoEvaluation(Reader):
@@ -104,13 +109,13 @@ class RefCocoEvaluation(Reader):
                     yield f"{reference}/{seen[reference]}", (row, sentence)
                     seen[reference] += 1
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         record, sentence = row
-        reference = text_of(record, "img_id")
-        turns = reference_turns("refer", (text_of({"sents": sentence}, "sents"),))
+        reference = text_field(record, "img_id")
+        turns = reference_turns("refer", (text_field({"sents": sentence}, "sents"),))
         name = reference.rpartition("_")[0] + ".jpg"
-        image = images.get(*places(name, "train2014", "images", "images/train2014"))
-        box = pixels_xywh(record["bbox"])
+        image = images.get(*candidate_paths(name, "train2014", "images", "images/train2014"))
+        box = box_from_xywh(record["bbox"])
         yield self._sample(part, key, "refer", turns, image, boxes=(box,), extra={"key": key, "reference": reference})
 
 
@@ -134,26 +139,26 @@ class VisualGenomeRegions(Reader):
             for key, image in json_rows(file):
                 regions = image.get("regions") if isinstance(image, dict) else None
                 if not isinstance(regions, list):  # one row, which becomes a problem
-                    regions = [Refused("missing field", f"'regions' is {regions!r:.80}; a list was expected")]
+                    regions = [RecordError("missing field", f"'regions' is {regions!r:.80}; a list was expected")]
                 for number, region in enumerate(regions):
                     known = isinstance(region, dict)
                     identifier = region.get("image_id", image.get("id")) if known else None
                     name = str(region.get("region_id", f"{key}/{number}")) if known else f"{key}/{number}"
                     yield name, region if isinstance(region, Exception) else (region, files.get(identifier), identifier)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         region, known, identifier = row
         area = region["width"] * region["height"]
         if area >= self.LARGEST:
-            raise Refused(
+            raise RecordError(
                 "not used", f"the region has {area} square pixels; the original keeps those below {self.LARGEST}"
             )
         if known is None:
-            raise Refused("missing image", f"image_data.json does not list image {identifier}")
+            raise RecordError("missing image", f"image_data.json does not list image {identifier}")
         path, coco_id = known
-        box = pixels_xywh([region["x"], region["y"], region["width"], region["height"]])
-        image = images.get(*places(path, "images", "VG_100K", "VG_100K_2"))
-        turns = reference_turns("refer", (text_of(region, "phrase"),))
+        box = box_from_xywh([region["x"], region["y"], region["width"], region["height"]])
+        image = images.get(*candidate_paths(path, "images", "VG_100K", "VG_100K_2"))
+        turns = reference_turns("refer", (text_field(region, "phrase"),))
         names = () if coco_id is None else (f"coco:{coco_id}",)
         yield self._sample(part, key, "refer", turns, image, boxes=(box,), names=names)
 

@@ -1,4 +1,4 @@
-"""Rows out of files without holding the file: JSON, JSON Lines, tar shards, Parquet; and pickles that cannot run code."""
+"""Rows of JSON, JSON Lines, webdataset tar and Parquet files in constant memory; unpickling that runs no code."""
 
 from __future__ import annotations
 
@@ -7,136 +7,176 @@ import gzip
 import io
 import json
 import pickle
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, Any, NoReturn, cast
 
+import ijson
 import pyarrow.parquet as parquet
 
+from mgpt.data.types import NOT_TEXT
+
 CHUNK = 1 << 20
-LONGEST = (
-    64 << 20
-)  # characters of one JSON record, bytes of one member of a shard; beyond it the file is taken for broken
-SPACE = " \t\r\n"
-ENDS = SPACE + ",:]}"
-DECODER = json.JSONDecoder()
+JSON_CHUNK = (
+    1 << 12
+)  # bytes that ijson gets at a time; small, so that MAX_DEPTH is checked before ijson has gone far beyond it
+MAX_RECORD = 64 << 20  # bytes of one JSON record or of one member of a shard; a longer one marks a damaged file
+MAX_DEPTH = 2_000
+# A surrogate pair (kept), or half of one; behind any number of escaped backslashes.
+SURROGATE_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w)|\\u[dD][89a-fA-F]\w\w)")
 
 
-class JsonText:
-    """A JSON document read from a binary file piece by piece. Invalid UTF-8 travels on as lone surrogates, so that only its own record
-    is refused."""
+def _replace_byte(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return NOT_TEXT, error.start + 1
 
-    def __init__(self, file: IO[bytes]) -> None:
+
+codecs.register_error("mgpt-not-text", _replace_byte)
+
+
+class JsonInput:
+    """A JSON file in the form that ijson reads safely.
+
+    ijson stops at a byte order mark and at the first byte that is not UTF-8, writes "?" for half of a surrogate pair, and
+    needs memory quadratic in the depth of nesting. Here the mark is removed, invalid text becomes `NOT_TEXT`, and depth and
+    record length are limited.
+    """
+
+    def __init__(self, file: IO[bytes], limit_record: bool = True) -> None:
         self.file = file
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
-        self.text = ""
-        self.place = 0
-        self.ended = False
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="mgpt-not-text")
+        self.limit_record = limit_record
+        self.ahead = b""
+        self.offset = 0
+        self.record_bytes = 0
+        self.depth = 0
 
-    def peek(self) -> str:
-        """The next character that is no white space, or "" at the end."""
-        while True:
-            while self.place < len(self.text) and self.text[self.place] in SPACE:
-                self.place += 1
-            if self.place < len(self.text):
-                return self.text[self.place]
-            if self.ended:
-                return ""
-            self._read_on()
+    def first_character(self) -> str:
+        """Returns the first character that is not white space without consuming it; "" for an empty file."""
+        data = b""
+        while not data.strip() and (more := self.read()):
+            data += more
+        self.ahead = data
+        return data.strip()[:1].decode("ascii", "replace")
 
-    def take(self, expected: str) -> str:
-        """Consumes one character, which must be among `expected`. Raises ValueError."""
-        found = self.peek()
-        if not found or found not in expected:
-            raise ValueError(
-                f"expected one of {expected!r} but the file {'ends' if not found else f'goes on with {found!r}'}"
-            )
-        self.place += 1
-        return found
+    def read(self, size: int = -1) -> bytes:
+        """Returns the next bytes, b"" at the end and for a size of 0, by which ijson tells bytes from text; another size is ignored.
 
-    def value(self) -> Any:
-        """Consumes one value. Raises ValueError where there is none."""
-        self.peek()
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self.text, self.place)
-            except RecursionError as error:
-                raise ValueError("a record cannot be read as JSON: it is nested too deeply") from error
-            except json.JSONDecodeError as error:
-                if self.ended or len(self.text) - self.place > LONGEST:
-                    raise ValueError(f"a record cannot be read as JSON: {error}") from error
-            else:
-                # "1" may be the start of "1.5" or "12", as long as nothing that ends a value was read behind it.
-                if self.ended or (end < len(self.text) and self.text[end] in ENDS):
-                    self.place = end
-                    return value
-            self._read_on()
+        Raises:
+            ValueError: a record is longer than `MAX_RECORD` or nested deeper than `MAX_DEPTH`.
+        """
+        if size == 0:
+            return b""
+        if self.ahead:
+            data, self.ahead = self.ahead, b""
+            return data
+        data = self.file.read(JSON_CHUNK)
+        while b"\\" in data[-12:] and (more := self.file.read(JSON_CHUNK)):  # an escape must not be cut in two
+            data += more
+        self._check_limits(data)
+        text = self.decoder.decode(data, final=not data)
+        if "\\ud" in text or "\\uD" in text:
+            text = SURROGATE_ESCAPE.sub(lambda match: match[1] + (match[2] or NOT_TEXT), text)
+        # A chunk may hold no more than the beginning of one character; b"" would end the file.
+        return text.encode() or (self.read() if data else b"")
 
-    def _read_on(self) -> None:
-        data = self.file.read(CHUNK)
-        self.ended = not data
-        self.text = self.text[self.place :] + self.decoder.decode(data, final=self.ended)
-        self.place = 0
+    def _check_limits(self, data: bytes) -> None:
+        self.offset += len(data)
+        self.record_bytes += len(data)
+        if self.limit_record and self.record_bytes > MAX_RECORD + JSON_CHUNK:
+            raise ValueError(f"the record that ends behind byte {self.offset} is longer than {MAX_RECORD} bytes")
+        opened = data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
+        # Brackets inside strings count too; they cancel out over a few chunks, real nesting only grows.
+        self.depth = self.depth + opened if opened > 0 else 0
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"near byte {self.offset} the file is nested more than {MAX_DEPTH} levels deep")
+
+    def end_record(self) -> None:
+        """Starts counting the bytes and levels of the next record."""
+        self.record_bytes = self.depth = 0
 
 
 def json_rows(file: IO[bytes], key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Rows of a JSON file, one at a time: of the top-level list (keyed by their number) or object (by its keys), or of those under `key`.
+    """Yields the rows of a JSON file one at a time: of its list (keyed by their number) or object (by its keys), at the top
+    level or under `key`. NaN and Infinity, which are not JSON, are rejected.
 
     Raises:
-        ValueError: the file is not JSON from some place on, or has no `key`; the rows before were given.
+        ValueError: the file is not valid JSON, or has no `key`; the rows before the damage were given.
     """
-    text = JsonText(file)
-    if key is not None:
-        _enter(text, key)
-    if text.peek() == "{":
-        yield from _members(text)
-    else:
-        yield from _elements(text)
+    count = 0
+    try:
+        for row in _parse(file, key, use_float=True):
+            yield row
+            count += 1
+    except ijson.JSONError:
+        # In its fast mode yajl rejects integers beyond 64 bits. Reading on without it shows whether the file is damaged.
+        file.seek(0)
+        for name, value in islice(_parse(file, key, use_float=False), count, None):
+            yield name, _plain_numbers(value)
 
 
-def _elements(text: JsonText) -> Iterator[tuple[str, Any]]:
-    text.take("[")
-    if text.peek() == "]":
-        text.take("]")
-        return
-    number = 0
-    while True:
-        yield str(number), text.value()
-        number += 1
-        if text.take(",]") == "]":
-            return
-
-
-def _members(text: JsonText) -> Iterator[tuple[str, Any]]:
-    text.take("{")
-    if text.peek() == "}":
-        text.take("}")
-        return
-    while True:
-        name = str(text.value())
-        text.take(":")
-        yield name, text.value()
-        if text.take(",}") == "}":
-            return
-
-
-def _enter(text: JsonText, key: str) -> None:
-    text.take("{")
-    while text.peek() != "}":
-        name = text.value()
-        text.take(":")
-        if name == key:
-            return
-        if text.peek() == "[":
-            for _ in _elements(text):
-                pass
+def _parse(file: IO[bytes], key: str | None, use_float: bool) -> Iterator[tuple[str, Any]]:
+    source = JsonInput(
+        file, limit_record=key is None
+    )  # under a key, other parts of the file lie before and after the rows
+    first = source.first_character()
+    if first not in ("[", "{") or (key is not None and first == "["):
+        expected = "a list or an object" if key is None else f"an object with {key!r}"
+        raise ValueError(
+            f"not valid JSON: {expected} was expected, but the file {f'starts with {first!r}' if first else 'is empty'}"
+        )
+    try:
+        if key is not None:
+            yield from _rows_under(file, source, key, use_float)
         else:
-            text.value()
-        if text.take(",}") == "}":
-            break
-    raise ValueError(f"the file has no {key!r}")
+            yield from _elements(source, "item", use_float) if first == "[" else _members(source, "", use_float)
+    except ijson.JSONError as error:
+        if use_float:
+            raise
+        problem = str(error).removeprefix("b'").replace("\\n", "\n").splitlines()[0]
+        raise ValueError(f"not valid JSON near byte {source.offset}: {problem}") from error
+
+
+def _elements(source: JsonInput, prefix: str, use_float: bool) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(ijson.items(source, prefix, use_float=use_float)):
+        source.end_record()
+        yield str(number), row
+
+
+def _members(source: JsonInput, prefix: str, use_float: bool) -> Iterator[tuple[str, Any]]:
+    for name, row in ijson.kvitems(source, prefix, use_float=use_float):
+        source.end_record()
+        yield name, row
+
+
+def _rows_under(file: IO[bytes], source: JsonInput, key: str, use_float: bool) -> Iterator[tuple[str, Any]]:
+    empty = True
+    for row in _elements(source, f"{key}.item", use_float):
+        empty = False
+        yield row
+    if empty:  # an empty list, an object, or no such key
+        file.seek(0)
+        events = ijson.parse(JsonInput(file, limit_record=False))
+        kind = next((event for prefix, event, _ in events if prefix == key and event.startswith("start_")), None)
+        if kind is None:
+            raise ValueError(f"the file has no {key!r}, or it is neither a list nor an object")
+        if kind == "start_map":
+            file.seek(0)
+            yield from _members(JsonInput(file, limit_record=False), key, use_float)
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Returns the value with `float` in place of the `Decimal` that ijson gives for a number with a fraction."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return {name: _plain_numbers(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def jsonl_rows(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
@@ -213,8 +253,8 @@ class _Tail:
 def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     content = shard.extractfile(member)
     assert content is not None
-    data = content.read(min(member.size, LONGEST))
-    if len(data) < min(member.size, LONGEST):
+    data = content.read(min(member.size, MAX_RECORD))
+    if len(data) < min(member.size, MAX_RECORD):
         raise tarfile.ReadError(f"{member.name} is cut short")
     return data
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from mgpt.data.datasets.base import Part, Problem, Reader
-from mgpt.data.datasets.files import Images, Refused, places, text_of, texts_of
+from mgpt.data.datasets.base import Part, Reader, RejectedRecord
+from mgpt.data.datasets.files import ImageFolder, RecordError, candidate_paths, text_field, text_list_field
 from mgpt.data.datasets.streams import json_rows
 from mgpt.data.types import Sample, Turn
 
@@ -36,7 +36,7 @@ def question_turns(question: str, answers: Sequence[str]) -> tuple[Turn, Turn]:
     """
     given = tuple(answer for answer in answers if answer.strip())
     if not given:
-        raise Refused("missing answer", f"{question[:60]!r} has no answer")
+        raise RecordError("missing answer", f"{question[:60]!r} has no answer")
     common = Counter(given).most_common(1)[0][0]
     return Turn("user", question), Turn("assistant", common, given if len(given) > 1 else ())
 
@@ -67,10 +67,10 @@ class Vqa(_Questions):
     collection = "coco"
     patterns = ("*vqa_*.json",)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
-        answers = texts_of(row, "answer") if "answer" in row else ()
-        turns = question_turns(text_of(row, "question"), answers)
-        image = images.get(*places(text_of(row, "image"), *COCO_FOLDERS))
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+        answers = text_list_field(row, "answer") if "answer" in row else ()
+        turns = question_turns(text_field(row, "question"), answers)
+        image = images.get(*candidate_paths(text_field(row, "image"), *COCO_FOLDERS))
         yield self._sample(
             part, key, "vqa", turns, image, extra=question_extra(part, row, key, kind=row.get("question_type"))
         )
@@ -82,20 +82,20 @@ class AOkVqa(_Questions):
     collection = "coco"
     patterns = ("aokvqa_*.json",)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         turns = question_turns(
-            text_of(row, "question"), texts_of(row, "direct_answers") if "direct_answers" in row else ()
+            text_field(row, "question"), text_list_field(row, "direct_answers") if "direct_answers" in row else ()
         )
-        image = images.get(*(path for name in self._names(row) for path in places(name, *COCO_FOLDERS)))
+        image = images.get(*(path for name in self._names(row) for path in candidate_paths(name, *COCO_FOLDERS)))
         yield self._sample(
             part, key, "vqa", turns, image, extra=question_extra(part, row, key, choices=row.get("choices"))
         )
 
     def _names(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if row.get("image") is not None:
-            return (text_of(row, "image"),)
+            return (text_field(row, "image"),)
         if row.get("image_id") is None:
-            raise Refused("missing field", "neither 'image' nor 'image_id' names the image")
+            raise RecordError("missing field", "neither 'image' nor 'image_id' names the image")
         return coco_names(row["image_id"])
 
 
@@ -106,11 +106,11 @@ class Gqa(_Questions):
     collection = "vg"
     patterns = ("*balanced_questions.json", "*questions.json")
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         answers = (row["answer"],) if isinstance(row.get("answer"), str) else ()
-        turns = question_turns(text_of(row, "question"), answers)
-        name = text_of(row, "image") if "image" in row else text_of(row, "imageId") + ".jpg"
-        image = images.get(*places(name, "images"))
+        turns = question_turns(text_field(row, "question"), answers)
+        name = text_field(row, "image") if "image" in row else text_field(row, "imageId") + ".jpg"
+        image = images.get(*candidate_paths(name, "images"))
         yield self._sample(part, key, "vqa", turns, image, extra=question_extra(part, row, key))
 
 
@@ -127,18 +127,18 @@ class OcrVqa(Reader):
                 for number in range(len(questions)) if isinstance(questions, list) else (0,):
                     yield f"{book}/{number}", (book, number, row)
 
-    def _convert(self, part: Part, key: str, row: Any, images: Images) -> Iterator[Sample | Problem]:
+    def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         book, number, record = row
-        answers = texts_of(record, "answers")
+        answers = text_list_field(record, "answers")
         if number >= len(answers):
-            raise Refused(
+            raise RecordError(
                 "missing answer", f"the book has {len(answers)} answers for {len(record['questions'])} questions"
             )
-        turns = question_turns(texts_of(record, "questions")[number], answers[number : number + 1])
+        turns = question_turns(text_list_field(record, "questions")[number], answers[number : number + 1])
         if record["split"] not in OCRVQA_SPLITS:
-            raise Refused("missing field", f"split is {record['split']!r}; 1, 2 or 3 was expected")
+            raise RecordError("missing field", f"split is {record['split']!r}; 1, 2 or 3 was expected")
         split = OCRVQA_SPLITS[record["split"]]
-        image = images.get(*places(book + PurePosixPath(text_of(record, "imageURL")).suffix, "images"))
+        image = images.get(*candidate_paths(book + PurePosixPath(text_field(record, "imageURL")).suffix, "images"))
         yield self._sample(
             part, key, "vqa", turns, image, split=split, extra={"key": key} if split != "train" else None
         )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt.data.synthetic import write_captions, write_grounding, write_vqa
-from mgpt.data.synthetic.output import SPLITS, Image, World
 from mgpt.data.synthetic.world import Split
+from mgpt.data.synthetic.writer import SPLITS, SceneImage, WorldWriter
 
 # Training images of each pool as a share of the split's count. The order decides which scenes a pool gets: a new one goes to the end.
 SHARES: dict[str, float] = {
@@ -99,7 +99,7 @@ def write_world(root: str | Path, seed: int, counts: Mapping[Split, int]) -> Non
     wrong = [f"{split}: {count}" for split, count in counts.items() if split not in SPLITS or count < 0]
     if wrong:
         raise ValueError(f"counts: {', '.join(wrong)}; give numbers of scenes >= 0 for {', '.join(SPLITS)}")
-    world = World(Path(root), seed, counts)
+    world = WorldWriter(Path(root), seed, counts)
     # Every evaluation set asks about the same held-out scenes: drawing those is dear, since nine of ten draws fall into another split.
     held_out = {split: world.take(split) for split in SPLITS if split != "train"}
     pools = {pool: {"train": world.take("train", share), **held_out} for pool, share in SHARES.items()}
@@ -109,7 +109,7 @@ def write_world(root: str | Path, seed: int, counts: Mapping[Split, int]) -> Non
     write_captions.write_pairs(world, "cc_sbu", pools["cc_sbu"]["train"], [])
 
 
-Writer = Callable[[World, Mapping[Split, list[Image]]], None]
+Writer = Callable[[WorldWriter, Mapping[Split, list[SceneImage]]], None]
 
 _WRITERS: tuple[tuple[Writer, str], ...] = (
     (write_captions.write_coco, "coco"),

@@ -13,7 +13,11 @@ import numpy as np
 from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, PixelBox, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
-PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
+POSITION_NAMES = (
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def place(thing: Thing) -> str:
+def position_name(thing: Thing) -> str:
     """The ninth of the image that the thing's centre is in, in words."""
     x, y = thing.centre
-    return PLACES[min(int(y * 3 / CANVAS), 2)][min(int(x * 3 / CANVAS), 2)]
+    return POSITION_NAMES[min(int(y * 3 / CANVAS), 2)][min(int(x * 3 / CANVAS), 2)]
 
 
 def enumeration(parts: list[str]) -> str:
@@ -54,7 +58,7 @@ def description(scene: Scene) -> str:
     """The detailed description: count, then size, kind and place of every thing, the sign and the background."""
     count = len(scene.things)
     sentences = [f"The image shows {NUMBERS[count]} object{'s' if count > 1 else ''}."]
-    sentences += [f"There is {article(f'{t.size} {t.kind}')} at the {place(t)}." for t in scene.things]
+    sentences += [f"There is {article(f'{t.size} {t.kind}')} at the {position_name(t)}." for t in scene.things]
     if scene.sign:
         sentences.append(f"A sign says {scene.sign.word}.")
     return " ".join([*sentences, f"The background is {scene.background}."])
@@ -92,15 +96,15 @@ def phrases(scene: Scene) -> dict[str, list[PixelBox]]:
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Every question that has one answer here, the yes/no ones balanced: as many true as false."""
-    asked = [_answered(rng, "count", "How many objects are there?", str(len(scene.things)))]
+    asked = [_make_question(rng, "count", "How many objects are there?", str(len(scene.things)))]
     for thing in scene.things:
         if sum(t.shape == thing.shape for t in scene.things) == 1:
-            asked.append(_answered(rng, "color", f"What color is the {thing.shape}?", thing.colour))
+            asked.append(_make_question(rng, "color", f"What color is the {thing.shape}?", thing.colour))
         if sum(t.colour == thing.colour for t in scene.things) == 1:
-            asked.append(_answered(rng, "shape", f"What shape is the {thing.colour} object?", thing.shape))
+            asked.append(_make_question(rng, "shape", f"What shape is the {thing.colour} object?", thing.shape))
     asked += _existence(scene, rng) + _relations(scene, rng)
     if scene.sign:
-        asked.append(_answered(rng, "text", "What does the sign say?", scene.sign.word))
+        asked.append(_make_question(rng, "text", "What does the sign say?", scene.sign.word))
     return asked
 
 
@@ -109,7 +113,9 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     turns = [("What do you see in the picture?", f"I see {enumeration([article(t.kind) for t in scene.things])}.")]
     thing = scene.things[int(rng.integers(len(scene.things)))]
     if expressions(scene, thing):
-        turns.append((f"Where is the {expressions(scene, thing)[0]}?", f"It is at the {place(thing)} of the picture."))
+        turns.append(
+            (f"Where is the {expressions(scene, thing)[0]}?", f"It is at the {position_name(thing)} of the picture.")
+        )
     if rng.random() < 0.5:
         turns.append(("What is the background like?", f"The background is {scene.background}."))
     return turns
@@ -132,7 +138,7 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     )
 
 
-def written_instruction(rng: np.random.Generator) -> tuple[str, str]:
+def text_instruction(rng: np.random.Generator) -> tuple[str, str]:
     """A task without an image and its answer (the part of Unnatural Instructions)."""
     kinds = [f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}" for _ in range(int(rng.integers(2, 5)))]
     listed = enumeration([article(k) for k in kinds])
@@ -146,7 +152,7 @@ def written_instruction(rng: np.random.Generator) -> tuple[str, str]:
     return f"Repeat this list without the last object: {listed}.", enumeration([article(k) for k in kinds[:-1]])
 
 
-def _answered(rng: np.random.Generator, kind: str, question: str, answer: str) -> Question:
+def _make_question(rng: np.random.Generator, kind: str, question: str, answer: str) -> Question:
     """Ten answers; in one question of five, two of the ten people say something longer."""
     variants = 2 if rng.random() < 0.2 else 0
     return Question(kind, question, (answer,) * (10 - variants) + (f"it is {answer}",) * variants)
@@ -157,8 +163,8 @@ def _existence(scene: Scene, rng: np.random.Generator) -> list[Question]:
     absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in there]
     yes, no = str(rng.choice(sorted(there))), str(rng.choice(absent))
     return [
-        _answered(rng, "existence", f"Is there {article(yes)}?", "yes"),
-        _answered(rng, "existence", f"Is there {article(no)}?", "no"),
+        _make_question(rng, "existence", f"Is there {article(yes)}?", "yes"),
+        _make_question(rng, "existence", f"Is there {article(no)}?", "no"),
     ]
 
 
@@ -172,6 +178,6 @@ def _relations(scene: Scene, rng: np.random.Generator) -> list[Question]:
     side = "left" if first.centre[0] < second.centre[0] else "right"
     other = "right" if side == "left" else "left"
     return [
-        _answered(rng, "relation", f"Is the {first.kind} to the {side} of the {second.kind}?", "yes"),
-        _answered(rng, "relation", f"Is the {first.kind} to the {other} of the {second.kind}?", "no"),
+        _make_question(rng, "relation", f"Is the {first.kind} to the {side} of the {second.kind}?", "yes"),
+        _make_question(rng, "relation", f"Is the {first.kind} to the {other} of the {second.kind}?", "no"),
     ]

@@ -28,7 +28,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"gray": (128, 128, 128), "black": (18, 18, 22), "white": (236, 236, 232)}
 SIZES = {"small": (12, 15), "large": (20, 25)}  # side of the box in pixels of a 64 px canvas, both ends included
-WORDS = ("cat", "dog", "sun", "ant", "hot", "ice", "map", "key")
+SIGN_WORDS = ("cat", "dog", "sun", "ant", "hot", "ice", "map", "key")
 CANVAS = 64
 GRID = 4  # the cells of the coarse content are CANVAS / GRID pixels wide
 SIGN_SHARE = 0.15
@@ -142,7 +142,7 @@ def _draw_content(rng: np.random.Generator, seed: int, split: Split, index: int)
     sign = None
     if rng.random() < SIGN_SHARE:
         sign = Sign(
-            str(rng.choice(WORDS)),
+            str(rng.choice(SIGN_WORDS)),
             _free_box(rng, boxes, *SIGN_SIZE) or (0.0, 0.0, float(SIGN_SIZE[0]), float(SIGN_SIZE[1])),
         )
         boxes.append(sign.box)

@@ -7,39 +7,39 @@ import json
 from collections.abc import Mapping, Sequence
 
 from mgpt.data.synthetic import language
-from mgpt.data.synthetic.output import Image, World, xywh
 from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, Split
+from mgpt.data.synthetic.writer import SceneImage, WorldWriter, xywh
 
-PAIRS_A_SHARD = 1_000
+PAIRS_PER_SHARD = 1_000
 # One pair in so many has each flaw. Curation finds all of them: junk caption and truncated image are quarantined as such, a repeated
 # pair as a duplicate, and an image of a test scene as contamination.
-FLAWED_ONE_IN = 100
-JUNK = ("IMG_2041.JPG", "http://example.com/a.jpg", "!!!", "a a a a a a a a a a a a a a a a a a a a")
+FLAW_INTERVAL = 100
+JUNK_CAPTIONS = ("IMG_2041.JPG", "http://example.com/a.jpg", "!!!", "a a a a a a a a a a a a a a a a a a a a")
 KINDS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
-def write_pairs(world: World, name: str, scenes_drawn: Sequence[Image], tests: Sequence[Image]) -> None:
+def write_pairs(world: WorldWriter, name: str, scenes_drawn: Sequence[SceneImage], tests: Sequence[SceneImage]) -> None:
     """img2dataset shards of images and captions, with flaws: junk captions, cut files, repeated pairs and, where given, images of
     test scenes."""
     pairs = [(image.jpeg, language.caption(image.scene, image.rng(name))) for image in scenes_drawn]
-    for flaw in range(len(scenes_drawn) // FLAWED_ONE_IN):
-        first = flaw * FLAWED_ONE_IN
-        pairs[first + 11] = (pairs[first + 11][0], JUNK[flaw % len(JUNK)])
+    for flaw in range(len(scenes_drawn) // FLAW_INTERVAL):
+        first = flaw * FLAW_INTERVAL
+        pairs[first + 11] = (pairs[first + 11][0], JUNK_CAPTIONS[flaw % len(JUNK_CAPTIONS)])
         pairs[first + 22] = (pairs[first + 22][0][: len(pairs[first + 22][0]) // 2], pairs[first + 22][1])
         pairs[first + 33] = pairs[first + 32]
         if flaw < len(tests):
             pairs[first + 44] = (tests[flaw].jpeg, language.caption(tests[flaw].scene, tests[flaw].rng(name)))
-    for shard in range(0, len(pairs), PAIRS_A_SHARD):
+    for shard in range(0, len(pairs), PAIRS_PER_SHARD):
         members = [
             member
-            for number in range(shard, min(shard + PAIRS_A_SHARD, len(pairs)))
+            for number in range(shard, min(shard + PAIRS_PER_SHARD, len(pairs)))
             for member in _members(number, *pairs[number])
         ]
-        world.write_tar(f"{name}/{shard // PAIRS_A_SHARD:05d}.tar", members)
+        world.write_tar(f"{name}/{shard // PAIRS_PER_SHARD:05d}.tar", members)
 
 
 def _members(number: int, jpeg: bytes, caption: str) -> list[tuple[str, bytes]]:
-    key = f"{number // PAIRS_A_SHARD:05d}{number % PAIRS_A_SHARD:04d}"
+    key = f"{number // PAIRS_PER_SHARD:05d}{number % PAIRS_PER_SHARD:04d}"
     facts = {
         "url": f"https://shapes.example/{key}.jpg",
         "caption": caption,
@@ -56,7 +56,7 @@ def _members(number: int, jpeg: bytes, caption: str) -> list[tuple[str, bytes]]:
     return [(f"{key}.jpg", jpeg), (f"{key}.json", json.dumps(facts).encode()), (f"{key}.txt", caption.encode())]
 
 
-def write_coco(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
+def write_coco(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
     """COCO: images under the names of train2014 and val2014, Karpathy's captions, and instances of val2014 for the hallucination metric.
 
     Validation and test scenes lie under both names: RefCOCO takes all its images from train2014, question sets take theirs from val2014.
@@ -81,17 +81,17 @@ def write_coco(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
     world.write_json("coco/annotations/instances_val2014.json", instances(held_out))
 
 
-def _caption_rows(image: Image) -> list[dict[str, str]]:
+def _caption_rows(image: SceneImage) -> list[dict[str, str]]:
     name = f"train2014/COCO_train2014_{image.coco_name}.jpg"
     return [{"image": name, "caption": caption, "image_id": f"coco_{image.number}"} for caption in _captions(image, 2)]
 
 
-def _captions(image: Image, count: int) -> list[str]:
+def _captions(image: SceneImage, count: int) -> list[str]:
     rng = image.rng("coco")
     return [language.caption(image.scene, rng) for _ in range(count)]
 
 
-def instances(scenes_drawn: Sequence[Image], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
+def instances(scenes_drawn: Sequence[SceneImage], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
     """COCO's instances file: images, one annotation for each thing, and kinds of things as categories. Annotation ids are
     `annotation_id`."""
     images = [
@@ -115,12 +115,12 @@ def instances(scenes_drawn: Sequence[Image], file: str = "COCO_val2014_{}.jpg") 
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def annotation_id(image: Image, thing: int) -> int:
+def annotation_id(image: SceneImage, thing: int) -> int:
     """The id of a thing's annotation."""
     return image.number * 10 + thing
 
 
-def write_textcaps(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
+def write_textcaps(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
     """TextCaps: captions of the images with a sign that say what is written there."""
     for split, name in (("train", "train"), ("validation", "val")):
         signed = [image for image in scenes_drawn["train" if split == "train" else "validation"] if image.scene.sign]
@@ -138,7 +138,7 @@ def write_textcaps(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> N
         )
 
 
-def write_align(world: World, scenes_drawn: Mapping[Split, list[Image]]) -> None:
+def write_align(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
     """cc_sbu_align: detailed descriptions."""
     world.write_images("cc_sbu_align/image", scenes_drawn["train"])
     rows = [

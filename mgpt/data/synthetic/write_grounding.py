@@ -12,15 +12,15 @@ import pyarrow.parquet as parquet
 
 from mgpt.data.boxes import Box, format_box
 from mgpt.data.synthetic import language
-from mgpt.data.synthetic.output import Image, World, xywh
 from mgpt.data.synthetic.world import CANVAS, PixelBox, Split, Thing
-from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN, annotation_id, instances
+from mgpt.data.synthetic.write_captions import FLAW_INTERVAL, annotation_id, instances
+from mgpt.data.synthetic.writer import SceneImage, WorldWriter, xywh
 from mgpt.data.tasks import write_boxes
 
 REFERENCES = (("refcoco", "unc", "refcoco"), ("refcoco+", "unc", "refcocop"), ("refcocog", "umd", "refcocog"))
 
 
-def write_refcoco(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_refcoco(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """RefCOCO, RefCOCO+ and RefCOCOg: references pickled as published, their instances, and the evaluation lists keyed by reference.
 
     RefCOCO refers to all training images, the other two to a third each. One box in `FLAWED_ONE_IN` of the training images lies
@@ -31,7 +31,7 @@ def write_refcoco(world: World, images: Mapping[Split, list[Image]]) -> None:
         train = images["train"] if number == 0 else images["train"][(number - 1) * third : number * third]
         chosen = [*train, *images["validation"], *images["test"]]
         boxes = instances(chosen, "COCO_train2014_{}.jpg")
-        _spoil(boxes, {image.number for image in train})
+        _misplace_boxes(boxes, {image.number for image in train})
         rows = [row for image in chosen for row in _references(image, name)]
         world.write_json(f"refcoco/{name}/instances.json", boxes)
         world.write_pickle(f"refcoco/{name}/refs({author}).p", rows)
@@ -40,13 +40,13 @@ def write_refcoco(world: World, images: Mapping[Split, list[Image]]) -> None:
             world.write_json(f"refcoco/evaluation/{short}_{split}.json", questions)
 
 
-def _spoil(boxes: dict[str, Any], train: set[int]) -> None:
-    spoiled = [row for row in boxes["annotations"] if row["image_id"] in train][::FLAWED_ONE_IN]
+def _misplace_boxes(boxes: dict[str, Any], train: set[int]) -> None:
+    spoiled = [row for row in boxes["annotations"] if row["image_id"] in train][::FLAW_INTERVAL]
     for row in spoiled:
         row["bbox"] = [row["bbox"][0] + 2 * CANVAS, *row["bbox"][1:]]
 
 
-def _references(image: Image, name: str) -> Iterator[dict[str, Any]]:
+def _references(image: SceneImage, name: str) -> Iterator[dict[str, Any]]:
     split = _refcoco_split(image, name)
     for number, thing in enumerate(image.scene.things):
         found = language.expressions(image.scene, thing)
@@ -69,7 +69,7 @@ def _references(image: Image, name: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _refcoco_split(image: Image, name: str) -> str:
+def _refcoco_split(image: SceneImage, name: str) -> str:
     if image.scene.split != "test":
         return "val" if image.scene.split == "validation" else "train"
     return "test" if name == "refcocog" else "testA" if image.number % 2 else "testB"
@@ -83,21 +83,22 @@ def _evaluation_rows(row: Mapping[str, Any], boxes: Mapping[str, Any]) -> list[d
     ]
 
 
-def _written(text: str, boxes: Sequence[PixelBox]) -> str:
+def _with_grid_boxes(text: str, boxes: Sequence[PixelBox]) -> str:
     return write_boxes(text, [Box(*box) for box in boxes], CANVAS, CANVAS)
 
 
-def _tokens(first: int, boxes: Sequence[PixelBox]) -> str:
+def _box_tokens(first: int, boxes: Sequence[PixelBox]) -> str:
     return "".join(f"<box:{first + number}>" for number in range(len(boxes)))
 
 
-def write_flickr(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_flickr(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """The original's three Flickr30k files, one folder a split: their boxes are text already."""
     for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
         chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"]
         world.write_images("flickr30k/images", chosen)
         grounded = [
-            {"image_id": p.coco_name, "grounded_caption": _written(*language.grounded_caption(p.scene))} for p in chosen
+            {"image_id": p.coco_name, "grounded_caption": _with_grid_boxes(*language.grounded_caption(p.scene))}
+            for p in chosen
         ]
         world.write_json(f"flickr30k/{folder}/groundedcaption.json", grounded)
         world.write_json(f"flickr30k/{folder}/captiontobbox.json", [_caption_to_boxes(image) for image in chosen])
@@ -106,21 +107,23 @@ def write_flickr(world: World, images: Mapping[Split, list[Image]]) -> None:
         )
 
 
-def _caption_to_boxes(image: Image) -> dict[str, str]:
+def _caption_to_boxes(image: SceneImage) -> dict[str, str]:
     things = image.scene.things
     caption = language.enumeration([language.article(thing.kind) for thing in things])
     output = " ".join(f"<p>{thing.kind}</p> {format_box(Box(*thing.box), CANVAS, CANVAS)}" for thing in things)
     return {"image_id": image.coco_name, "caption": caption, "output": output}
 
 
-def _phrase_to_boxes(image: Image) -> list[dict[str, str]]:
+def _phrase_to_boxes(image: SceneImage) -> list[dict[str, str]]:
     rows = []
     for phrase, boxes in language.phrases(image.scene).items():
-        rows.append({"image_id": image.coco_name, "phrase": phrase, "bbox": _written(_tokens(0, boxes), boxes)})
+        rows.append(
+            {"image_id": image.coco_name, "phrase": phrase, "bbox": _with_grid_boxes(_box_tokens(0, boxes), boxes)}
+        )
     return rows
 
 
-def write_entities(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_entities(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """Flickr30k Entities: marked sentences, VOC-style boxes by chain and lists of the splits, for every fourth image of Flickr30k."""
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"][::4]
@@ -130,7 +133,7 @@ def write_entities(world: World, images: Mapping[Split, list[Image]]) -> None:
         world.write(f"flickr30k_entities/{name}.txt", "".join(f"{image.coco_name}\n" for image in chosen).encode())
 
 
-def _marked_sentences(image: Image) -> str:
+def _marked_sentences(image: SceneImage) -> str:
     marked = [
         f"[/EN#{100 + number}/other {language.article(thing.kind)}]" for number, thing in enumerate(image.scene.things)
     ]
@@ -138,7 +141,7 @@ def _marked_sentences(image: Image) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _voc(image: Image) -> str:
+def _voc(image: SceneImage) -> str:
     objects = [_voc_object(100 + number, thing) for number, thing in enumerate(image.scene.things)]
     size = f"<size><width>{CANVAS}</width><height>{CANVAS}</height><depth>3</depth></size>"
     return f"<annotation><filename>{image.coco_name}.jpg</filename>{size}{''.join(objects)}</annotation>\n"
@@ -152,7 +155,7 @@ def _voc_object(chain: int, thing: Thing) -> str:
     return f"<object><name>{chain}</name><bndbox>{corners}</bndbox></object>"
 
 
-def write_visual_genome(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_visual_genome(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """Visual Genome regions: a phrase for each thing that a simple phrase tells apart, and image data with addresses."""
     regions, data = [], []
     for image in images["train"]:
@@ -173,7 +176,7 @@ def write_visual_genome(world: World, images: Mapping[Split, list[Image]]) -> No
     world.write_json("visual_genome/region_descriptions.json", regions)
 
 
-def _regions(image: Image) -> Iterator[dict[str, Any]]:
+def _regions(image: SceneImage) -> Iterator[dict[str, Any]]:
     for number, thing in enumerate(image.scene.things):
         for phrase in language.expressions(image.scene, thing):
             x, y, width, height = map(int, xywh(thing.box))
@@ -189,7 +192,7 @@ def _regions(image: Image) -> Iterator[dict[str, Any]]:
             }
 
 
-def write_grit(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_grit(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """GRIT: one Parquet file whose captions have their parts located in shares of the image."""
     world.write_images("grit/images", images["train"])
     file = io.BytesIO()
@@ -218,7 +221,7 @@ _GRIT = pa.schema(
 )
 
 
-def _grit_row(image: Image) -> dict[str, Any]:
+def _grit_row(image: SceneImage) -> dict[str, Any]:
     things = image.scene.things
     caption = language.enumeration([language.article(thing.kind) for thing in things])
     spans = [match.span(1) for match in re.finditer(r"an? (\w+ \w+)", caption)]

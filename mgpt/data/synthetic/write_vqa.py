@@ -11,9 +11,9 @@ import numpy as np
 from mgpt.data.boxes import Box, format_box
 from mgpt.data.synthetic import language
 from mgpt.data.synthetic.language import Question
-from mgpt.data.synthetic.output import Image, World
 from mgpt.data.synthetic.world import CANVAS, SHAPES, Split
-from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN
+from mgpt.data.synthetic.write_captions import FLAW_INTERVAL
+from mgpt.data.synthetic.writer import SceneImage, WorldWriter
 
 FILES: tuple[tuple[Split, str, str], ...] = (
     ("train", "train", "train2014"),
@@ -22,17 +22,17 @@ FILES: tuple[tuple[Split, str, str], ...] = (
 )
 INSTRUCTIONS_SHARE = 0.25
 COVER_QUESTIONS = ("What is the title of this book?", "What does the sign say?")
-FEWER = 5  # the small evaluation sets and GQA ask about every fifth test scene
+SMALL_SET_STRIDE = 5  # the small evaluation sets and GQA ask about every fifth test scene
 
 
-def _asked(image: Image, purpose: str, count: int) -> list[Question]:
+def _draw_questions(image: SceneImage, purpose: str, count: int) -> list[Question]:
     """Some of an image's questions, drawn without repeats."""
     rng = image.rng(purpose)
     every = language.questions(image.scene, rng)
     return [every[i] for i in rng.permutation(len(every))[:count]]
 
 
-def write_vqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_vqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """VQAv2, OK-VQA and A-OKVQA on COCO images. One training record of VQAv2 in `FLAWED_ONE_IN` names an image that is not there.
 
     A-OKVQA's training file is LAVIS's layout, its validation file the official one. OK-VQA's test questions and answers are two files,
@@ -41,7 +41,7 @@ def write_vqa(world: World, images: Mapping[Split, list[Image]]) -> None:
     for split, name, release in FILES:
         rows = [row for image in images[split] for row in _vqa_rows(image, "vqav2", 2, release)]
         if split == "train":
-            for row in rows[::FLAWED_ONE_IN]:
+            for row in rows[::FLAW_INTERVAL]:
                 row["image"] = row["image"].replace(".jpg", "_gone.jpg")
         world.write_json(f"vqav2/vqa_{name}.json", rows)
     third = len(images["train"]) // 3
@@ -58,7 +58,7 @@ def write_vqa(world: World, images: Mapping[Split, list[Image]]) -> None:
     _write_okvqa_test(world, images["test"])
 
 
-def _vqa_rows(image: Image, purpose: str, count: int, release: str) -> list[dict[str, Any]]:
+def _vqa_rows(image: SceneImage, purpose: str, count: int, release: str) -> list[dict[str, Any]]:
     return [
         {
             "image": f"{release}/COCO_{release}_{image.coco_name}.jpg",
@@ -68,7 +68,7 @@ def _vqa_rows(image: Image, purpose: str, count: int, release: str) -> list[dict
             "question_type": asked.kind,
             "dataset": "vqa",
         }
-        for number, asked in enumerate(_asked(image, purpose, count))
+        for number, asked in enumerate(_draw_questions(image, purpose, count))
     ]
 
 
@@ -86,9 +86,9 @@ def _choices(answer: str, rng: np.random.Generator) -> list[str]:
     return [chosen[i] for i in rng.permutation(4)]
 
 
-def _aokvqa_rows(image: Image) -> list[dict[str, Any]]:
+def _aokvqa_rows(image: SceneImage) -> list[dict[str, Any]]:
     rows = []
-    for asked in _asked(image, "aokvqa", 1):
+    for asked in _draw_questions(image, "aokvqa", 1):
         answer = asked.answers[0]
         choices = _choices(answer, image.rng("choices"))
         rows.append(
@@ -106,8 +106,8 @@ def _aokvqa_rows(image: Image) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_okvqa_test(world: World, images: Sequence[Image]) -> None:
-    asked = [(image, question) for image in images for question in _asked(image, "okvqa", 1)]
+def _write_okvqa_test(world: WorldWriter, images: Sequence[SceneImage]) -> None:
+    asked = [(image, question) for image in images for question in _draw_questions(image, "okvqa", 1)]
     questions = [{"image_id": p.number, "question": q.question, "question_id": p.number * 1000} for p, q in asked]
     answers = [
         {
@@ -126,13 +126,13 @@ def _write_okvqa_test(world: World, images: Sequence[Image]) -> None:
     world.write_json("okvqa_evaluation/mscoco_val2014_annotations.json", {"info": {}, "annotations": answers})
 
 
-def write_gqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_gqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """GQA: one question an image with one answer; training as LAVIS publishes it, testdev as the official object."""
     for split in ("train", "test"):
-        chosen = images["train"] if split == "train" else images["test"][::FEWER]
+        chosen = images["train"] if split == "train" else images["test"][::SMALL_SET_STRIDE]
         for image in chosen:
             world.write(f"gqa/images/{image.number}.jpg", image.jpeg)
-        asked = [(image, question) for image in chosen for question in _asked(image, "gqa", 1)]
+        asked = [(image, question) for image in chosen for question in _draw_questions(image, "gqa", 1)]
         if split == "train":
             rows = [
                 {
@@ -157,7 +157,7 @@ def write_gqa(world: World, images: Mapping[Split, list[Image]]) -> None:
             world.write_json("gqa/testdev_balanced_questions.json", official)
 
 
-def write_ocrvqa(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_ocrvqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """OCR-VQA: images with a sign play the book covers."""
     books = {}
     for code, split in ((1, "train"), (2, "validation"), (3, "test")):
@@ -177,7 +177,7 @@ def write_ocrvqa(world: World, images: Mapping[Split, list[Image]]) -> None:
     world.write_json("ocrvqa/dataset.json", books)
 
 
-def write_llava(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_llava(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """LLaVA-Instruct's three files on COCO images: conversations, detailed descriptions, reasoning."""
     third = len(images["train"]) // 3
     kinds = (("conversation_58k", 0), ("detail_23k", 1), ("complex_reasoning_77k", 2))
@@ -196,7 +196,7 @@ def write_llava(world: World, images: Mapping[Split, list[Image]]) -> None:
         world.write_json(f"llava/{name}.json", rows)
 
 
-def _conversation(image: Image, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _conversation(image: SceneImage, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
     turns: list[dict[str, str]] = []
     for number, (question, answer) in enumerate(said):
         turns += [
@@ -206,7 +206,7 @@ def _conversation(image: Image, said: Sequence[tuple[str, str]]) -> dict[str, An
     return {"id": image.coco_name, "image": f"{image.coco_name}.jpg", "conversations": turns}
 
 
-def write_multitask(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_multitask(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """Multi-task conversations: a reference, a question and a description of one image in turn, identifiers and boxes written out."""
     rows = []
     for image in images["train"][::6]:
@@ -216,25 +216,25 @@ def write_multitask(world: World, images: Mapping[Split, list[Image]]) -> None:
                 said.append(
                     (f"[refer] give me the location of {expression}", format_box(Box(*thing.box), CANVAS, CANVAS))
                 )
-        said += [(f"[vqa] {asked.question}", asked.answers[0]) for asked in _asked(image, "multitask", 1)]
+        said += [(f"[vqa] {asked.question}", asked.answers[0]) for asked in _draw_questions(image, "multitask", 1)]
         said.append(("[caption] briefly describe the image", language.caption(image.scene, image.rng("multitask"))))
         rows.append(_conversation(image, said))
     world.write_json("multitask_conversation/multitask_conversation.json", rows)
 
 
-def write_instructions(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_instructions(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """Unnatural Instructions: tasks without an image, a quarter as many as there are training images of COCO."""
     rows = []
     for number in range(round(INSTRUCTIONS_SHARE * len(images["train"]))):
         rng = np.random.default_rng([world.seed, number, len(FILES)])
-        asked, answer = language.written_instruction(rng)
+        asked, answer = language.text_instruction(rng)
         constraints = "Answer in lower case." if rng.random() < 0.1 else None
         instance = {"instruction_with_input": asked, "input": "", "constraints": constraints, "output": answer}
         rows.append({"instruction": asked.split(":")[0] + ".", "instances": [instance]})
     world.write_json("unnatural_instructions/unnatural_instructions.json", rows)
 
 
-def write_statements(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_statements(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """VSR: statements on where things are, half of them true."""
     rows = []
     for image in images["test"]:
@@ -255,12 +255,12 @@ def write_statements(world: World, images: Mapping[Split, list[Image]]) -> None:
     world.write_lines("vsr/test.jsonl", rows)
 
 
-def write_small_evaluations(world: World, images: Mapping[Split, list[Image]]) -> None:
+def write_small_evaluations(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
     """IconVQA, VizWiz and Hateful Memes on test scenes. VizWiz asks for a thing that is not there in every other record
     ('unanswerable'); an image whose sign says "hot" plays the hateful meme."""
     icons, blind, memes = [], [], []
-    for number, image in enumerate(images["test"][::FEWER]):
-        asked = _asked(image, "evaluation", 1)[0]
+    for number, image in enumerate(images["test"][::SMALL_SET_STRIDE]):
+        asked = _draw_questions(image, "evaluation", 1)[0]
         choices = _choices(asked.answers[0], image.rng("choices"))
         world.write(f"iconvqa/{image.number}/image.png", image.png)
         icons.append(

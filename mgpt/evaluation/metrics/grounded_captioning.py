@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from mgpt.data.boxes import Box, iou, parse_grounded, to_pixels
-from mgpt.data.text_utils import normalised
+from mgpt.data.text_utils import normalize_answer
 from mgpt.data.vocabulary import Vocabulary
 from mgpt.evaluation.metrics import METRICS
 from mgpt.evaluation.types import Contribution, Example, ExampleScore, MetricFamily
@@ -40,7 +40,7 @@ def count_matches(predicted: list[Pair], truth: list[Pair], vocabulary: Vocabula
 def same_phrase(first: str, second: str, vocabulary: Vocabulary) -> bool:
     """Returns True for equal words or the same named objects."""
     named = vocabulary.mentions(first)
-    return normalised(first) == normalised(second) or (bool(named) and named == vocabulary.mentions(second))
+    return normalize_answer(first) == normalize_answer(second) or (bool(named) and named == vocabulary.mentions(second))
 
 
 def _score(vocabulary: Vocabulary, example: Example, text: str, finished: bool) -> ExampleScore:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mgpt.data.text_utils import normalised, words
+from mgpt.data.text_utils import normalize_answer, words
 from mgpt.evaluation.metrics import METRICS
 from mgpt.evaluation.types import Contribution, Example, ExampleScore, MetricFamily
 
@@ -18,8 +18,8 @@ MAX_CONSTANTS = 32
 
 def score(example: Example, text: str, finished: bool) -> ExampleScore:
     """Scores one expression against all references."""
-    answer = normalised(text)
-    references = [normalised(reference) for reference in example.references]
+    answer = normalize_answer(text)
+    references = [normalize_answer(reference) for reference in example.references]
     overlap = max((word_f1(answer.split(), reference.split()) for reference in references), default=0.0)
     contributions = {
         "reg_exact": Contribution(float(answer in references)),

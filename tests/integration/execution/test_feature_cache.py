@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mgpt.config.training import WorkerSettings
-from mgpt.data.features import FeatureReader
+from mgpt.data.feature_packs import FeatureReader
 from mgpt.execution import feature_cache
 from mgpt.execution.data_feed import BatchBuilder, DataPlan
 from mgpt.execution.feature_cache import fill_cache

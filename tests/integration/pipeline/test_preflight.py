@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.pipeline.preflight import check_inputs, node_problems, node_reports, preflight, versions
 from mgpt.pipeline.stages import find_stage
 from mgpt.storage import Manifest, Store
@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path) -> list[dict[str, object]]:
-    settings = load(project / "params.yaml", {})
+    settings = load_settings(project / "params.yaml", {})
     return preflight(find_stage(settings, "pretrain", "minigpt4"), settings, project, Store(str(project / "store")))
 
 
@@ -69,7 +69,7 @@ def test_emptied_store_is_reported_and_its_work_repeated(project: Path) -> None:
         ArtifactStore(store).commit(f"of-{stage}", folder, [RUN_FILE])
 
     def check(*stage: str) -> None:
-        settings = load(project / "params.yaml", {})
+        settings = load_settings(project / "params.yaml", {})
         check_inputs(find_stage(settings, stage[0], stage[1] if stage[1:] else None), project, store)
 
     check("pretrain", "minigpt4")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.config import load
 from mgpt.pipeline.stages import pipeline_stages
 from mgpt.pipeline.summary import orchestration_share, report, total_seconds
 
@@ -37,7 +36,7 @@ def project(tmp_path: Path, mlflow_uri: str) -> Path:
         client.create_model_version("minigpt4", source="file:///nowhere")
     client.set_registered_model_alias("minigpt4", "champion", "2")
     clock = 1000.0
-    for one in pipeline_stages(load(ROOT / "params.yaml", {})):
+    for one in pipeline_stages(load_settings(ROOT / "params.yaml", {})):
         folder = tmp_path / one.folder
         folder.mkdir(parents=True)
         timing = {"started": clock, "ended": clock + 10, "seconds": 10.0, "cpu_seconds": 15.0}
@@ -67,7 +66,7 @@ def test_summary_holds_scores_times_and_champions(project: Path) -> None:
     assert list(found["checkpoints"]["minigpt-v2"]) == sorted(["untrained", "pretrain", "multitask", "instruct"])
     assert found["stages"]["pretrain@minigpt4"] == {"seconds": 10.0, "work_seconds": 8.0, "cpu_seconds": 15.0}
     assert found["champions"] == {"minigpt4": 2, "minigpt-v2": None}
-    count = len(pipeline_stages(load(ROOT / "params.yaml", {})))
+    count = len(pipeline_stages(load_settings(ROOT / "params.yaml", {})))
     assert found["seconds"] == pytest.approx(count * 10 + (count - 1) * 2)
     assert found["orchestration_share"] == pytest.approx(1 - count * 8 / found["seconds"])
     assert "minigpt4: version 2 is champion" in page

@@ -18,7 +18,7 @@ from mgpt.data.boxes import (
     strip_markup,
     to_grid,
     to_pixels,
-    tokenise_boxes,
+    tokenize_boxes,
 )
 
 coordinate = st.integers(0, 100)
@@ -110,11 +110,11 @@ def test_phrases_keep_their_boxes():
 
 
 def test_written_boxes_become_tokens_and_pixels():
-    text, boxes = tokenise_boxes("<p>x</p> {<10><20><30><40>}<delim>{<0><0><100><100>}, {<1><1><2><2>}", 200, 100)
+    text, boxes = tokenize_boxes("<p>x</p> {<10><20><30><40>}<delim>{<0><0><100><100>}, {<1><1><2><2>}", 200, 100)
     assert text == "<p>x</p> <box:0><box:1>, <box:2>"
     assert boxes[:2] == [Box(20, 20, 60, 40), Box(0, 0, 200, 100)]
-    with pytest.raises(ValueError, match="is no box"):
-        tokenise_boxes("{<10><20><130><40>}", 200, 100)
+    with pytest.raises(ValueError, match="is not a box"):
+        tokenize_boxes("{<10><20><130><40>}", 200, 100)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgpt.data.images import NO_IMAGE, image_digest, name_images
+from mgpt.data.images import NO_IMAGE, image_digest, write_image_digests
 from mgpt.storage import Store
 
 
@@ -15,6 +15,6 @@ def test_a_shards_names_stand_in_the_order_of_its_rows_and_text_has_none(tmp_pat
     content = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array([b"one", None, b"two"], pa.binary())}), content)
     shard.write(shard.uri("0.parquet"), content.getvalue())
-    name_images(shard.uri("0.parquet"), named.uri("0"))
+    write_image_digests(shard.uri("0.parquet"), named.uri("0"))
     assert named.read(named.uri("0")) == image_digest(b"one") + NO_IMAGE + image_digest(b"two")
     assert image_digest(b"one") == hashlib.sha256(b"one").digest()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpt.data.mixture import BLOCK, Mixture, Permutation, balanced_weights, pick_rng
+from mgpt.data.mixture import BLOCK, Mixture, Permutation, balanced_weights, sample_rng
 
 # Ratios of the released third-stage configuration of MiniGPT-v2 (original code, minigptv2_finetune.yaml).
 RELEASED = {
@@ -42,7 +42,7 @@ def released(batch: int = 20, seed: int = 3) -> Mixture:
 
 def test_shares_are_within_one_per_cent_of_themselves_after_ten_thousand_samples():
     mixture = released()
-    realised = mixture.realised(500)
+    realised = mixture.realized_shares(500)
     drawn = Counter(pick.dataset for step in range(500) for pick in mixture.batch(step))
     for name, ratio in RELEASED.items():
         declared = ratio / sum(RELEASED.values())
@@ -69,7 +69,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_in_another_order():
 
 def test_epochs_stay_whole_across_the_blocks():
     mixture = Mixture(5, {"a": 1, "b": 2}, {"a": 30_000, "b": 7}, 1)
-    seen = [pick.index for pick in map(mixture.pick, range(2 * BLOCK)) if pick.dataset == "a"]
+    seen = [pick.index for pick in map(mixture.sample_ref, range(2 * BLOCK)) if pick.dataset == "a"]
     assert len(set(seen[:30_000])) == 30_000
 
 
@@ -135,7 +135,7 @@ def test_every_mistake_is_named_at_once():
 
 
 def test_a_weight_of_zero_leaves_a_dataset_out():
-    assert Mixture(0, {"a": 0, "b": 1}, {"b": 3}, 4).realised(10) == {"b": 1.0}
+    assert Mixture(0, {"a": 0, "b": 1}, {"b": 3}, 4).realized_shares(10) == {"b": 1.0}
 
 
 def test_balanced_weights_give_each_task_the_same_share():
@@ -144,14 +144,14 @@ def test_balanced_weights_give_each_task_the_same_share():
 
 
 def test_a_position_has_one_generator_wherever_it_is_made():
-    assert pick_rng(1, 5).random() == pick_rng(1, 5).random()
-    assert len({pick_rng(seed, position).random() for seed in range(5) for position in range(50)}) == 250
+    assert sample_rng(1, 5).random() == sample_rng(1, 5).random()
+    assert len({sample_rng(seed, position).random() for seed in range(5) for position in range(50)}) == 250
 
 
 def test_shown_counts_the_picks_of_every_row():
     mixture = Mixture(seed=3, weights={"a": 3, "b": 1}, sizes={"a": 7, "b": 50}, global_batch_size=4)
     picks = [pick for step in range(30) for pick in mixture.batch(step)]
-    shown = mixture.shown(30)
+    shown = mixture.draw_counts(30)
     for name, size in mixture.sizes.items():
         assert shown[name].tolist() == [
             sum((pick.dataset, pick.index) == (name, row) for pick in picks) for row in range(size)

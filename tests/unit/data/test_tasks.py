@@ -158,9 +158,9 @@ def test_a_content_with_braces_is_left_as_it_is():
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (sample("nonsense", Turn("user", "")), "task 'nonsense' is not known; known are caption"),
-        (sample("caption", Turn("user", ""), image=None), "has no image and task 'caption' needs one"),
-        (sample("text", Turn("user", "")), "has an image and task 'text' takes none"),
+        (sample("nonsense", Turn("user", "")), "task 'nonsense' is unknown; use one of caption"),
+        (sample("caption", Turn("user", ""), image=None), "has no image, which task 'caption' needs"),
+        (sample("text", Turn("user", "")), "has an image; task 'text' takes none"),
         (
             sample("refer", Turn("user", "x"), Turn("assistant", "<box:0>"), boxes=[(0, 0, 300, 50)]),
             "outside its 200x100 image",

@@ -99,8 +99,8 @@ def test_references_are_those_of_the_last_answer():
     ("turns", "message"),
     [
         ((), "no turns"),
-        ((Turn("system", "x"),), "role 'system' is not known"),
-        ((Turn("user", "<box:1>"),), "<box:1> refers to a box that is not there; the record has 1"),
+        ((Turn("system", "x"),), "role .system. is unknown"),
+        ((Turn("user", "<box:1>"),), "<box:1> has no box; the record has 1"),
         ((Turn("user", "x", ("fine", "<box:7>")),), "<box:7>"),
         ((Turn("user", "caf\udce9"),), "UTF-16"),
     ],

@@ -9,17 +9,25 @@ import numpy as np
 import pytest
 
 from mgpt.data.synthetic.world import CANVAS, scenes
-from tools.toy_backbones.__main__ import SHIPPED, check, checksums, recorded
-from tools.toy_backbones.corpus import DIETS, LOOKS, SPANS, examples, lies, percent, where
-from tools.toy_backbones.language import COURSES
-from tools.toy_backbones.targets import BINS, FEATURES, as_features, cell_targets, dense_targets, spread
+from tools.toy_backbones.__main__ import SHIPPED, check, file_checksums, recorded_checksums
+from tools.toy_backbones.corpus import (
+    IDENTIFY_TEMPLATES,
+    LOCATION_TEMPLATES,
+    SKILLS,
+    examples,
+    identify_question,
+    locate_question,
+    percent,
+)
+from tools.toy_backbones.language import PHASES
+from tools.toy_backbones.targets import BINS, FEATURES, as_features, cell_targets, patch_targets, spread
 
 IDENTIFIERS = ("[vqa]", "[caption]", "[grounding]", "[refer]", "[identify]", "[detection]")
 
 
 def test_files_are_as_pinned_and_within_4_mb() -> None:
     check(SHIPPED)
-    assert {name.split("/")[0] for name in recorded(SHIPPED)} == {"vision", "qformer", "language"}
+    assert {name.split("/")[0] for name in recorded_checksums(SHIPPED)} == {"vision", "qformer", "language"}
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 4_000_000
 
 
@@ -39,15 +47,15 @@ def test_a_fault_names_the_file(tmp_path: Path, fault: str) -> None:
 
 
 def test_checksums_do_not_count_themselves() -> None:
-    assert "SHA256SUMS" not in checksums(SHIPPED)
+    assert "SHA256SUMS" not in file_checksums(SHIPPED)
 
 
-@pytest.mark.parametrize("diet", [None, *DIETS])
-def test_no_identifier_and_no_box_notation_about_a_image(diet: str | None) -> None:
+@pytest.mark.parametrize("skill", [None, *SKILLS])
+def test_no_identifier_and_no_box_notation_about_a_image(skill: str | None) -> None:
     world = list(scenes("train", 200, 5))
-    imaged = [e for e in islice(examples(world, 5, ("Repeat this.",), diet), 2000) if e.scene]
-    assert len(imaged) > 1000
-    for example in imaged:
+    with_scene = [e for e in islice(examples(world, 5, ("Repeat this.",), skill), 2000) if e.scene]
+    assert len(with_scene) > 1000
+    for example in with_scene:
         for text, _ in example.after:
             assert "{<" not in text
             assert not any(identifier in text for identifier in IDENTIFIERS)
@@ -66,7 +74,7 @@ def test_spread_is_read_back_exactly() -> None:
 
 def test_targets_hold_every_thing_once_as_owner() -> None:
     world = list(scenes("validation", 80, 3))
-    dense, cells = dense_targets(world), cell_targets(world)
+    dense, cells = patch_targets(world), cell_targets(world)
     assert dense.owner.sum(1).tolist() == [len(s.things) for s in world]
     for row, scene in enumerate(world):
         owned = {tuple(box) for box in dense.box[row][dense.owner[row] == 1].tolist()}
@@ -77,7 +85,7 @@ def test_targets_hold_every_thing_once_as_owner() -> None:
 
 
 def test_courses_name_diets_that_there_are() -> None:
-    assert {diet for course in COURSES for diet in course.shares} == {None, *DIETS}
+    assert {skill for phase in PHASES for skill in phase.shares} == {None, *SKILLS}
 
 
 def test_places_are_asked_in_every_wording_and_form_and_answered_rightly() -> None:
@@ -85,10 +93,10 @@ def test_places_are_asked_in_every_wording_and_form_and_answered_rightly() -> No
     questions = set()
     for scene in scenes("train", 300, 6):
         boxes = [tuple(percent(value) for value in thing.box) for thing in scene.things]
-        if turn := where(scene, rng):
+        if turn := locate_question(scene, rng):
             assert tuple(map(int, re.findall(r"\d+", turn[1]))) in boxes
-        if turn := lies(scene, rng):
+        if turn := identify_question(scene, rng):
             assert tuple(map(int, re.findall(r"\d+", turn[0]))) in boxes
             assert any(turn[1].endswith(thing.kind) for thing in scene.things)
             questions.add(re.sub(r"\d+", "#", turn[0]))
-    assert len(questions) == len(LOOKS) * len(SPANS)
+    assert len(questions) == len(IDENTIFY_TEMPLATES) * len(LOCATION_TEMPLATES)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mgpt.data.datasets import READERS, Problem
+from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.datasets.base import split_name
 from mgpt.data.tasks import shipped_tasks
 
@@ -38,7 +38,7 @@ def test_parts_of_a_file_add_up_to_the_file(dataset):
     reader = READERS["jsonl"]
     (part,) = reader.files(str(dataset.root))
     whole = list(reader.records([part]))
-    assert sum(isinstance(record, Problem) for record in whole) == 4
+    assert sum(isinstance(record, RejectedRecord) for record in whole) == 4
     for count in (1, 3, 4, 10, 99):
         parts = reader.divide(part, count)
         assert len(parts) == -(-10 // count)
@@ -74,7 +74,7 @@ def test_every_reader_has_a_whole_card():
         assert card.name == name
         assert all((card.title, card.kind, card.formats, card.size, card.licence)), name
         assert set(card.tasks) <= tasks, name
-        assert set(card.normalised_roles) <= {"user", "assistant"}
+        assert set(card.normalized_roles) <= {"user", "assistant"}
         assert name in ("jsonl", "multitask_conversation") or card.links, name
         assert all(link.startswith(("http", "hf://")) for link in (*card.links, *card.mirrors)), name
 

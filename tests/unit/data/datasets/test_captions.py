@@ -40,7 +40,7 @@ def test_a_shard_gives_its_pairs_in_order(dataset, said):
     assert said(first) == [("user", ""), ("assistant", "A dog.")]
     assert first.source == "00000.tar#000000000"
     assert said(second)[1] == ("assistant", "A cat")
-    assert READERS["laion"].card.normalised_roles == ("assistant",)
+    assert READERS["laion"].card.normalized_roles == ("assistant",)
 
 
 def test_members_that_make_no_pair_are_named(dataset):
@@ -159,4 +159,4 @@ def test_cc_sbu_align_is_raw_and_conversational(dataset, said):
     sample, problem = dataset.read("cc_sbu_align")
     assert (sample.task, said(sample)) == ("describe", [("user", ""), ("assistant", "The image shows: a Dog!")])
     assert (problem.source, problem.reason) == ("filter_cap.json#1", "missing image")
-    assert READERS["cc_sbu_align"].card.normalised_roles == ()
+    assert READERS["cc_sbu_align"].card.normalized_roles == ()

@@ -98,7 +98,7 @@ def test_the_four_forms(dataset, said):
         (
             {"image": "china.jpg", "caption": "at <box:0>"},
             "unreadable record",
-            "<box:0> refers to a box that is not there",
+            "<box:0> has no box",
         ),
         ('{"image": "china.jpg",', "unreadable record", "line 1 is not JSON"),
         ("[1, 2]", "unreadable record", "not list"),
@@ -140,6 +140,6 @@ def test_a_folder_without_the_format_says_what_was_expected(dataset):
 
 def test_a_reader_may_carry_another_name(dataset):
     write(dataset, {"image": "china.jpg", "caption": "x"})
-    reader = READERS["jsonl"].named("holiday")
+    reader = READERS["jsonl"].with_name("holiday")
     assert [record.dataset for record in reader.records(reader.files(str(dataset.root)))] == ["holiday"]
     assert READERS["jsonl"].card.name == "jsonl"

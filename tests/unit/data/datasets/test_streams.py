@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mgpt.data.datasets import streams
 from mgpt.data.datasets.streams import json_rows, jsonl_rows, plain_pickle
+from mgpt.data.types import Sample, Turn
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -19,7 +20,7 @@ values = st.recursive(
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    monkeypatch.setattr(streams, "CHUNK", 7)
+    monkeypatch.setattr(streams, "JSON_CHUNK", 7)
 
 
 def rows(data: bytes, key: str | None = None) -> list:
@@ -58,29 +59,57 @@ def test_rows_below_a_key_are_found_past_everything_before():
 @pytest.mark.parametrize(
     "broken", [b'[{"a": 1}, {"a": 2', b'[{"a": 1} {"a": 2}]', b'[{"a": 1}, nope]', b'[{"a": 1},', b'[{"a": 1}']
 )
-def test_a_broken_list_gives_what_came_before(broken: bytes):
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_rows_before_damage_are_given(broken: bytes, chunk: int, monkeypatch):
+    monkeypatch.setattr(streams, "JSON_CHUNK", chunk)
     stream = json_rows(io.BytesIO(broken))
     assert next(stream) == ("0", {"a": 1})
-    with pytest.raises(ValueError, match=r"cannot be read|expected one of"):
+    with pytest.raises(ValueError, match=r"not valid JSON near byte \d+"):
         list(stream)
 
 
-@pytest.mark.parametrize("data", [b"", b"  \n", b"7", b'"text"', b"\x00\x01", b"[" * 100_000])
-def test_what_is_no_list_or_object_is_refused(data: bytes):
-    with pytest.raises(ValueError, match=r"cannot be read|expected one of"):
+@pytest.mark.parametrize("data", [b"", b"  \n", b"7", b'"text"', b"\x00\x01"])
+def test_neither_list_nor_object(data: bytes):
+    with pytest.raises(ValueError, match="not valid JSON"):
         rows(data)
 
 
-def test_a_byte_order_mark_and_invalid_utf8():
+def test_endless_nesting(monkeypatch):
+    for chunk in (7, 4096):
+        monkeypatch.setattr(streams, "JSON_CHUNK", chunk)
+        with pytest.raises(ValueError, match="levels deep"):
+            rows(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("content", [[], {}, [{"a": {"b": [1]}}, 2], {"a": {"b": 1}, "": {"c": 2}}])
+def test_rows_under_a_key_of_any_kind(content):
+    data = json.dumps({"first": [1, {"data": 2}], "data": content, "last": {"data": [7]}}).encode()
+    expected = list(content.items()) if isinstance(content, dict) else [(str(i), row) for i, row in enumerate(content)]
+    assert rows(data, "data") == expected
+
+
+def test_byte_order_mark():
     assert rows(b"\xef\xbb\xbf[1]") == [("0", 1)]
-    ((_, text),) = rows(b'["caf\xe9"]')
-    assert text == "caf\udce9"  # which a Sample refuses, so that only this record is lost
 
 
-def test_a_record_without_end_is_not_held_in_memory_for_ever(monkeypatch):
-    monkeypatch.setattr(streams, "LONGEST", 1000)
-    with pytest.raises(ValueError, match="cannot be read"):
-        rows(b'["' + b"a" * 100_000)
+@pytest.mark.parametrize("text", [b"caf\xe9", rb"caf\ud83d", rb"caf\udce9", rb"caf\ude00\ud83d", rb"caf\\\ud83d x"])
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_invalid_unicode_costs_one_record(text: bytes, chunk: int, monkeypatch):
+    monkeypatch.setattr(streams, "JSON_CHUNK", chunk)
+    (_, before), (_, broken), (_, after) = rows(rb'["\ud83d\ude00", "' + text + rb'", "\\ud83d"]')
+    assert (before, after) == ("\N{GRINNING FACE}", r"\ud83d")
+    assert broken.startswith("caf")
+    fields = {"dataset": "d", "split": "train", "task": "text", "image": None, "width": 0, "height": 0}
+    with pytest.raises(ValueError, match="UTF-8"):
+        Sample.create(turns=(Turn("user", broken),), **fields)
+
+
+def test_record_without_end_is_not_held_in_memory(monkeypatch):
+    monkeypatch.setattr(streams, "MAX_RECORD", 1000)
+    file = io.BytesIO(b'["' + b"a" * 100_000)
+    with pytest.raises(ValueError, match="longer than 1000 bytes"):
+        list(json_rows(file))
+    assert file.tell() < 2000
 
 
 def test_lines_are_counted_with_the_empty_ones():

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from mgpt.data.boxes import parse_grid
-from mgpt.data.datasets import READERS, Problem
+from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.synthetic.formats import DATASETS, write_world
-from mgpt.data.synthetic.write_captions import FLAWED_ONE_IN, JUNK
+from mgpt.data.synthetic.write_captions import FLAW_INTERVAL, JUNK_CAPTIONS
 from mgpt.data.tasks import render
-from mgpt.data.text import normalise_sample
+from mgpt.data.text_normalization import normalize_sample
 from mgpt.data.types import Sample
 
 COUNTS = {"train": 120, "validation": 6, "test": 12}
@@ -29,7 +29,7 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(world: Path) -> dict[str, list[Sample | Problem]]:
+def records(world: Path) -> dict[str, list[Sample | RejectedRecord]]:
     found = {}
     for name, location in DATASETS.items():
         reader = READERS[name]
@@ -65,7 +65,7 @@ def test_every_sample_can_be_rendered_once_flaws_are_gone(records):
     for name in DATASETS:
         for sample in samples(records, name):
             if not any(box.x2 > sample.width for box in sample.boxes):
-                messages = render(normalise_sample(sample, READERS[name].card.normalised_roles), random.Random(1))
+                messages = render(normalize_sample(sample, READERS[name].card.normalized_roles), random.Random(1))
                 assert [message["role"] for message in messages] == [turn.role for turn in sample.turns]
                 assert not any("<box:" in message["content"] for message in messages)
 
@@ -73,11 +73,11 @@ def test_every_sample_can_be_rendered_once_flaws_are_gone(records):
 def test_only_the_documented_records_are_problems(records):
     # A-OKVQA and VQAv2 name images; one in a hundred of VQAv2's training records names one that is gone.
     reasons = {
-        name: Counter(record.reason for record in found if isinstance(record, Problem))
+        name: Counter(record.reason for record in found if isinstance(record, RejectedRecord))
         for name, found in records.items()
     }
     gone = {name: counts for name, counts in reasons.items() if counts}
-    assert gone.pop("vqav2") == {"missing image": -(-2 * COUNTS["train"] // FLAWED_ONE_IN)}
+    assert gone.pop("vqav2") == {"missing image": -(-2 * COUNTS["train"] // FLAW_INTERVAL)}
     for name in ("flickr30k_entities_grounded_caption", "flickr30k_entities_caption_to_phrase"):
         assert set(gone.pop(name)) == {"not used"}
     for name in ("grit_refer", "grit_identify"):  # a scene in which no plain phrase points at one thing
@@ -104,7 +104,7 @@ def test_no_image_of_a_held_out_scene_is_in_training_but_the_planted_ones(record
     held_out = {sample.image for sample in samples(records) if sample.split != "train" and sample.image}
     assert not train & held_out
     planted = [sample for sample in samples(records, "laion") if sample.image in held_out]
-    assert len(planted) == COUNTS["train"] // FLAWED_ONE_IN
+    assert len(planted) == COUNTS["train"] // FLAW_INTERVAL
 
 
 def test_pools_share_no_image(records):
@@ -126,7 +126,7 @@ def test_pools_share_no_image(records):
 def test_planted_flaws_of_web_pairs(records):
     found = samples(records, "laion")
     texts = Counter(sample.turns[1].text for sample in found)
-    assert sum(texts[junk] for junk in JUNK) == COUNTS["train"] // FLAWED_ONE_IN
+    assert sum(texts[junk] for junk in JUNK_CAPTIONS) == COUNTS["train"] // FLAW_INTERVAL
     assert found[33].image == found[32].image
     with pytest.raises(OSError, match="truncated"):
         _decode(found[22].image)

@@ -59,7 +59,7 @@ def test_descriptions_end_and_say_the_count() -> None:
 
 def test_written_instructions_answer_themselves() -> None:
     for _ in range(50):
-        request, answer = language.written_instruction(RNG)
+        request, answer = language.text_instruction(RNG)
         listed = request.split(": ")[1].rstrip(".")
         kinds = listed.replace(" and ", ", ").split(", ")
         if request.startswith("Count"):

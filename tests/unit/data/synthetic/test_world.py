@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, WORDS, coarse_content, draw, scenes, split_of
+from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, SIGN_WORDS, coarse_content, draw, scenes, split_of
 
 
 @pytest.mark.parametrize("seeds", [(7, 7), (7, 8)], ids=["one seed", "two seeds"])
@@ -49,6 +49,6 @@ def test_words_are_legible_and_distinct() -> None:
         if scene.sign and scene.sign.word not in plates:
             x1, y1, x2, y2 = (int(v) for v in scene.sign.box)
             plates[scene.sign.word] = np.asarray(draw(scene))[y1:y2, x1:x2].mean(-1) < 100
-    assert set(plates) == set(WORDS)
+    assert set(plates) == set(SIGN_WORDS)
     ink = list(plates.values())
     assert all((a != b).sum() >= 8 for i, a in enumerate(ink) for b in ink[i + 1 :])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpt.data.boxes import Box
-from mgpt.data.text import normalise, normalise_sample
+from mgpt.data.text_normalization import normalize_sample, normalize_text
 from mgpt.data.types import Sample, Turn
 
 
@@ -21,12 +21,12 @@ from mgpt.data.types import Sample, Turn
     ],
 )
 def test_examples(text: str, expected: str):
-    assert normalise(text) == expected
+    assert normalize_text(text) == expected
 
 
 @given(st.text())
 def test_at_most_fifty_words_and_no_punctuation_of_the_list_survive(text: str):
-    once = normalise(text)
+    once = normalize_text(text)
     assert len(once.split(" ")) <= 50
     assert not set('.!"()*#:;~') & set(once)
 
@@ -45,8 +45,8 @@ def test_box_tokens_survive_and_chosen_roles_only_are_touched():
         licence="",
         source="",
     )
-    both = normalise_sample(sample, ("user", "assistant"))
+    both = normalize_sample(sample, ("user", "assistant"))
     assert both.turns == (Turn("user", "what is at <box:0>?"), Turn("assistant", "a dog", ("a dog", "the dog")))
     assert both.id == both.content_hash() != sample.id
-    assert normalise_sample(sample, ("assistant",)).turns[0] == turns[0]
-    assert normalise_sample(both, ("user", "assistant")) is both
+    assert normalize_sample(sample, ("assistant",)).turns[0] == turns[0]
+    assert normalize_sample(both, ("user", "assistant")) is both

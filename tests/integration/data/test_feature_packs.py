@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mgpt.data.features import FeatureReader, Pack, pack_bytes
+from mgpt.data.feature_packs import FeaturePack, FeatureReader, serialize_pack
 from mgpt.data.images import image_digest
 from mgpt.storage import Store
 
@@ -15,7 +15,7 @@ def write(root: str, name: str, numbers: list[int], dtype: torch.dtype) -> torch
     store = Store(root)
     store.write(
         store.uri(f"{name}.safetensors"),
-        pack_bytes([image_digest(IMAGES[number]) for number in numbers], features, 2.5),
+        serialize_pack([image_digest(IMAGES[number]) for number in numbers], features, 2.5),
     )
     return features
 
@@ -45,16 +45,16 @@ def test_one_altered_byte_is_found_where_it_is_read(tmp_path):
     features = write(str(tmp_path), "a", [0, 1], torch.float32)
     path = tmp_path / "a.safetensors"
     content = bytearray(path.read_bytes())
-    content[Pack.open(str(path)).start + features[0].nbytes] ^= 1  # the second image's first byte
+    content[FeaturePack.open(str(path)).start + features[0].nbytes] ^= 1  # the second image's first byte
     path.write_bytes(content)
     reader = FeatureReader(str(tmp_path))
     assert torch.equal(reader.read([image_digest(IMAGES[0])])[0], features[0])
-    with pytest.raises(ValueError, match=r"a\.safetensors: picture 1 was altered; delete the file"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: image 1"):
         reader.read([image_digest(IMAGES[1])])
 
 
 @pytest.mark.parametrize("content", [b"", b"12345678", b"\x02\0\0\0\0\0\0\0{}"])
 def test_file_that_is_no_pack_is_named(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors: no pack of features"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: not a feature pack"):
         FeatureReader(str(tmp_path))

@@ -24,7 +24,7 @@ QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Image:
+class SceneImage:
     """A scene and the number that its files are named by, unique in the world."""
 
     number: int
@@ -55,7 +55,7 @@ class Image:
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
 
 
-class World:
+class WorldWriter:
     """Images of every split, handed out to datasets in turn so that no two pools share one."""
 
     def __init__(self, root: Path, seed: int, counts: Mapping[Split, int]) -> None:
@@ -65,12 +65,12 @@ class World:
         self._next = dict.fromkeys(SPLITS, 0)
         self._streams: dict[Split, Iterator[Scene]] = {split: scenes(split, 1 << 40, seed) for split in SPLITS}
 
-    def take(self, split: Split, share: float = 1.0) -> list[Image]:
+    def take(self, split: Split, share: float = 1.0) -> list[SceneImage]:
         """The next images of a split: its count times `share`."""
         taken = []
         for scene in islice(self._streams[split], round(self.counts[split] * share)):
             self._next[split] += 1
-            taken.append(Image(1_000_000 * SPLITS.index(split) + self._next[split], scene))
+            taken.append(SceneImage(1_000_000 * SPLITS.index(split) + self._next[split], scene))
         return taken
 
     def write(self, path: str, data: bytes) -> None:
@@ -101,7 +101,7 @@ class World:
                 shard.addfile(entry, io.BytesIO(data))
         self.write(path, file.getvalue())
 
-    def write_images(self, folder: str, images: Iterable[Image], name: str = "{}.jpg") -> None:
+    def write_images(self, folder: str, images: Iterable[SceneImage], name: str = "{}.jpg") -> None:
         """One JPEG for each image, `name` filled with its twelve digits."""
         for image in images:
             self.write(f"{folder}/{name.format(image.coco_name)}", image.jpeg)

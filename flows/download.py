@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mgpt.config import load_settings
 from mgpt.config.sources import SourceSettings
+from mgpt.pipeline.check import load_checked_settings
 from mgpt.pipeline.fingerprint import digest
 from mgpt.pipeline.runner import StageContext, run
 
 
 def main(model_name: str | None, dry: bool = False) -> None:
     """The `download` stage."""
-    run("download", model_name, body, extra=own_folders(load_settings().sources), dry=dry)
+    run("download", model_name, body, extra=own_folders(load_checked_settings().sources), dry=dry)
 
 
 def body(context: StageContext) -> dict[str, object]:

@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"mgpt {__version__}")
         raise typer.Exit
 

@@ -73,7 +73,7 @@ def test_recipe_fits_its_gpus(recipe: Settings) -> None:
 def test_every_training_value_names_its_source(path: Path) -> None:
     lines = path.read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("models:"))
-    last = next(number for number, line in enumerate(lines) if line.startswith("# Where things lie"))
+    last = next(number for number, line in enumerate(lines) if line.startswith("# Infrastructure"))
     values = [line for line in lines[first:last] if ": " in line and not line.strip().startswith("#")]
     assert len(values) > 100
     assert [line for line in values if " #" not in line] == []

@@ -84,7 +84,7 @@ class ImageEncoder:
         self.tower: Any = backbones.load_vision(spec.vision, dtype)
         resize_vision_tower(self.tower, spec.image_size)
         set_ln_vision_eps(self.tower)
-        self.tower.to(self.device).eval()
+        self.tower.eval().to(device=self.device)
         self.qformer: Any = None
         self.queries: torch.Tensor | None = None
         if spec.qformer is not None:

@@ -54,7 +54,7 @@ class ModelSpec:
 
         options: dict[str, Any] = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
         options["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
-        backbones = self.backbone_folders()
+        backbones: dict[str, Any] = dict(self.backbone_folders())
         if self.weights is None:
             model = MiniGPTForConditionalGeneration.from_backbones(**backbones, **self.init, **options)
         else:
@@ -94,7 +94,8 @@ class ModelSpec:
             return read_config(local_folder(self.weights))
         options: dict[str, Any] = {name: self.init[name] for name in ("merge", "image_size") if name in self.init}
         unread = {name: BackboneReference("", "", "") for name in self.backbones}  # a hash would read every weight
-        return config_from_backbones(**self.backbone_folders(), **options, references=unread)
+        folders: dict[str, Any] = dict(self.backbone_folders())
+        return config_from_backbones(**folders, **options, references=unread)
 
 
 def find_backbone(name: str, recorded: Mapping[str, str], given: str | None = None) -> Path:

@@ -126,7 +126,7 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
         """
         folders = {"vision": vision, "language": language} | ({} if qformer is None else {"qformer": qformer})
         config = config_from_backbones(
-            **folders,  # type: ignore[arg-type]
+            **folders,
             merge=merge,
             lora=lora,
             image_size=image_size,

@@ -49,7 +49,8 @@ def resize_vision_tower(tower: Any, image_size: int) -> None:
             f"image_size: {image_size} differs from the tower's {tower.config.image_size}, and only Blip2VisionModel "
             f"can be resized, not {type(tower).__name__}; leave image_size out"
         )
-    patches = (image_size // tower.config.patch_size) ** 2
+    config: Any = tower.config
+    patches = (image_size // config.patch_size) ** 2
     embeddings: Any = tower.embeddings
     positions = embeddings.position_embedding.data
     embeddings.position_embedding = nn.Parameter(resize_position_embeddings(positions, patches).to(positions.dtype))

@@ -32,12 +32,13 @@ def save_trainable(
 
     Either all files are written or none. Raises ValueError for weights that are not finite.
     """
+    config: Any = model.config
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     check_finite(state, "model")
     with atomic_folder(folder) as staging:
         save_file(state, staging / TRAINABLE_FILE, metadata={"format": "pt"})
-        model.config.save_pretrained(staging)
-        write_model_card(model.config, staging)
+        config.save_pretrained(staging)
+        write_model_card(config, staging)
         if processor is not None:
             processor.save_pretrained(staging)
 

@@ -50,4 +50,4 @@ def _processor(project: Path, settings: Settings, model_name: str, store: Store)
     manifest, model = Manifest.load(project / "results" / "download" / "manifest.json"), settings.models[model_name]
     return ModelSpec(
         backbone_folders(manifest, model.backbones, store), None, model.model_dump(include={"merge", "image_size"})
-    ).processor()
+    ).load_processor()

@@ -37,7 +37,7 @@ class TrainingState:
 
     def on_host(self) -> TrainingState:
         """Returns a copy in host memory, which later steps do not change."""
-        copies = {
+        copies: dict[str, Any] = {
             part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in getattr(self, part).items()}
             for part in TENSORS
         }

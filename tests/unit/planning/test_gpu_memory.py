@@ -28,7 +28,7 @@ STAGES = [
 WAYS = {
     "supervised": Way(),  # plain layers, as another architecture has them
     "packed": Way("varlen"),
-    "lean": Way("varlen"),
+    "fused": Way("varlen"),
     "cached": Way("varlen", features="fp32"),
     "checkpointed": Way("varlen", recomputed=True),
 }
@@ -59,7 +59,7 @@ def drawn(script: ModuleType, stage: str, way: str, sizes: Sizes) -> list[Batch]
     """The rows that were measured: lengths do not depend on the images, which are one pixel here."""
     images = {"num_image_tokens": sizes.image_tokens, "image_token_id": 1, "image_size": 1, "projection_inputs": 1}
     stand_in = SimpleNamespace(**images, text_config=SimpleNamespace(vocab_size=sizes.language.vocabulary))
-    return [batch for step in script.batches(stand_in, script.STAGES[stage], script.WAYS[way]) for batch in step]
+    return [batch for step in script.batches(stand_in, script.STAGES[stage], script.VARIANTS[way]) for batch in step]
 
 
 def rows_of(batch: Batch) -> Rows:
@@ -73,7 +73,7 @@ def test_memory_of_a_full_size_step_is_predicted_within_a_tenth(
 ) -> None:
     sizes = sizes_for(benchmark_script.STAGES[stage].model)
     for name, way in WAYS.items():
-        lean = benchmark_script.WAYS[name].lean
+        lean = benchmark_script.VARIANTS[name].fused
         built = replace(sizes, language=replace(sizes.language, lean=lean))
         rows = [rows_of(batch) for batch in drawn(benchmark_script, stage, name, sizes)]
         fullest = max(
@@ -91,7 +91,7 @@ def test_flops_are_counted_as_the_curve_counts_them(
 ) -> None:
     """So that an MFU which was measured may be planned with."""
     sizes = sizes_for(benchmark_script.STAGES[stage].model)
-    rows = [rows_of(batch) for batch in drawn(benchmark_script, stage, "lean", sizes)]
+    rows = [rows_of(batch) for batch in drawn(benchmark_script, stage, "fused", sizes)]
     samples, supervised = (sum(getattr(one, name) for one in rows) for name in ("samples", "supervised"))
     text = sum(one.positions for one in rows) / samples - sizes.image_tokens
     for name in WAYS:

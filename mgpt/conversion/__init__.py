@@ -1,0 +1,1 @@
+"""Conversion between the original checkpoints, this project's, and Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""Generation: requests, outputs and the engine shared by evaluation, captioning and serving."""

@@ -1,18 +1,25 @@
-"""Training steps of the published models' full sizes on one GPU, with random weights: samples/s, MFU and memory by technique.
+"""Training steps of the published models at full size on one GPU, with random weights: samples/s, MFU and memory.
 
-Weights are drawn on the device and token ids at random, so nothing is downloaded and neither Ray nor MLflow is needed. The steps run in
-the project's own trainer, and the figures are the last row of its curve; the rule of MFU is in `mgpt.training.flops`. Samples a GPU are the
-published global batch over the published GPUs; lengths of texts are our choice, drawn evenly from a range, the second half supervised.
+Weights and token ids are random, so nothing is downloaded and neither Ray nor MLflow is needed. The steps run in the
+project's trainer, and the figures are the last row of its metrics; `mgpt.training.flops` defines MFU. Samples per GPU
+are the published global batch over the published number of GPUs; text lengths are our choice, uniform in a range, the
+second half supervised.
 
-ways: `port` pads to the longest and computes logits at every position; `supervised` computes the head where a token is supervised;
-`packed` has one row without padding as well (`varlen` attention); `lean` has the layers of `mgpt.models.fused_llama` as well, with Liger's kernels
-where they are installed; `cached` is `lean` that takes the tower's output as given; `checkpointed` is `lean` with the language model's
-activations recomputed; `fused_head` is `lean` whose head and loss are one kernel of Liger's, however small; `deterministic` is `lean` with
-deterministic algorithms. Ways of one model run on the same weights, one after the other. `ceiling_teraflops` is a plain product of two
-large matrices on that device: what no step can reach.
+Variants:
+- `port` pads to the longest row and computes logits at every position;
+- `supervised` computes the head at supervised positions only;
+- `packed` also packs a step into one row without padding (`varlen` attention);
+- `fused` also has the layers of `mgpt.models.fused_llama`, with Liger's kernels where they are installed;
+- `cached` is `fused` with cached outputs of the tower;
+- `checkpointed` is `fused` with activation checkpointing of the language model;
+- `fused_head` is `fused` with Liger's kernel for head and loss, whatever their size;
+- `deterministic` is `fused` with deterministic algorithms.
+Variants of one model run on the same weights, one after the other. `ceiling_teraflops` is the product of two large
+matrices on that device, an upper bound for any step.
 
-Run: python benchmarks/gpu_step.py [--stages NAME ...] [--ways NAME ...] [--steps 10] [--out FILE]. The last line is JSON. `--tiny` runs
-models of a few thousand parameters, on a CPU where there is no GPU: it shows that the script works and says nothing about speed.
+Run: python benchmarks/gpu_step.py [--stages NAME ...] [--variants NAME ...] [--steps 10] [--out FILE]. The last line
+is JSON. `--tiny` runs models of a few thousand parameters, on a CPU without a GPU; it tests the script and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -50,13 +57,13 @@ from mgpt.training.trainer import Trainer
 from mgpt.training.types import TOTALS, StepBatches
 
 DISTINCT = 4  # batches that the steps go through
-WHOLE = language.MAX_LOGITS_BYTES
+DEFAULT_MAX_LOGITS = language.MAX_LOGITS_BYTES
 SHOWN = ("samples_per_second", "tokens_per_second", "teraflops", "mfu", "memory_gib", "step_seconds", "padding")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`samples` a GPU and step; `text` is the range of a sample's text tokens."""
+    """samples: per GPU and step. text: range of a sample's text tokens."""
 
     model: str
     samples: int
@@ -73,33 +80,33 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a step is made."""
+class Variant:
+    """The techniques of a step."""
 
     all_logits: bool = False
     packed: bool = False
-    lean: bool = False
+    fused: bool = False
     cached: bool = False
     checkpointed: bool = False
     deterministic: bool = False
     fused_head: bool = False
 
 
-WAYS = {
-    "port": Way(all_logits=True),
-    "supervised": Way(),
-    "packed": Way(packed=True),
-    # From here on lean: a model does not become its old self again.
-    "lean": Way(packed=True, lean=True),
-    "cached": Way(packed=True, lean=True, cached=True),
-    "checkpointed": Way(packed=True, lean=True, checkpointed=True),
-    "fused_head": Way(packed=True, lean=True, fused_head=True),
-    "deterministic": Way(packed=True, lean=True, deterministic=True),
+VARIANTS = {
+    "port": Variant(all_logits=True),
+    "supervised": Variant(),
+    "packed": Variant(packed=True),
+    # Fused from here on: fusing a model cannot be undone.
+    "fused": Variant(packed=True, fused=True),
+    "cached": Variant(packed=True, fused=True, cached=True),
+    "checkpointed": Variant(packed=True, fused=True, checkpointed=True),
+    "fused_head": Variant(packed=True, fused=True, fused_head=True),
+    "deterministic": Variant(packed=True, fused=True, deterministic=True),
 }
 
 
 class AllLogits:
-    """A model whose loss is computed from logits at every position, as a plain port does."""
+    """A model whose loss is computed from logits at every position, as in a plain port."""
 
     def __init__(self, model: MiniGPTForConditionalGeneration) -> None:
         self._model = model
@@ -114,7 +121,7 @@ class AllLogits:
 
 
 def tiny(name: str) -> MiniGPTConfig:
-    """The architecture of a published model in a few thousand parameters."""
+    """Returns the architecture of a published model with a few thousand parameters."""
     text = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 2048}
     qformer = {"vocab": 8, "hidden": 24, "layers": 2, "heads": 2, "inter": 32, "nq": 8}
@@ -128,7 +135,7 @@ def tiny(name: str) -> MiniGPTConfig:
 
 
 def build(config: MiniGPTConfig, device: torch.device) -> MiniGPTForConditionalGeneration:
-    """Random weights on the device: frozen ones in bf16, trained ones in float32, ready to train."""
+    """Builds a model with random weights on the device, frozen ones in bf16 and trained ones in float32."""
     torch.manual_seed(0)
     with device:
         model = MiniGPTForConditionalGeneration(config)
@@ -139,9 +146,9 @@ def build(config: MiniGPTConfig, device: torch.device) -> MiniGPTForConditionalG
 
 
 @contextmanager
-def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
-    """As a worker with `deterministic` has it, within."""
-    if wanted:
+def deterministic(device: torch.device, enabled: bool) -> Iterator[None]:
+    """Runs the block with deterministic algorithms, as a worker with `deterministic` does."""
+    if enabled:
         set_determinism(device, True)
     try:
         yield
@@ -149,33 +156,31 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def batches(config: MiniGPTConfig, stage: Stage, way: Way) -> list[list[Batch]]:
-    """The batches of `DISTINCT` steps: an image a sample, then text of random ids."""
-    made, drawn = (
-        torch.Generator().manual_seed(1),
-        torch.Generator().manual_seed(2),
-    )  # apart: all ways see the same texts
+def batches(config: MiniGPTConfig, stage: Stage, variant: Variant) -> list[list[Batch]]:
+    """Returns the batches of `DISTINCT` steps: each sample has an image and text of random ids."""
+    # Separate generators, so that all variants have the same texts.
+    made, drawn = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     steps = []
     for _ in range(DISTINCT):
         lengths = torch.randint(stage.text[0], stage.text[1] + 1, (stage.samples,), generator=made)
-        places = torch.arange(config.num_image_tokens + int(lengths.max()))
+        positions = torch.arange(config.num_image_tokens + int(lengths.max()))
         rows = lengths[:, None] + config.num_image_tokens
-        ids = torch.randint(3, config.text_config.vocab_size, (stage.samples, len(places)), generator=made)
+        ids = torch.randint(3, config.text_config.vocab_size, (stage.samples, len(positions)), generator=made)
         ids[:, : config.num_image_tokens] = config.image_token_id
-        supervised = (places >= rows - lengths[:, None] // 2) & (places < rows)
+        supervised = (positions >= rows - lengths[:, None] // 2) & (positions < rows)
         tensors = {
             "input_ids": ids,
-            "attention_mask": (places < rows).long(),
+            "attention_mask": (positions < rows).long(),
             "labels": ids.masked_fill(~supervised, IGNORE),
         }
         name, shape = "pixel_values", (stage.samples, 3, config.image_size, config.image_size)
         images = torch.randn(shape, generator=drawn)
-        if way.cached:
+        if variant.cached:
             name, images = (
                 "image_features",
                 torch.randn(stage.samples, config.num_image_tokens, config.projection_inputs, generator=drawn),
             )
-        steps.append(_batches_of_step(tensors, images, name, way.packed))
+        steps.append(_batches_of_step(tensors, images, name, variant.packed))
     return steps
 
 
@@ -192,25 +197,25 @@ def _batches_of_step(tensors: dict[str, Tensor], images: Tensor, name: str, pack
 
 
 def measure(
-    stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
+    stage: Stage, variant: Variant, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
 ) -> dict[str, float]:
-    """The curve's last row, over `steps` steps after as many that warm up. `{"out_of_memory": 1}` where the GPU is too small."""
+    """Returns the metrics of `steps` steps after as many warm-up steps; `{"out_of_memory": 1}` on a small GPU."""
     try:
-        with deterministic(device, way.deterministic):
-            return _measured(stage, way, model, device, steps)
+        with deterministic(device, variant.deterministic):
+            return _measured(stage, variant, model, device, steps)
     except torch.OutOfMemoryError:
         return {"out_of_memory": 1.0}
 
 
 def _measured(
-    stage: Stage, way: Way, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
+    stage: Stage, variant: Variant, model: MiniGPTForConditionalGeneration, device: torch.device, steps: int
 ) -> dict[str, float]:
     config = model.config
-    model.set_activation_checkpointing(language=way.checkpointed)
-    if way.lean:
+    model.set_activation_checkpointing(language=variant.checkpointed)
+    if variant.fused:
         fuse_llama_layers(model.language_model)
-    language.MAX_LOGITS_BYTES = 0 if way.fused_head else WHOLE
-    attention = "varlen" if way.packed else "sdpa"
+    language.MAX_LOGITS_BYTES = 0 if variant.fused_head else DEFAULT_MAX_LOGITS
+    attention = "varlen" if variant.packed else "sdpa"
     model.language_model.set_attn_implementation(attention)
     common = {"format": config.prompt_format, "mixture": {"random": 1.0}, "learning_rate": 1e-4, "precision": "bf16"}
     settings = TrainingSettings(
@@ -218,7 +223,7 @@ def _measured(
     )
     curve = MetricsLogger(steps, metrics=(ModelFlops(StepFlops.of(model)), MemoryUsage()))
     parameters = model.trainable_parameters()
-    trained: Any = AllLogits(model) if way.all_logits else model
+    trained: Any = AllLogits(model) if variant.all_logits else model
     parallel = DataParallel(parameters, len(TOTALS))
     trainer = Trainer(
         trained,
@@ -230,7 +235,7 @@ def _measured(
         [curve],
         attention,
     )
-    steps_of_batches = batches(config, stage, way)
+    steps_of_batches = batches(config, stage, variant)
     if device.type == "cuda":
         steps_of_batches = [[batch.pinned() for batch in step] for step in steps_of_batches]
     trainer.run(_endless(steps_of_batches))
@@ -238,7 +243,7 @@ def _measured(
 
 
 def ceiling_teraflops(device: torch.device, side: int = 8192, products: int = 20) -> float:
-    """bf16 matrix products a second, of random numbers."""
+    """Measures bf16 matrix products of random numbers, in TFLOP/s."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for number in range(products + 5):
@@ -257,19 +262,20 @@ def _endless(steps: list[list[Batch]]) -> Iterator[StepBatches]:
         number += 1
 
 
-Found = dict[str, dict[str, dict[str, float]]]
+Figures = dict[str, dict[str, dict[str, float]]]
 
 
-def measure_all(stages: list[str], ways: list[str], small: bool, device: torch.device, steps: int) -> Found:
-    """Stage → way → figures. A model is built once for all stages that train it, and its ways are gone through one after the other."""
-    found: Found = {name: {} for name in stages}
+def measure_all(stages: list[str], variants: list[str], small: bool, device: torch.device, steps: int) -> Figures:
+    """Returns the figures by stage and variant. A model is built once for all its stages and variants."""
+    found: Figures = {name: {} for name in stages}
     for model_name in dict.fromkeys(STAGES[name].model for name in stages):
         model = build(tiny(model_name) if small else preset(model_name), device)
-        mine = [name for name in stages if STAGES[name].model == model_name]
-        for way, name in product(ways, mine):
-            figures = found[name][way] = measure(STAGES[name], WAYS[way], model, device, steps)
+        own = [name for name in stages if STAGES[name].model == model_name]
+        for variant, name in product(variants, own):
+            figures = found[name][variant] = measure(STAGES[name], VARIANTS[variant], model, device, steps)
             print(
-                f"{name:21s} {way:13s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True
+                f"{name:21s} {variant:13s} " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()),
+                flush=True,
             )
         del model
         torch.cuda.empty_cache()
@@ -277,25 +283,31 @@ def measure_all(stages: list[str], ways: list[str], small: bool, device: torch.d
 
 
 def main() -> None:
-    """Measure, print a line per measurement, and end with the line of JSON."""
+    """Measures, prints a line per measurement, and prints one line of JSON last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not asked.tiny:
+    if device.type == "cpu" and not arguments.tiny:
         parser.error("no GPU is visible; the full sizes need one of 80 GB. --tiny runs small models anywhere")
-    found = measure_all(asked.stages, [name for name in WAYS if name in asked.ways], asked.tiny, device, asked.steps)
+    found = measure_all(
+        arguments.stages,
+        [name for name in VARIANTS if name in arguments.variants],
+        arguments.tiny,
+        device,
+        arguments.steps,
+    )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     liger = metadata.version("liger-kernel") if importlib.util.find_spec("liger_kernel") else None
     ceiling = ceiling_teraflops(device) if device.type == "cuda" else None
-    known = {"tiny": asked.tiny, "gpu": gpu, "liger": liger, "ceiling_teraflops": ceiling, "steps": asked.steps}
+    known = {"tiny": arguments.tiny, "gpu": gpu, "liger": liger, "ceiling_teraflops": ceiling, "steps": arguments.steps}
     result = {**known, **machine(), "stages": found}
-    if asked.out is not None:
-        asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 
 

@@ -1,11 +1,13 @@
-"""One training step of the model beside a straightforward transformers port of the same model: time and peak memory.
+"""One training step of the model compared with a straightforward transformers port: time and peak memory.
 
-Both train the same weights on the same batches: the projection and LoRA of a small MiniGPT-v2 on a frozen tower. The port pads each row
-to the batch's longest and computes logits and loss at every position, as a plain `LlamaForCausalLM(inputs_embeds, labels)` does. Ours
-cuts the batch into micro-batches of like length (the loss is a sum over supervised tokens, so that changes nothing) and computes the head
-where a token is supervised. Steps alternate in one process, the order turning with each, so that a busy machine slows both.
+Both train the same weights on the same batches: the projection and LoRA of a small MiniGPT-v2 on a frozen tower. The
+port pads each row to the batch's longest and computes logits and loss at every position, like
+`LlamaForCausalLM(inputs_embeds, labels)`. Ours cuts the batch into micro-batches of similar length (the loss is a sum
+over supervised tokens, so this changes nothing) and computes the head at supervised positions only. Steps alternate
+in one process and their order reverses each time, so that a busy machine slows both.
 
-Run: python benchmarks/model_step.py [--steps 20] [--out FILE]. The last line is JSON: time_ratio and memory_ratio are ours / port, medians.
+Run: python benchmarks/model_step.py [--steps 20] [--out FILE]. The last line is JSON: time_ratio and memory_ratio are
+medians of ours / port.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Step = Callable[[dict[str, torch.Tensor]], float]
 
 
 def build(config: dict[str, Any], folder: Path) -> tuple[MiniGPTForConditionalGeneration, MiniGPTProcessor]:
-    """The model of the configured sizes on random backbones, and its processor."""
+    """Builds the model of the configured sizes on random backbones, and its processor."""
     torch.manual_seed(config["seed"])
     vit, llama, lora = config["vit"], config["llama"], config["lora"]
     vision = Blip2VisionConfig(
@@ -74,23 +76,23 @@ def build(config: dict[str, Any], folder: Path) -> tuple[MiniGPTForConditionalGe
 
 
 def batches(config: dict[str, Any], processor: MiniGPTProcessor) -> list[dict[str, torch.Tensor]]:
-    """The texts in batches, right-padded to the longest, each row with an image of noise."""
+    """Returns batches of the texts, right-padded to the longest, each row with an image of noise."""
     texts, size = json.loads((DATA / "texts.json").read_text()), config["batch_size"]
     generator = torch.Generator().manual_seed(config["seed"])
     made = []
     for start in range(0, config["n_batches"] * size, size):
         chosen = [texts[number % len(texts)] for number in range(start, start + size)]
-        talks = [
+        conversations = [
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             for question, answer in chosen
         ]
         pixels = torch.randn(size, 3, config["img"], config["img"], generator=generator)
-        made.append(dict(processor(pixels, talks, format="minigpt-v2")))
+        made.append(dict(processor(pixels, conversations, format="minigpt-v2")))
     return made
 
 
 def port_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The straightforward port: padded rows, logits at every position, transformers' own loss."""
+    """Computes the port's loss and gradients: padded rows, logits at every position, transformers' own loss."""
     hidden = model.vision_tower(batch["pixel_values"]).last_hidden_state[:, 1:]
     images = model.projection(hidden.reshape(hidden.shape[0], hidden.shape[1] // 4, -1))
     is_image = batch["input_ids"] == model.config.image_token_id
@@ -105,7 +107,7 @@ def port_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Ten
 
 
 def our_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Micro-batches of rows of like length, each trimmed to its longest and gone backward at once; the head where a token is supervised."""
+    """Computes our loss and gradients: micro-batches of similar length, the head at supervised positions only."""
     supervised = (batch["labels"] != IGNORE).sum()
     rows = len(batch["labels"])
     loss = torch.zeros(())
@@ -120,13 +122,13 @@ def our_loss(model: MiniGPTForConditionalGeneration, batch: dict[str, torch.Tens
 def stepper(
     model: MiniGPTForConditionalGeneration, config: dict[str, Any], loss_of: Callable[..., torch.Tensor]
 ) -> Step:
-    """One optimizer step on a batch, returning the loss; the trained weights are the caller's own."""
-    wanted = config["optimizer"]
+    """Returns a function that runs one optimizer step on a batch and returns the loss."""
+    options = config["optimizer"]
     optimizer = torch.optim.AdamW(
         model.trainable_parameters().values(),
-        lr=wanted["lr"],
-        weight_decay=wanted["weight_decay"],
-        betas=tuple(wanted["betas"]),
+        lr=options["lr"],
+        weight_decay=options["weight_decay"],
+        betas=tuple(options["betas"]),
     )
 
     def step(batch: dict[str, torch.Tensor]) -> float:
@@ -139,7 +141,7 @@ def stepper(
 
 
 def peak_bytes(step: Step, batch: dict[str, torch.Tensor]) -> int:
-    """The most memory that one step holds beyond what was there before it."""
+    """Returns the peak memory of one step beyond what was allocated before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -156,7 +158,7 @@ def peak_bytes(step: Step, batch: dict[str, torch.Tensor]) -> int:
 
 
 def measure(config: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Times and peaks of both, alternating; the two start from the same weights and must agree on the first loss."""
+    """Measures times and peaks of both, alternating. Raises ValueError when their first losses differ."""
     with tempfile.TemporaryDirectory() as scratch:
         model, processor = build(config, Path(scratch) / "ours")
         twin, _ = build(config, Path(scratch) / "port")
@@ -183,24 +185,24 @@ def measure(config: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print what was measured, and end with the line of JSON."""
+    """Measures, prints the figures, and prints one line of JSON last."""
     config = json.loads((DATA / "config.json").read_text())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=config["measured"])
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(config, asked.steps)
+    result = measure(config, arguments.steps)
     result |= {
-        "steps": asked.steps,
+        "steps": arguments.steps,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     for name in ("ours", "port"):
         seconds, peak, loss = (result[key][name] for key in ("seconds", "peak_bytes", "first_loss"))
         print(f"{name}: {seconds:.3f} s a step, peak {peak / 2**20:.1f} MiB, first loss {loss:.5f}")

@@ -3,8 +3,8 @@
 The paper counts fragmented, repetitive and irrelevant texts by hand and does not define them. Our definitions are
 deterministic; a description is degenerate if at least one of them holds:
 - *empty*: fewer than three words;
-- *repetition*: one sentence occurs twice (case and punctuation ignored, sentences of three or more words), or a run of one to
-  eight words occurs three times in a row;
+- *repetition*: one sentence occurs twice (case and punctuation ignored, sentences of three or more words), or a run
+  of one to eight words occurs three times in a row;
 - *unfinished*: the token limit ended generation, or the text does not end as a sentence does.
 """
 
@@ -18,7 +18,7 @@ MAX_REPEATS = 2
 
 
 def degeneration_kinds(text: str, finished: bool) -> list[str]:
-    """Returns the kinds that apply to a description, in the order empty, repetition, unfinished. finished: not cut by a limit."""
+    """Returns the kinds that apply, in the order empty, repetition, unfinished. finished: not cut by a limit."""
     kinds = []
     if len(words(text)) < MIN_WORDS:
         kinds.append("empty")

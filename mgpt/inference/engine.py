@@ -1,4 +1,4 @@
-"""Generation with several checkpoints of one model: the backbones are loaded once, only trained weights are exchanged."""
+"""Generation with several checkpoints of a model: backbones are loaded once, only trained weights are exchanged."""
 
 from __future__ import annotations
 

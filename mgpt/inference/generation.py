@@ -1,7 +1,7 @@
 """Greedy generation in batches, with the same text for a request alone or in a batch.
 
-Requests are sorted by length, so that a batch holds little padding. Rows are padded on the left, and each stops at its own end;
-a row that has ended is padded until the batch is done, and never influences another row.
+Requests are sorted by length, so that a batch holds little padding. Rows are padded on the left, and each stops at
+its own end; a row that has ended is padded until the batch is done, and never influences another row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ END_TOKENS = 8  # the end symbol is searched for in this many last tokens; no to
 
 
 class FeatureCache:
-    """Features of images by content. Training does not change them, so they serve all checkpoints on the same backbones."""
+    """Features of images by content.
+
+    Training does not change them, so they serve all checkpoints on the same backbones.
+    """
 
     def __init__(self, model: MiniGPTForConditionalGeneration) -> None:
         self.model = model
@@ -141,8 +144,8 @@ def choice_losses(
 ) -> list[float]:
     """Returns the negative log-likelihood of each choice with its end symbol, summed over its tokens.
 
-    The original ranks IconVQA so (eval_vqa.py:118-143), also without normalising by length. Its dependence on the batch is not
-    reproduced.
+    The original ranks IconVQA so (eval_vqa.py:118-143), also without normalising by length. Its dependence on the
+    batch is not reproduced.
     """
     inputs = encode(model, processor, [request] * len(choices), format, features, choices)
     labels = inputs.pop("labels")

@@ -65,8 +65,8 @@ class ModelSource:
 
     Attributes:
         backbones: folder or URI by name.
-        weights: files of each checkpoint by name, as bytes. The checkpoint `untrained` has none: it is a newly initialised
-            projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
+        weights: files of each checkpoint by name, as bytes. The checkpoint `untrained` has none: it is a newly
+            initialised projection (and LoRA), drawn with `seed`, in the shape of the last checkpoint.
         format: prompt format.
     """
 

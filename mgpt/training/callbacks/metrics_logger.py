@@ -86,7 +86,7 @@ class MetricsLogger(Callback):
 
 
 def progress_line(row: Mapping[str, float], steps: int) -> str:
-    """Formats a row for the console: step, loss, learning rate, speed, share of waiting for data, time left (h:mm:ss)."""
+    """Formats a row for the console: step, loss, learning rate, speed, share of data waits, time left (h:mm:ss)."""
     left = int((steps - row["step"]) * row["step_seconds"])
     clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
     speed = f"{row['samples_per_second']:.0f} samples/s  data wait {row['data_wait']:.1%}"

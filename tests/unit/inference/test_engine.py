@@ -6,7 +6,7 @@ from mgpt.inference.generation import generate
 from mgpt.inference.types import TRAINABLE_FILE, UNTRAINED, CheckpointRequest, GenerationRequest, ModelSource
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor, weights
 
-PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> what is this"}
+PROMPT = {"role": "user", "content": "<Img><ImageHere></Img> describe this image"}
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def byte_level_tokenizer(folder):
 
 
 def test_byte_level_tokenizer(tmp_path):
-    """Answers end with the model's own end of text, so that generation stops; LLaMA's `<s>` and `</s>` are plain text."""
+    """Answers end with the model's own end of text, so generation stops; LLaMA's `<s>` and `</s>` are plain text."""
     from transformers import GenerationConfig
 
     language = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, "eos_token_id": None, "bos_token_id": None}))

@@ -170,7 +170,7 @@ def test_greedy_ids(case):
 
 
 def test_pretraining_without_a_prompt(tmp_path):
-    """A row is BOS, 32 image embeddings, caption and newline; at most 32 answer tokens, newline included (minigpt4.py:40-41)."""
+    """A row is BOS, 32 image embeddings, caption and newline, the last two at most 32 tokens (minigpt4.py:40-41)."""
     case = Case("minigpt4", files("minigpt4", tmp_path))
     case.processor.max_answer_tokens = 32
     captions = ("a man", "two dogs are running near a lake", "a bus" + " $$" * 3)
@@ -218,7 +218,7 @@ def test_resized_position_embeddings(model_name, sides, tmp_path):
 
 
 def test_position_embeddings_are_interpolated_in_float32(tmp_path):
-    """The published tower is stored in half precision, and the original interpolates in float32 (eva_vit.py:373-394)."""
+    """The published tower is in half precision, and the original interpolates in float32 (eva_vit.py:373-394)."""
     given = files("minigpt-v2", tmp_path)
     halved = {name: tensor.half() for name, tensor in torch.load(given["eva_vit"], weights_only=True).items()}
     torch.save(halved, tmp_path / "eva_vit.pth")
@@ -231,7 +231,7 @@ def test_position_embeddings_are_interpolated_in_float32(tmp_path):
 
 
 def test_twenty_optimiser_steps(case):
-    """Compares every loss and the final weights, with AdamW, the method's parameter groups and new pixels in each step."""
+    """Compares every loss and the final weights, with AdamW, the method's groups and new pixels in each step."""
     rate = 1e-3
     ours = torch.optim.AdamW(
         parameter_groups(case.model.trainable_parameters(), 0.05), lr=rate, betas=(0.9, 0.999), fused=True

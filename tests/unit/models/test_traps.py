@@ -161,7 +161,7 @@ def test_each_segment_gets_its_leading_space():
 
 
 def test_transformers_own_llama_tokenizer_is_not_used(tmp_path):
-    """Its ids differ after a special token, which starts every later turn; ours persist through saving and Auto loading."""
+    """Its ids differ after a special token, which starts every later turn; ours survive saving and Auto loading."""
     folder = golden.FOLDER / "v2" / "llm"
     expected = [1, 303, 329, 486, 347, 458, 401, 329, 486]
     text = "<s>[INST] hi [/INST]"

@@ -177,7 +177,9 @@ def text_list_field(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
         RecordError: it is absent or not a list of texts.
     """
     values = record.get(key)
-    is_list = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
-    if not is_list or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, Iterable) or isinstance(values, (str, Mapping)):
         raise RecordError("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
-    return tuple(values)
+    texts = tuple(values)
+    if not all(isinstance(text, str) for text in texts):
+        raise RecordError("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
+    return texts

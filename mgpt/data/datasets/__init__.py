@@ -1,4 +1,4 @@
-"""A reader for each dataset's published format, by name in `READERS`."""
+"""Readers of published dataset formats, by name in `READERS`. `base` describes how to add one."""
 
 from mgpt.data.datasets.base import Card, Part, Reader, RejectedRecord
 from mgpt.data.datasets.benchmarks import HatefulMemes, IconVqa, OkVqaEvaluation, VizWiz, Vsr

@@ -1,4 +1,31 @@
-"""What every reader of a dataset format shares: its card, the parts it reads, and what it says of records that it cannot give."""
+"""The base class of dataset readers, their cards, and the records that they reject.
+
+A new format takes four pieces. `tests/unit/data/datasets/test_template.py` runs this example and is the pattern for its
+test.
+
+1. A class that splits a file into rows and converts each row into samples, in a module of this package:
+
+    class Titles(Reader):
+        '''A JSON list of `{"file": ..., "title": ...}`, images below `images/`.'''
+
+        patterns = ("titles_*.json",)  # `titles_val.json` is the split validation
+
+        def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+            with part.folder.open(part.path) as file:
+                yield from json_rows(file)
+
+        def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
+            image = images.get(*candidate_paths(text_field(row, "file"), "images"))
+            turns = (Turn("user", ""), Turn("assistant", text_field(row, "title")))
+            yield self._sample(part, key, "caption", turns, image)
+
+2. An entry `titles:` in `cards.yaml`, with at least title, kind, tasks, formats, size and licence (see `Card`).
+3. A line `Titles(CARDS["titles"]),` in `READERS` (`__init__.py` of this package).
+4. A test that writes a small file by hand and checks the samples and the reject reasons.
+
+A row that cannot become a sample raises: `RecordError` with a reason, or what the row's damage raises by itself
+(`DATA_ERRORS`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +43,8 @@ from mgpt.data.boxes import Box
 from mgpt.data.datasets.files import Folder, ImageFolder, Reason, RecordError, SourceImage
 from mgpt.data.types import Sample, Turn
 
-# What damaged data raises. Everything else (a server that is down, a full disk) is not the record's fault and stops the reader.
+# Exceptions that damaged data raises. Any other (an unreachable server, a full disk) is not the record's fault and ends
+# the reader.
 DATA_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})")
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -24,21 +52,21 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 @dataclass(frozen=True)
 class Card:
-    """What a dataset is and where it comes from, for `mgpt data sources` and the data card.
+    """The description of a dataset, for `mgpt data datasets` and the data card.
 
     Attributes:
         name: key in `READERS`; the `dataset` of its samples.
-        title: its full name.
+        title: full name.
         kind: row of the stage table (weakly labelled caption, REC, VQA, ...) or "evaluation".
         tasks: tasks of its samples.
         formats: files and layout below the root.
         size: records as published.
         licence: as the source states it, or "not stated".
         links, mirrors: official locations first, then copies.
-        dead: the official locations are known to be gone; only mirrors (or what the notes say) are left.
+        dead: the official locations no longer exist; only mirrors (or what the notes say) are left.
         citation: paper, short.
-        normalized_roles: turns that the original passes through its text normalisation (`mgpt.data.text.normalise_sample`).
-        notes: what a user must know: dead links, traps.
+        normalized_roles: turns that the original normalizes (`mgpt.data.text_normalization.normalize_sample`).
+        notes: known problems, such as dead links.
     """
 
     name: str
@@ -58,9 +86,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker reads: `path` below `root` (a folder or s3:// prefix), images below `images`.
+    """One file of a dataset, or a range of its rows: the unit of work of one worker.
 
-    `first` and `count` cut out some of the file's records, in file order (count None: to the end).
+    Attributes:
+        root: folder or s3:// prefix of the dataset.
+        path: the file, relative to `root`.
+        split: split of its records, unless the records state their own.
+        images: folder or s3:// prefix of the images.
+        first: number of the first row.
+        count: number of rows; None for all that follow.
     """
 
     root: str
@@ -88,26 +122,26 @@ class RejectedRecord:
 
 
 class Reader(ABC):
-    """Reads one dataset in its published format. Subclasses cut a file into rows and turn a row into samples."""
+    """A reader of one published format. Subclasses split a file into rows and convert a row into samples."""
 
-    collection: Literal["", "coco", "vg"] = ""  # whose numbers name the images
-    patterns: tuple[str, ...] = ()  # names of annotation files, as `fnmatch` patterns; the first that matches any wins
+    collection: Literal["", "coco", "vg"] = ""  # the collection whose numbers name the images
+    patterns: tuple[str, ...] = ()  # `fnmatch` patterns of annotation files; the first one with matches applies
 
     def __init__(self, card: Card, patterns: tuple[str, ...] = ()) -> None:
         self.card = card
         self.patterns = patterns or self.patterns
 
     def with_name(self, dataset: str) -> Self:
-        """The same reader under another dataset's name."""
+        """Returns a copy of the reader for a dataset of another name."""
         other = copy.copy(self)
         other.card = replace(self.card, name=dataset)
         return other
 
     def files(self, root: str, images: str | None = None) -> list[Part]:
-        """The files of the dataset below `root`, sorted; images are looked for below `images`, by default `root`.
+        """Returns the dataset's files below `root`, sorted; images are read from `images`, by default `root`.
 
         Raises:
-            ValueError: there is none; the message says what was expected.
+            ValueError: no file matches the reader's patterns.
         """
         names = Folder(root).names()
         for pattern in self.patterns:
@@ -119,30 +153,31 @@ class Reader(ABC):
         )
 
     def records(self, parts: Iterable[Part]) -> Iterator[Sample | RejectedRecord]:
-        """Samples of the parts in file order, and a problem for each record that gives none.
+        """Yields the samples of the parts in file order, and a rejected record for each row that gives none.
 
-        Streams, and never raises for what is in the files: one that breaks off gives what came before, then an "unreadable file" problem.
+        Streams, and never raises for the content of a file: a damaged file gives the rows before the damage, then one
+        rejected record "unreadable file".
         """
         for part in parts:
             yield from self._part_records(part)
 
     def divide(self, part: Part, count: int) -> list[Part]:
-        """The part cut into pieces of at most `count` rows, which together give the same records. Reads the file once."""
+        """Splits a part into parts of at most `count` rows with the same records in total. Reads the file once."""
         rows = 0
         try:
             for _ in self._rows(part):
                 rows += 1
-        except DATA_ERRORS:  # the broken rest is one more row: the last piece meets it and names it
+        except DATA_ERRORS:  # the damage counts as one more row, which the last part reports
             rows += 1
         return [replace(part, first=first, count=count) for first in range(0, max(rows, 1), count)]
 
     @abstractmethod
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
-        """Key and content of every row of a file."""
+        """Yields key and content of every row of a file. An exception as content rejects the row."""
 
     @abstractmethod
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
-        """The samples of one row. What it raises becomes the row's problem."""
+        """Yields the samples of one row. One of `DATA_ERRORS` raised here rejects the row."""
 
     def _part_records(self, part: Part) -> Iterator[Sample | RejectedRecord]:
         images = ImageFolder(part.images)
@@ -159,16 +194,14 @@ class Reader(ABC):
                 detail = f"after {number} rows: {type(error).__name__}: {error}"[:300]
                 yield RejectedRecord(self.card.name, part.split, part.path, "unreadable file", detail)
                 return
-            if number >= part.first:
-                yield from self._row_records(part, key, row, images)
-
-    def _row_records(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
-        try:
-            if isinstance(row, Exception):
-                raise row
-            yield from self._convert(part, key, row, images)
-        except DATA_ERRORS as error:  # whatever is wrong with one record is that record's problem
-            yield self._rejection(part.split, f"{part.path}#{key}", error)
+            if number < part.first:
+                continue
+            try:
+                if isinstance(row, Exception):
+                    raise row
+                yield from self._convert(part, key, row, images)
+            except DATA_ERRORS as error:
+                yield self._rejection(part.split, f"{part.path}#{key}", error)
 
     def _sample(
         self,
@@ -184,20 +217,20 @@ class Reader(ABC):
         extra: Mapping[str, Any] | None = None,
         names: tuple[str, ...] = (),
     ) -> Sample:
-        shown = image or SourceImage(None, 0, 0)
+        image = image or SourceImage(None, 0, 0)
         return Sample.create(
             dataset=self.card.name,
             split=split or part.split,
             task=task,
-            image=shown.data,
-            width=shown.width,
-            height=shown.height,
+            image=image.data,
+            width=image.width,
+            height=image.height,
             turns=turns,
             boxes=tuple(boxes),
             licence=licence or self.card.licence,
             source=f"{part.path}#{key}",
             extra=extra or {},
-            names=tuple(dict.fromkeys((*image_names(shown.path, self.collection), *names))),
+            names=tuple(dict.fromkeys((*image_names(image.path, self.collection), *names))),
         )
 
     def _rejection(self, split: str, source: str, error: Exception) -> RejectedRecord:
@@ -205,14 +238,16 @@ class Reader(ABC):
             return RejectedRecord(self.card.name, split, source, error.reason, str(error))
         if isinstance(error, KeyError):
             return RejectedRecord(self.card.name, split, source, "missing field", f"the record has no {error}")
-        return RejectedRecord(
-            self.card.name, split, source, "unreadable record", f"{type(error).__name__}: {error}"[:300]
-        )
+        detail = f"{type(error).__name__}: {error}"[:300]
+        return RejectedRecord(self.card.name, split, source, "unreadable record", detail)
 
 
 def image_names(path: str, collection: str) -> tuple[str, ...]:
-    """What an image file is called across datasets: `coco:139` for COCO's name of 2014 anywhere, and for a bare number in a dataset on
-    images of COCO; `vg:2315405` for a bare number in one on images of Visual Genome."""
+    """Returns the ids of an image across datasets, derived from its file name.
+
+    A COCO-2014 name gives `coco:139` in any dataset; a bare number gives `coco:139` or `vg:139` in a dataset whose
+    `collection` is COCO or Visual Genome.
+    """
     name = PurePosixPath(path).stem
     if match := COCO_NAME.fullmatch(name):
         return (f"coco:{int(match.group(1))}",)
@@ -220,7 +255,7 @@ def image_names(path: str, collection: str) -> tuple[str, ...]:
 
 
 def split_name(text: str, default: str = "train") -> str:
-    """The split that a file's name states (`vqa_val.json`, `instances_val2014.json`); `default` where it states none."""
+    """Returns the split stated in a file's name (`vqa_val.json`, `instances_val2014.json`), else `default`."""
     words = [word for part in PurePosixPath(text).parts for word in part.replace(".", "_").replace("-", "_").split("_")]
     for word in (word.rstrip("0123456789") for word in reversed(words)):
         if word in ("train", "validation", "test", "testA", "testB", "testdev", *SPLIT_NAMES):

@@ -1,4 +1,4 @@
-"""Readers of evaluation sets in the form that the published benchmarks read: OK-VQA, VSR, IconVQA, VizWiz, Hateful Memes."""
+"""Readers of evaluation sets in their published files: OK-VQA, VSR, IconVQA, VizWiz, Hateful Memes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mgpt.data.datasets.vqa import COCO_FOLDERS, coco_names, question_turns
 from mgpt.data.types import Sample, Turn
 
 
-class _Evaluation(Reader):
-    """Rows of a JSON list or of JSON Lines."""
+class _Benchmark(Reader):
+    """A reader of a JSON list or of JSON Lines."""
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         with part.folder.open(part.path) as file:
@@ -22,7 +22,9 @@ class _Evaluation(Reader):
 
 
 class OkVqaEvaluation(Reader):
-    """`okvqa_test_split.json` (`image_id`, `question`, `question_id`) with the official annotations, `*annotations*.json`, beside it."""
+    """`okvqa_test_split.json` (`image_id`, `question`, `question_id`), with answers in the official
+    `*annotations*.json`.
+    """
 
     collection = "coco"
     patterns = ("okvqa_*_split.json",)
@@ -38,7 +40,7 @@ class OkVqaEvaluation(Reader):
             name for name in part.folder.names() if "annotations" in PurePosixPath(name).name and name.endswith(".json")
         ]
         if not found:
-            raise ValueError(f"no *annotations*.json beside {part.path}; the questions file holds no answers")
+            raise ValueError(f"no *annotations*.json next to {part.path}, which holds questions only; add the file")
         with part.folder.open(sorted(found, key=lambda name: ("clean" not in name, name))[0]) as file:
             return {
                 str(row["question_id"]): [answer["answer"] for answer in row["answers"]]
@@ -54,8 +56,8 @@ class OkVqaEvaluation(Reader):
         yield self._sample(part, key, "vqa", turns, image, extra={"key": key})
 
 
-class Vsr(_Evaluation):
-    """Visual spatial reasoning, JSON Lines of `image`, `caption`, `label`, `relation`: is the statement true or false?"""
+class Vsr(_Benchmark):
+    """Visual Spatial Reasoning, JSON Lines of `image`, `caption`, `label`, `relation`: true or false statements."""
 
     collection = "coco"
     patterns = ("*.jsonl",)
@@ -71,9 +73,11 @@ class Vsr(_Evaluation):
         yield self._sample(part, key, "statement", turns, image, extra=extra)
 
 
-class IconVqa(_Evaluation):
-    """IconQA's multiple choice by text, `{image_id, question, choices, answer}` with the answer's index; images
-    `<image_id>/image.png`."""
+class IconVqa(_Benchmark):
+    """IconQA's multiple choice questions, `{image_id, question, choices, answer}`; `answer` is an index of `choices`.
+
+    Images are `<image_id>/image.png`.
+    """
 
     patterns = ("choose_t*xt_*.json",)
 
@@ -90,8 +94,10 @@ class IconVqa(_Evaluation):
         )
 
 
-class VizWiz(_Evaluation):
-    """VizWiz, `{image, question, answers: [{answer, answer_confidence}]}`, answered with 'unanswerable' where the image does not tell."""
+class VizWiz(_Benchmark):
+    """VizWiz, `{image, question, answers: [{answer, answer_confidence}]}`; questions may have the answer
+    'unanswerable'.
+    """
 
     patterns = ("val.json", "train.json", "test.json")
 

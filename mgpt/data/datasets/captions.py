@@ -1,4 +1,4 @@
-"""Readers of images with captions: webdataset shards, COCO caption, TextCaps, cc_sbu_align."""
+"""Readers of captioned images: webdataset shards, COCO captions, TextCaps, cc_sbu_align."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
 def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
-    """A request without content and its answer; several texts are alternatives.
+    """Returns an empty user turn and the caption; several texts become alternatives.
 
     Raises:
-        Refused: there is no text.
+        RecordError: all texts are empty.
     """
     if not any(text.strip() for text in texts):
         raise RecordError("missing answer", "the caption is empty")
@@ -27,14 +27,14 @@ def caption_turns(texts: tuple[str, ...]) -> tuple[Turn, ...]:
 
 
 def image_member(row: Mapping[str, bytes]) -> SourceImage:
-    """The image among the members of a shard's sample.
+    """Returns the image among the members of a shard's sample.
 
     Raises:
-        Refused: there is none.
+        RecordError: there is none.
     """
     found = next((row[extension] for extension in IMAGES if extension in row), None)
     if found is None:
-        raise RecordError("missing image", f"the shard has {', '.join(sorted(row))} for this key and no image")
+        raise RecordError("missing image", f"the shard has {', '.join(sorted(row))} for this key, but no image")
     return SourceImage.from_bytes(found)
 
 
@@ -55,15 +55,15 @@ class WebDatasetCaptions(Reader):
         elif "txt" in row:
             text = row["txt"].decode()
         else:
-            raise RecordError("missing answer", "neither .json nor .txt stands beside the image")
+            raise RecordError("missing answer", "the shard has neither .json nor .txt for this key")
         yield self._sample(part, key, "caption", caption_turns((text,)), image)
 
 
 class CocoCaptions(Reader):
-    """Karpathy's COCO captions as one JSON list: a record for each caption in training, a list of captions for each image elsewhere.
+    """Karpathy's COCO captions, a JSON list: one record per caption in training, one per image in the other splits.
 
-    The original trains only on images of train2014 (caption_datasets.py:76-127). Where `instances_*2014.json` lie beside the captions,
-    the names of an image's objects go along for the hallucination metric.
+    The original trains only on images of train2014 (caption_datasets.py:76-127). If `instances_*2014.json` are in the
+    same folder, `extra` holds the names of an image's objects for the hallucination metric.
     """
 
     collection = "coco"
@@ -79,7 +79,7 @@ class CocoCaptions(Reader):
         record, objects = row
         path = text_field(record, "image")
         if part.split == "train" and "train" not in path:
-            raise RecordError("not used", f"{path} is an image of val2014, which the original leaves out of training")
+            raise RecordError("not used", f"{path} is an image of val2014, which the original excludes from training")
         captions = (
             (record["caption"],) if isinstance(record.get("caption"), str) else text_list_field(record, "caption")
         )
@@ -93,13 +93,16 @@ class CocoCaptions(Reader):
 
 
 def image_number(path: str) -> int:
-    """The number at the end of a COCO file name, `COCO_val2014_000000000042.jpg`; -1 where there is none."""
+    """Returns the number at the end of a COCO file name (`COCO_val2014_000000000042.jpg`), -1 if there is none."""
     digits = path.rsplit(".", 1)[0].rsplit("_", 1)[-1]
     return int(digits) if digits.isdecimal() else -1
 
 
 class TextCaps(Reader):
-    """TextCaps' official JSON, `{"data": [{"image_id", "caption_str", "reference_strs"}]}` (original code, text_caps.py:57-77)."""
+    """TextCaps' official JSON, `{"data": [{"image_id", "caption_str", "reference_strs"}]}`.
+
+    Source: original code, text_caps.py:57-77.
+    """
 
     patterns = ("TextCaps_*.json",)
 
@@ -117,8 +120,10 @@ class TextCaps(Reader):
 
 
 class CcSbuAlign(Reader):
-    """MiniGPT-4's second stage: `filter_cap.json`, images `image/N.jpg` (original code, cc_sbu_dataset.py:29-47). Captions stay as
-    they are."""
+    """The data of MiniGPT-4's second stage: `filter_cap.json`, images `image/N.jpg`. Captions are not normalized.
+
+    Source: original code, cc_sbu_dataset.py:29-47.
+    """
 
     patterns = ("filter_cap.json",)
 

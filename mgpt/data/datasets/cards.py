@@ -1,4 +1,4 @@
-"""The card of every dataset, from `cards.yaml`."""
+"""The cards of all datasets, read from `cards.yaml`."""
 
 from __future__ import annotations
 

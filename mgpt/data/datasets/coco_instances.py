@@ -1,4 +1,4 @@
-"""COCO `instances*.json`: boxes by annotation, object names by image."""
+"""Reading of COCO's `instances*.json`: boxes by annotation and object names by image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mgpt.data.datasets.streams import json_rows
 
 @dataclass(frozen=True)
 class Instances:
-    """What references need of an instances file.
+    """The parts of an instances file that referring expressions need.
 
     Attributes:
-        boxes: `[x, y, width, height]` in pixels by annotation id, as written.
-        files: image's file name by image id.
+        boxes: annotation id -> `[x, y, width, height]` in pixels, as in the file.
+        files: image id -> file name.
     """
 
     boxes: dict[int, Any]
@@ -27,11 +27,11 @@ class Instances:
 
 
 def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instances:
-    """Boxes of the wanted annotations and names of all images; outlines and everything else are passed over.
+    """Reads the boxes of the wanted annotations and the file names of all images.
 
     Raises:
-        ValueError: the file is no instances file.
-        FileNotFoundError: there is none.
+        ValueError: the file is not an instances file.
+        FileNotFoundError: the file does not exist.
     """
     with folder.open(path) as file:
         boxes = {row["id"]: row.get("bbox") for _, row in json_rows(file, "annotations") if row.get("id") in wanted}
@@ -41,8 +41,11 @@ def read_instances(folder: Folder, path: str, wanted: Collection[int]) -> Instan
 
 
 def object_names(part: Part) -> dict[int, list[str]]:
-    """Category names of every object by image id, from the `instances_*.json` of the part's split or of the release (val2014) that
-    holds its images; empty where there is none."""
+    """Returns image id -> category name of every object.
+
+    Reads the `instances_*.json` of the part's split and of val2014, which holds the images of the test split too; empty
+    if there is none.
+    """
     names: dict[int, list[str]] = defaultdict(list)
     for path in part.folder.names():
         name = PurePosixPath(path).name

@@ -1,4 +1,4 @@
-"""Readers of conversations: LLaVA-Instruct (three files), the multi-task conversations, Unnatural Instructions."""
+"""Readers of conversations: LLaVA-Instruct, the multi-task conversations of MiniGPT-v2, Unnatural Instructions."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ ROLE_NAMES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": 
 
 
 def conversation_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Role and text of every turn, the `<image>` mark removed.
+    """Returns role and text of every turn, without the `<image>` tag.
 
     Raises:
-        Refused: there are no turns, or they do not alternate from user to assistant.
+        RecordError: there are no turns, or they do not alternate between user and assistant.
     """
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise RecordError("missing field", "'conversations' is absent or empty")
-    said = [(ROLE_NAMES.get(text_field(turn, "from"), ""), text_field(turn, "value")) for turn in turns]
-    if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
-        order = ", ".join(role or "somebody else" for role, _ in said)
-        raise RecordError("missing answer", f"turns come from {order}; user and assistant must take turns")
-    return [(role, text.replace("<image>", "").strip() if role == "user" else text) for role, text in said]
+    texts = [(ROLE_NAMES.get(text_field(turn, "from"), ""), text_field(turn, "value")) for turn in turns]
+    if [role for role, _ in texts] != ["user", "assistant"] * (len(texts) // 2):
+        order = ", ".join(role or "unknown" for role, _ in texts)
+        raise RecordError("missing answer", f"the roles are {order}; user and assistant must alternate")
+    return [(role, text.replace("<image>", "").strip() if role == "user" else text) for role, text in texts]
 
 
-def turns_with_boxes(said: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tuple[Turn, ...], list[Box]]:
-    """Turns with written boxes as tokens, and the boxes in pixels.
+def turns_with_boxes(texts: Sequence[tuple[str, str]], image: SourceImage) -> tuple[tuple[Turn, ...], list[Box]]:
+    """Returns the turns with box tokens in place of written boxes, and the boxes in pixels.
 
     Raises:
-        ValueError: a text holds a box that no image has.
+        ValueError: a written box is invalid, see `tokenize_boxes`.
     """
     turns, boxes = [], list[Box]()
-    for role, text in said:
+    for role, text in texts:
         tokens, boxes = tokenize_boxes(text, image.width, image.height, boxes)
         turns.append(Turn("user" if role == "user" else "assistant", tokens))
     return tuple(turns), boxes
 
 
 class _CocoConversations(Reader):
-    """Conversations about COCO images by id. The original assumes `COCO_train2014_{id}.jpg` (defect T34); the 2017 names are tried
-    too."""
+    """Conversations about COCO images, given by id.
+
+    The original assumes `COCO_train2014_{id}.jpg` (defect T34); the names of 2017 are tried too.
+    """
 
     collection = "coco"
 
@@ -62,20 +64,22 @@ class _CocoConversations(Reader):
 
 
 class LlavaFirstTurn(_CocoConversations):
-    """`detail_23k.json` and `complex_reasoning_77k.json`: the first question and answer, line breaks of the question deleted
-    (llava_dataset.py:18-90)."""
+    """`detail_23k.json` and `complex_reasoning_77k.json`: the first question, without line breaks, and its answer.
+
+    Source: original code, llava_dataset.py:18-90.
+    """
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         turns = row.get("conversations")
         (_, question), (_, answer) = conversation_turns(
             row | {"conversations": turns[:2] if isinstance(turns, list) else turns}
         )
-        said = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
-        yield self._sample(part, key, "instruction", said, self._image(row, images))
+        pair = (Turn("user", question.replace("\n", "")), Turn("assistant", answer))
+        yield self._sample(part, key, "instruction", pair, self._image(row, images))
 
 
 class LlavaConversation(_CocoConversations):
-    """`conversation_58k.json`: every turn as it is (llava_dataset.py:95-149)."""
+    """`conversation_58k.json`: all turns, unchanged. Source: original code, llava_dataset.py:95-149."""
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         turns = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in conversation_turns(row))
@@ -83,9 +87,10 @@ class LlavaConversation(_CocoConversations):
 
 
 class MultitaskConversation(_CocoConversations):
-    """Conversations that mix tasks: identifiers stand in the questions, boxes in the texts (multitask_conversation.py:23-75).
+    """Conversations that mix tasks, with task identifiers in the questions and boxes in the texts.
 
-    The file's name differs between the original's instructions and its configuration; both are found.
+    The original's instructions and configuration name the file differently; both names are read.
+    Source: original code, multitask_conversation.py:23-75.
     """
 
     patterns = ("multi*task_conversation*.json",)
@@ -97,8 +102,10 @@ class MultitaskConversation(_CocoConversations):
 
 
 class UnnaturalInstructions(Reader):
-    """Text only: the first instance's instruction, with its constraints, and output (unnatural_instruction.py:21-46). A JSON list, or
-    the release's lines."""
+    """Unnatural Instructions, text only: instruction with constraints, and output, of each record's first instance.
+
+    A JSON list, or JSON Lines as released. Source: original code, unnatural_instruction.py:21-46.
+    """
 
     patterns = ("*unnatural*.json", "*unnatural*.jsonl", "core_data.jsonl", "full_data.jsonl")
 
@@ -110,9 +117,9 @@ class UnnaturalInstructions(Reader):
         instances = row["instances"]
         if not instances:
             raise RecordError("missing field", "'instances' is empty")
-        asked, answer = text_field(instances[0], "instruction_with_input"), text_field(instances[0], "output")
+        question, answer = text_field(instances[0], "instruction_with_input"), text_field(instances[0], "output")
         if not answer.strip():
             raise RecordError("missing answer", "the output is empty")
-        constraints = instances[0].get("constraints")
-        question = asked if constraints is None else f"{asked} {text_field(instances[0], 'constraints')}"
+        if instances[0].get("constraints") is not None:
+            question += f" {text_field(instances[0], 'constraints')}"
         yield self._sample(part, key, "text", (Turn("user", question), Turn("assistant", answer)))

@@ -1,4 +1,4 @@
-"""Files of a dataset's folder, its images, and the fields of its records; each fault with its reason."""
+"""Access to the files and images of a dataset's folder, and typed access to fields of its records."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mgpt.data.boxes import Box
 from mgpt.storage import Store, is_remote
 
 Reason = Literal[
-    "missing image",  # the record names an image that is not there
-    "missing field",  # a key that the format has is absent or of another type
-    "missing box",  # a phrase or reference without a box
-    "missing answer",  # a question nobody answered
-    "not used",  # the original leaves such records out, and so do we (the detail says which rule)
-    "outside its folder",  # a path or link that leaves the dataset's folder
-    "unreadable record",  # the record breaks the format: invalid JSON or UTF-8, a box token without a box, ...
+    "missing image",  # the image does not exist
+    "missing field",  # a required key is absent or of another type
+    "missing box",  # a phrase or reference has no box
+    "missing answer",  # a question has no answer, or an image no text
+    "not used",  # the original excludes such records, and so does this reader; the detail names the rule
+    "outside its folder",  # a path or link leaves the dataset's folder
+    "unreadable record",  # invalid JSON or UTF-8, a box token without a box, or other damage
     "unreadable file",  # the rest of the file cannot be read
 ]
 
 
 class RecordError(ValueError):
-    """A record that cannot become a sample; becomes a `Problem`."""
+    """Raised for a record that cannot become a sample; the reader turns it into a `RejectedRecord`."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -38,7 +38,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class SourceImage:
-    """Encoded bytes, the size that the file's header states (0 x 0 where it states none), and the path where it lay."""
+    """An encoded image with the size from its header (0 x 0 if unreadable) and its path."""
 
     data: bytes | None
     width: int
@@ -47,21 +47,22 @@ class SourceImage:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str = "") -> SourceImage:
+        """Reads the size from the header of encoded bytes."""
         return cls(data, *header_size(data), path)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the file's header, without decoding; (0, 0) where the header cannot be read."""
+    """Returns width and height from the header, without decoding; (0, 0) if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size
-    except Exception:  # Pillow raises many kinds on damaged headers; curation names the damage
+    except Exception:  # Pillow raises many types on damaged headers; curation reports the damage
         return 0, 0
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Read-only files below a root, local or s3://; nothing outside is opened."""
+    """Read-only access to the files below a root, local or s3://. Nothing outside the root is opened."""
 
     root: str
     store: Store = field(init=False)
@@ -70,10 +71,10 @@ class Folder:
         object.__setattr__(self, "store", Store(self.root))
 
     def uri(self, path: str) -> str:
-        """The URI of a path below the root.
+        """Returns the URI of a path below the root.
 
         Raises:
-            Refused: the path, or the link it is, leaves the root.
+            RecordError: the path leaves the root, directly or as a link.
         """
         try:
             uri = self.store.uri(path)
@@ -86,34 +87,39 @@ class Folder:
         return uri
 
     def is_missing(self, path: str) -> bool:
-        """Whether a local file is certainly not there: the quick look that spares the careful one."""
+        """Returns true if a local file certainly does not exist; a fast check before the exact one of `uri` and
+        `read`.
+        """
         return not is_remote(self.store.root) and ".." not in path and not Path(self.store.root, path).exists()
 
     def names(self) -> list[str]:
-        """Every file below the root, as paths relative to it."""
+        """Returns the paths of all files below the root, relative to it."""
         return [uri.removeprefix(self.store.root + "/") for uri in self.store.list(self.store.root)]
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError, Refused."""
+        """Reads a file. Raises FileNotFoundError, RecordError."""
         return self.store.read(self.uri(path))
 
     def open(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """A file for reading from its beginning. Raises FileNotFoundError, Refused."""
+        """Opens a file for reading. Raises FileNotFoundError, RecordError."""
         return self.store.open(self.uri(path))
 
 
 class ImageFolder:
-    """Images of a dataset by name, tried at several places; the last few are kept, since neighbours often share one."""
+    """Images of a dataset, found at the first of several candidate paths.
+
+    The last few are cached, as consecutive records often share one.
+    """
 
     def __init__(self, root: str) -> None:
         self.folder = Folder(root)
         self._cached = lru_cache(maxsize=16)(self._load)
 
     def get(self, *candidates: str) -> SourceImage:
-        """The image at the first candidate path that is there.
+        """Returns the image at the first candidate path that exists.
 
         Raises:
-            Refused: none is there ("missing image"), or a path leaves the folder.
+            RecordError: none exists ("missing image"), or a path leaves the folder.
         """
         return self._cached(candidates)
 
@@ -129,18 +135,21 @@ class ImageFolder:
 
 
 def candidate_paths(path: str, *folders: str) -> tuple[str, ...]:
-    """Where an image named `path` may lie: as written, below each folder, and by its bare name. The original appended the split's name
-    to the image folder against its own documentation (defect T12); looking at each place serves both layouts."""
+    """Returns the paths at which an image named `path` may be: as given, below each folder, and by its file name alone.
+
+    The original appended the split's name to the image folder, contrary to its documentation (defect T12); trying all
+    candidates supports both layouts.
+    """
     name = PurePosixPath(path).name
     found = [path, *(f"{folder}/{path}" for folder in folders), *(f"{folder}/{name}" for folder in folders), name]
     return tuple(dict.fromkeys(found))
 
 
 def box_from_xywh(values: Any) -> Box:
-    """A box given as left, top, width, height.
+    """Converts left, top, width, height to a box.
 
     Raises:
-        Refused: it is not four numbers.
+        RecordError: the values are not four numbers.
     """
     try:
         x, y, width, height = (float(value) for value in values)
@@ -150,10 +159,10 @@ def box_from_xywh(values: Any) -> Box:
 
 
 def text_field(record: Mapping[str, Any], key: str) -> str:
-    """A text field.
+    """Returns a text field.
 
     Raises:
-        Refused: it is absent or not a text.
+        RecordError: it is absent or not a text.
     """
     value = record.get(key) if isinstance(record, Mapping) else None
     if not isinstance(value, str):
@@ -162,16 +171,15 @@ def text_field(record: Mapping[str, Any], key: str) -> str:
 
 
 def text_list_field(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """A field that is a list of texts.
+    """Returns a field that is a list of texts.
 
     Raises:
-        Refused: it is absent, or holds anything else.
+        RecordError: it is absent or not a list of texts.
     """
     values = record.get(key)
-    if (
-        not isinstance(values, Iterable)
-        or isinstance(values, (str, Mapping))
-        or not all(isinstance(value, str) for value in values)
-    ):
+    if not isinstance(values, Iterable) or isinstance(values, (str, Mapping)):
         raise RecordError("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
-    return tuple(values)
+    texts = tuple(values)
+    if not all(isinstance(text, str) for text in texts):
+        raise RecordError("missing field", f"{key!r} is {values!r:.80}; a list of texts was expected")
+    return texts

@@ -1,9 +1,11 @@
-"""Readers of Flickr30k's grounded sets: the original's three files, and the same three rebuilt from Flickr30k Entities."""
+"""Readers of the grounded sets on Flickr30k: MiniGPT-v2's three files, and their equivalents from Flickr30k
+Entities.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -17,13 +19,14 @@ from mgpt.data.types import Sample, Turn
 Kind = Literal["grounding", "caption", "phrase"]
 FILES = {"grounding": "groundedcaption.json", "caption": "captiontobbox.json", "phrase": "phrasetobbox.json"}
 ENTITY = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]*)?\s([^\]]*)\]")
-FEWEST_PHRASES = 5  # the authors keep images with at least five grounded phrases
+MIN_PHRASES = 5  # the authors keep images with at least five grounded phrases
 
 
 class FlickrGrounded(Reader):
-    """The original's own files, whose boxes are already text (flickr.py:21-159): grounded captions, caption to phrases, phrase to boxes.
+    """MiniGPT-v2's own files, with boxes as text: grounded captions, caption to phrases, or phrase to boxes.
 
-    Boxes come back to pixels of the image, such that writing them again gives the same text.
+    Boxes are converted to pixels such that formatting them gives the same text. Source: original code,
+    flickr.py:21-159.
     """
 
     def __init__(self, card: Card, kind: Kind) -> None:
@@ -37,14 +40,14 @@ class FlickrGrounded(Reader):
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         image = images.get(*candidate_paths(f"{row['image_id']}.jpg", "images", "flickr30k-images"))
-        question, answer = self._said(row)
+        question, answer = self._texts(row)
         tokens, boxes = tokenize_boxes(answer, image.width, image.height)
         if not boxes:
-            raise RecordError("missing box", f"the answer holds no box: {answer[:80]!r}")
+            raise RecordError("missing box", f"the answer has no box: {answer[:80]!r}")
         task = "grounding" if self.kind == "grounding" else "detection"
         yield self._sample(part, key, task, (Turn("user", question), Turn("assistant", tokens)), image, boxes=boxes)
 
-    def _said(self, row: Any) -> tuple[str, str]:
+    def _texts(self, row: Any) -> tuple[str, str]:
         if self.kind == "grounding":
             return "", text_field(row, "grounded_caption")
         if self.kind == "caption":
@@ -53,11 +56,12 @@ class FlickrGrounded(Reader):
 
 
 class FlickrEntities(Reader):
-    """Flickr30k Entities: `Sentences/N.txt` with `[/EN#chain/type words]`, `Annotations/N.xml` with pixel boxes by chain.
+    """Flickr30k Entities: `Sentences/N.txt` with `[/EN#chain/type words]`, `Annotations/N.xml` with pixel boxes by
+    chain.
 
-    The original's files are gone, so its three sets are rebuilt: grounded captions and caption to phrases from captions of images with
-    at least five grounded phrases, phrase to boxes from every phrase with boxes. Splits come from `train.txt`, `val.txt`, `test.txt`
-    beside the folders, else all is train.
+    Rebuilds MiniGPT-v2's three sets, whose files are no longer available: grounded captions and caption to phrases from
+    captions of images with at least five grounded phrases, phrase to boxes from every phrase with boxes. Splits are
+    read from `train.txt`, `val.txt` and `test.txt` next to the folders; without them all records are train.
     """
 
     def __init__(self, card: Card, kind: Kind) -> None:
@@ -65,10 +69,10 @@ class FlickrEntities(Reader):
         self.kind: Kind = kind
 
     def files(self, root: str, images: str | None = None) -> list[Part]:
-        """One part for each list of a split, or one over the folder of sentences.
+        """Returns one part per split list, or one for the folder `Sentences`.
 
         Raises:
-            ValueError: there is no folder of sentences.
+            ValueError: there is no folder `Sentences`.
         """
         names = Folder(root).names()
         if not any(PurePosixPath(name).parent.name == "Sentences" for name in names):
@@ -84,14 +88,12 @@ class FlickrEntities(Reader):
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         path = PurePosixPath(part.path)
         if path.suffix:
-            numbers, base = part.folder.read(part.path).decode().split(), path.parent
+            numbers = part.folder.read(part.path).decode().split()
         else:
-            numbers = sorted(
-                PurePosixPath(name).stem for name in part.folder.names() if PurePosixPath(name).parent == path
-            )
-            base = path.parent
+            files = map(PurePosixPath, part.folder.names())
+            numbers = sorted(file.stem for file in files if file.parent == path)
         for number in numbers:
-            yield number, base
+            yield number, path.parent
 
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         sentences = self._read(part, row / "Sentences" / f"{key}.txt").decode().splitlines()
@@ -99,23 +101,25 @@ class FlickrEntities(Reader):
         image = images.get(*candidate_paths(f"{key}.jpg", "images", "flickr30k-images"))
         grounded = sum(chain in chains for line in sentences for chain, _ in ENTITY.findall(line))
         for number, line in enumerate(sentences):
-            if self.kind != "phrase" and grounded < FEWEST_PHRASES:
-                few = f"{grounded} grounded phrases, fewer than {FEWEST_PHRASES}"
-                yield RejectedRecord(self.card.name, part.split, f"{part.path}#{key}/{number}", "not used", few)
+            if self.kind != "phrase" and grounded < MIN_PHRASES:
+                detail = f"{grounded} grounded phrases, fewer than {MIN_PHRASES}"
+                yield RejectedRecord(self.card.name, part.split, f"{part.path}#{key}/{number}", "not used", detail)
                 continue
-            for place, (task, turns, boxes) in enumerate(self._spoken(line, chains)):
-                name = f"{key}/{number}" if self.kind != "phrase" else f"{key}/{number}/{place}"
+            for index, (task, turns, boxes) in enumerate(self._line_turns(line, chains)):
+                name = f"{key}/{number}" if self.kind != "phrase" else f"{key}/{number}/{index}"
                 yield self._sample(part, name, task, turns, image, boxes=boxes)
 
     def _read(self, part: Part, path: PurePosixPath) -> bytes:
         try:
             return part.folder.read(str(path))
         except FileNotFoundError as error:
-            raise RecordError("missing box", f"{path} is not there") from error
+            raise RecordError("missing box", f"{path} does not exist") from error
 
-    def _spoken(self, line: str, chains: dict[str, list[Box]]) -> Iterator[tuple[str, tuple[Turn, Turn], list[Box]]]:
+    def _line_turns(
+        self, line: str, chains: dict[str, list[Box]]
+    ) -> Iterator[tuple[str, tuple[Turn, Turn], list[Box]]]:
         plain = " ".join(ENTITY.sub(r"\2", line).split())
-        marked, boxes = _grounded(line, chains)
+        marked, boxes = _mark_phrases(line, chains)
         if self.kind == "grounding":
             yield "grounding", (Turn("user", ""), Turn("assistant", marked)), boxes
         elif self.kind == "caption":
@@ -129,11 +133,11 @@ class FlickrEntities(Reader):
                     yield "detection", (Turn("user", phrase), Turn("assistant", f"<p>{phrase}</p> {tokens}")), own
 
 
-def _grounded(line: str, chains: dict[str, list[Box]]) -> tuple[str, list[Box]]:
-    """A sentence with its grounded phrases marked up and followed by box tokens."""
+def _mark_phrases(line: str, chains: dict[str, list[Box]]) -> tuple[str, list[Box]]:
+    """Marks the grounded phrases of a sentence, `<p>words</p> <box:0><box:1>`, and returns their boxes."""
     boxes: list[Box] = []
 
-    def marked(match: re.Match[str]) -> str:
+    def mark(match: re.Match[str]) -> str:
         chain, words = match.groups()
         if chain not in chains:
             return words
@@ -141,32 +145,31 @@ def _grounded(line: str, chains: dict[str, list[Box]]) -> tuple[str, list[Box]]:
         boxes.extend(chains[chain])
         return f"<p>{words}</p> " + "".join(f"<box:{number}>" for number in range(first, len(boxes)))
 
-    return " ".join(ENTITY.sub(marked, line).split()), boxes
+    return " ".join(ENTITY.sub(mark, line).split()), boxes
 
 
 def _chain_boxes(data: bytes) -> dict[str, list[Box]]:
-    """Pixel boxes by chain of a VOC-style annotation.
+    """Returns chain -> boxes in pixels of a VOC-style annotation.
 
     Raises:
-        Refused: it is no XML, or declares entities.
+        RecordError: the annotation is not XML, declares a document type, or a box lacks a coordinate.
     """
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise RecordError("unreadable record", "the annotation declares a document type, which can blow up when read")
+        # Nested entities can expand without bound.
+        raise RecordError("unreadable record", "the annotation declares a document type, which is not supported")
     try:
         root = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        raise RecordError("unreadable record", f"the annotation is no XML: {error}") from error
+        raise RecordError("unreadable record", f"the annotation is not XML: {error}") from error
     chains: dict[str, list[Box]] = {}
-    for thing in root.iter("object"):
-        corners = thing.find("bndbox")
-        if corners is not None:
-            box = Box(*_numbers([corners.findtext(name) for name in ("xmin", "ymin", "xmax", "ymax")]))
-            for name in thing.findall("name"):
-                chains.setdefault(str(name.text), []).append(box)
+    for item in root.iter("object"):
+        corners = item.find("bndbox")
+        if corners is None:
+            continue
+        values = [corners.findtext(name) for name in ("xmin", "ymin", "xmax", "ymax")]
+        if None in values:
+            raise RecordError("missing box", "a bndbox lacks a coordinate")
+        box = Box(*(float(value) for value in values if value is not None))
+        for name in item.findall("name"):
+            chains.setdefault(str(name.text), []).append(box)
     return chains
-
-
-def _numbers(texts: Sequence[str | None]) -> list[float]:
-    if any(text is None for text in texts):
-        raise RecordError("missing box", "a bndbox lacks a corner")
-    return [float(text) for text in texts if text is not None]

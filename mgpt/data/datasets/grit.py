@@ -1,4 +1,4 @@
-"""Reader of GRIT: captions whose parts are located, in Parquet or in the shards that img2dataset makes of it."""
+"""Reader of GRIT: captions with boxes for their phrases, in Parquet files or img2dataset shards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Span = tuple[int, int]
 
 
 class Grit(Reader):
-    """One of the three tasks that MiniGPT-v2 makes of GRIT; how is not published, so this is our choice.
+    """One of the three tasks that MiniGPT-v2 derives from GRIT. Its procedure is not published; this one is our choice.
 
-    `refer` and `identify` take `ref_exps` (whole expressions) with exactly one box; `grounding` marks every outermost of the
-    `noun_chunks` in the caption. Each element is `[start, end, x1, y1, x2, y2, confidence]`: characters of the caption, and a box from 0
-    to 1 of the image. Images lie in an `image` column, or below the image folder as `<key>.jpg`; a shard's `.json` holds the same
-    fields beside its image.
+    `refer` and `identify` use the `ref_exps` (whole expressions) with exactly one box; `grounding` marks the outermost
+    `noun_chunks` in the caption. Each element is `[start, end, x1, y1, x2, y2, confidence]`: a span of characters of
+    the caption, and a box in shares of the image, 0 to 1. Images are in a column `image` or in the image folder as
+    `<key>.jpg`; in a shard, `.json` holds the same fields.
     """
 
     patterns = ("*.parquet", "*.tar")
@@ -43,7 +43,7 @@ class Grit(Reader):
         caption = text_field(record, "caption")
         spans = _spans(record["noun_chunks" if self.kind == "grounding" else "ref_exps"], caption, image)
         if self.kind == "grounding":
-            text, boxes = _marked(caption, spans)
+            text, boxes = _mark_spans(caption, spans)
             yield self._sample(part, key, "grounding", (Turn("user", ""), Turn("assistant", text)), image, boxes=boxes)
             return
         single = {span: boxes for span, boxes in spans.items() if len(boxes) == 1}
@@ -55,44 +55,40 @@ class Grit(Reader):
 
 
 def _image(record: Mapping[str, Any], images: ImageFolder) -> SourceImage:
-    held = record.get("image")
-    data = held.get("bytes") if isinstance(held, Mapping) else held
+    column = record.get("image")
+    data = column.get("bytes") if isinstance(column, Mapping) else column
     if isinstance(data, bytes):
         return SourceImage.from_bytes(data)
     return images.get(*candidate_paths(f"{record['key']}.jpg", "images"))
 
 
 def _spans(elements: Any, caption: str, image: SourceImage) -> dict[Span, list[Box]]:
-    """Boxes in pixels by span of the caption, in order of the text.
+    """Returns span of the caption -> boxes in pixels, in order of the text.
 
     Raises:
-        Refused: there is none, or an element is not as described.
+        RecordError: there is no element, or one is invalid.
     """
     rows = json.loads(elements) if isinstance(elements, str) else elements
     if not rows:
-        raise RecordError("missing box", "nothing of the caption is located")
+        raise RecordError("missing box", "no phrase of the caption has a box")
     spans: dict[Span, list[Box]] = {}
     for row in rows:
-        span, box = _located(row, caption, image)
-        spans.setdefault(span, []).append(box)
+        if len(row) < 6 or not 0 <= int(row[0]) < int(row[1]) <= len(caption):
+            raise RecordError("missing box", f"{list(row)} is not a span of the caption of {len(caption)} characters")
+        x1, y1, x2, y2 = (float(value) for value in row[2:6])
+        box = Box(x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
+        spans.setdefault((int(row[0]), int(row[1])), []).append(box)
     return dict(sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1])))
 
 
-def _located(row: Sequence[float], caption: str, image: SourceImage) -> tuple[Span, Box]:
-    if len(row) < 6 or not 0 <= int(row[0]) < int(row[1]) <= len(caption):
-        raise RecordError("missing box", f"{list(row)} does not point into the caption of {len(caption)} characters")
-    x1, y1, x2, y2 = (float(value) for value in row[2:6])
-    return (int(row[0]), int(row[1])), Box(x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
-
-
-def _marked(caption: str, spans: Mapping[Span, Sequence[Box]]) -> tuple[str, list[Box]]:
-    """The caption with its located phrases marked up; a phrase inside another is left out."""
-    parts, boxes, place = [], list[Box](), 0
+def _mark_spans(caption: str, spans: Mapping[Span, Sequence[Box]]) -> tuple[str, list[Box]]:
+    """Marks the phrases of a caption, `<p>words</p> <box:0>`; phrases inside another are skipped."""
+    parts, boxes, position = [], list[Box](), 0
     for (start, end), found in spans.items():
-        if start < place:
+        if start < position:
             continue
         tokens = "".join(f"<box:{len(boxes) + number}>" for number in range(len(found)))
-        parts += [caption[place:start], f"<p>{caption[start:end]}</p> {tokens}"]
+        parts += [caption[position:start], f"<p>{caption[start:end]}</p> {tokens}"]
         boxes.extend(found)
-        place = end
-    return "".join([*parts, caption[place:]]), boxes
+        position = end
+    return "".join([*parts, caption[position:]]), boxes

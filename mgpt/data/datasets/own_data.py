@@ -1,4 +1,4 @@
-"""Reader of people's own data: JSON Lines beside a folder of images (docs/own-data.md)."""
+"""Reader of users' own data: JSON Lines with images in the same folder (docs/own-data.md)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ EXTRA = ("key", "objects", "choices")
 
 
 class OwnData(Reader):
-    """One JSON object a line, in one of four forms: `caption`, `question` + `answer`, `expression` + `box`, `conversations`; unknown
-    keys are refused."""
+    """One JSON object per line, in one of four forms: `caption`, `question` + `answer`, `expression` + `box`,
+    `conversations`.
+
+    Records with unknown keys are rejected.
+    """
 
     patterns = ("*.jsonl",)
 
@@ -41,36 +44,25 @@ class OwnData(Reader):
         split = text_field(row, "split") if "split" in row else part.split
         extra = {name: row[name] for name in EXTRA if name in row}
         licence = text_field(row, "licence") if "licence" in row else None
-        yield self._sample(
-            part,
-            key,
-            task,
-            turns,
-            image,
-            split=SPLIT_NAMES.get(split, split),
-            boxes=boxes,
-            licence=licence,
-            extra=extra,
-        )
+        split = SPLIT_NAMES.get(split, split)
+        yield self._sample(part, key, task, turns, image, split=split, boxes=boxes, licence=licence, extra=extra)
 
 
 def _form(row: Any) -> str:
-    """Which of the four forms a record has.
+    """Returns the form of a record.
 
     Raises:
-        Refused: it is no object, has an unknown key, or none or several of the forms.
+        RecordError: the record is not an object, has an unknown key, or none or several of the forms.
     """
     if not isinstance(row, Mapping):
-        raise RecordError("unreadable record", f"a line is a JSON object, not {type(row).__name__}")
+        raise RecordError("unreadable record", f"a line must be a JSON object, not {type(row).__name__}")
     unknown = sorted(set(row) - KEYS)
     if unknown:
-        raise RecordError("unreadable record", f"unknown key {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
+        raise RecordError("unreadable record", f"unknown key {', '.join(unknown)}; use {', '.join(sorted(KEYS))}")
     forms = [name for name in FORMS if name in row]
     if len(forms) != 1:
-        raise RecordError(
-            "missing field",
-            f"a record has exactly one of {', '.join(FORMS)}; this one has {', '.join(forms) or 'none'}",
-        )
+        detail = f"a record must have exactly one of {', '.join(FORMS)}; this one has {', '.join(forms) or 'none'}"
+        raise RecordError("missing field", detail)
     return forms[0]
 
 
@@ -84,35 +76,36 @@ def _turns(row: Mapping[str, Any], form: str) -> tuple[tuple[Turn, ...], list[Bo
         turns = reference_turns("identify" if row.get("task") == "identify" else "refer", _texts(row, "expression"))
         tokens = "".join(f"<box:{number}>" for number in range(len(boxes)))
         if not boxes:
-            raise RecordError("missing box", "an expression needs its box: [x1, y1, x2, y2] in pixels")
+            raise RecordError("missing box", "an expression needs a box, [x1, y1, x2, y2] in pixels")
         return tuple(Turn("assistant", tokens) if turn == BOX else turn for turn in turns), boxes
     return _conversation(row), _boxes(row)
 
 
 def _conversation(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Turns with `role` and `content` (or LLaVA's `from` and `value`); a content that is a list of objects is kept as JSON for tasks
-    with items.
+    """Returns the turns of `role` and `content`, or of LLaVA's `from` and `value`.
+
+    A content that is a list of objects becomes JSON text, for tasks with items.
 
     Raises:
-        Refused: there is none, they do not alternate, or nobody answers.
+        RecordError: there are no turns, they do not alternate, or the last one is the user's.
     """
-    said = row["conversations"]
-    if not isinstance(said, list) or not said:
-        raise RecordError("missing field", "'conversations' is a list of at least a question and an answer")
+    messages = row["conversations"]
+    if not isinstance(messages, list) or not messages:
+        raise RecordError("missing field", "'conversations' must be a list of at least a question and an answer")
     turns = []
-    for number, turn in enumerate(said):
+    for number, turn in enumerate(messages):
         role = ROLE_NAMES.get(text_field(turn, "role" if "role" in turn else "from"), "")
         content = turn.get("content", turn.get("value"))
         if role != ("user", "assistant")[number % 2]:
-            rule = "user and assistant must take turns, the user first"
-            raise RecordError("missing answer", f"turn {number + 1} comes from {role or 'somebody else'}; {rule}")
+            rule = "user and assistant must alternate, the user first"
+            raise RecordError("missing answer", f"the role of turn {number + 1} is {role or 'unknown'}; {rule}")
         if isinstance(content, list):
             content = json.dumps(content, ensure_ascii=False)
         if not isinstance(content, str):
             raise RecordError("missing field", f"turn {number + 1} has no content")
         turns.append(Turn("user" if number % 2 == 0 else "assistant", content.replace("<image>", "").strip()))
     if len(turns) % 2:
-        raise RecordError("missing answer", "the last turn is the user's; an answer must follow")
+        raise RecordError("missing answer", "the last turn is the user's; add an answer")
     return tuple(turns)
 
 

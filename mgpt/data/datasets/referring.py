@@ -1,9 +1,9 @@
-"""Readers of referring expressions: RefCOCO, RefCOCO+, RefCOCOg (both directions), their evaluation lists, Visual Genome regions."""
+"""Readers of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg, their evaluation lists, Visual Genome regions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -18,10 +18,10 @@ BOX = Turn("assistant", "<box:0>")
 
 
 def reference_turns(direction: Direction, expressions: tuple[str, ...]) -> tuple[Turn, Turn]:
-    """Phrase to box, or box to phrase; several expressions are alternatives.
+    """Returns the turns from expression to box, or from box to expression; several expressions become alternatives.
 
     Raises:
-        Refused: there is no expression.
+        RecordError: all expressions are empty.
     """
     if not any(text.strip() for text in expressions):
         raise RecordError("missing answer", "the reference has no expression")
@@ -32,11 +32,12 @@ def reference_turns(direction: Direction, expressions: tuple[str, ...]) -> tuple
 
 
 class RefCoco(Reader):
-    """`refs(NAME).p` and `instances.json` of RefCOCO's own release (original code, coco_dataset.py:33-122): one sample a reference.
+    """RefCOCO's own release, `refs(NAME).p` and `instances.json`: one sample per reference.
 
-    The split stands in the reference. A reference has several expressions, one of which is drawn whenever it is rendered; in evaluation
-    each is a question. A release holds two divisions, `refs(google).p` beside the one that everybody reports on; the other's training is
-    on images that this one tests on, so it is never read. Of several datasets below one root, each takes its own folder.
+    The expressions of a reference are alternatives, one of which is drawn in training. A release holds two divisions
+    into splits. Only the one that results are reported on is read: the other, `refs(google).p`, trains on images that
+    this one tests on. If several datasets are below one root, each reads its own folder. Source: original code,
+    coco_dataset.py:33-122.
     """
 
     collection = "coco"
@@ -47,7 +48,7 @@ class RefCoco(Reader):
         self.folder = folder
 
     def files(self, root: str, images: str | None = None) -> list[Part]:
-        """The division's file below `root`; see `Reader.files`."""
+        """Returns the division's file below `root`; see `Reader.files`."""
         found = super().files(root, images)
         return [part for part in found if PurePosixPath(part.path).parent.name == self.folder] or found
 
@@ -56,8 +57,8 @@ class RefCoco(Reader):
         if not isinstance(references, list):
             raise ValueError(f"{part.path} holds a {type(references).__name__}; a list of references was expected")
         wanted = {row["ann_id"] for row in references if isinstance(row, dict) and "ann_id" in row}
-        beside = str(PurePosixPath(part.path).with_name("instances.json"))
-        instances = read_instances(part.folder, beside, wanted)
+        path = str(PurePosixPath(part.path).with_name("instances.json"))
+        instances = read_instances(part.folder, path, wanted)
         for number, row in enumerate(references):
             yield str(row["ref_id"] if isinstance(row, dict) and "ref_id" in row else number), (row, instances)
 
@@ -66,7 +67,9 @@ class RefCoco(Reader):
         if instances.boxes.get(reference["ann_id"]) is None:
             raise RecordError("missing box", f"annotation {reference['ann_id']} has no box in instances.json")
         box = box_from_xywh(instances.boxes[reference["ann_id"]])
-        expressions = tuple(_expression(sentence) for sentence in reference["sentences"])
+        expressions = tuple(
+            text_field(sentence, "raw" if "raw" in sentence else "sent") for sentence in reference["sentences"]
+        )
         names = [
             f"COCO_train2014_{int(reference['image_id']):0>12}.jpg",
             instances.files.get(reference["image_id"]) or "",
@@ -85,16 +88,13 @@ class RefCoco(Reader):
         yield self._sample(part, key, self.direction, turns, image, split=split, boxes=(box,), extra=extra)
 
 
-def _expression(sentence: Mapping[str, Any]) -> str:
-    return text_field(sentence, "raw" if "raw" in sentence else "sent")
-
-
 class RefCocoEvaluation(Reader):
-    """The evaluation lists that the original ships (eval_scripts/eval_data): `[{"img_id", "sents", "bbox", "height", "width"}]`.
+    """The evaluation lists of the original (eval_scripts/eval_data), `[{"img_id", "sents", "bbox", "height",
+    "width"}]`.
 
-    `img_id` is `COCO_train2014_<12 digits>_<n>`, one for each reference, and a reference has several expressions; so each expression
-    gets the key `<img_id>/<n-th expression>`. Keyed by image, truths overwrite one another and a perfect predictor scores 40.5 % on
-    RefCOCO val.
+    `img_id` is `COCO_train2014_<12 digits>_<n>` and identifies a reference, which has several expressions; the key of
+    an expression is `<img_id>/<number>`. With the image as key, references overwrite one another and a perfect model
+    scores 40.5 % on RefCOCO val.
     """
 
     collection = "coco"
@@ -120,25 +120,27 @@ class RefCocoEvaluation(Reader):
 
 
 class VisualGenomeRegions(Reader):
-    """`region_descriptions.json` and `image_data.json` (original code, vg_dataset.py:31-88): one sample a region smaller than 16,384
-    square pixels. The file's `coco_id` says which of COCO's images half of them are."""
+    """Visual Genome's `region_descriptions.json` and `image_data.json`: one sample per region below 16,384 square
+    pixels.
+
+    Half of the images are COCO's, as `coco_id` in `image_data.json` states. Source: original code, vg_dataset.py:31-88.
+    """
 
     collection = "vg"
     patterns = ("region_descriptions.json",)
-    LARGEST = 16_384
+    MAX_AREA = 16_384
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
-        beside = str(PurePosixPath(part.path).with_name("image_data.json"))
-        with part.folder.open(beside) as file:
+        with part.folder.open(str(PurePosixPath(part.path).with_name("image_data.json"))) as file:
             files = {
-                row.get("image_id", row.get("id")): (_last_two(str(row.get("url", ""))), row.get("coco_id"))
+                row.get("image_id", row.get("id")): (_path_of_url(str(row.get("url", ""))), row.get("coco_id"))
                 for _, row in json_rows(file)
                 if isinstance(row, dict)
             }
         with part.folder.open(part.path) as file:
             for key, image in json_rows(file):
                 regions = image.get("regions") if isinstance(image, dict) else None
-                if not isinstance(regions, list):  # one row, which becomes a problem
+                if not isinstance(regions, list):  # one row, which is rejected
                     regions = [RecordError("missing field", f"'regions' is {regions!r:.80}; a list was expected")]
                 for number, region in enumerate(regions):
                     known = isinstance(region, dict)
@@ -149,9 +151,9 @@ class VisualGenomeRegions(Reader):
     def _convert(self, part: Part, key: str, row: Any, images: ImageFolder) -> Iterator[Sample | RejectedRecord]:
         region, known, identifier = row
         area = region["width"] * region["height"]
-        if area >= self.LARGEST:
+        if area >= self.MAX_AREA:
             raise RecordError(
-                "not used", f"the region has {area} square pixels; the original keeps those below {self.LARGEST}"
+                "not used", f"the region has {area} square pixels; the original keeps those below {self.MAX_AREA}"
             )
         if known is None:
             raise RecordError("missing image", f"image_data.json does not list image {identifier}")
@@ -163,5 +165,6 @@ class VisualGenomeRegions(Reader):
         yield self._sample(part, key, "refer", turns, image, boxes=(box,), names=names)
 
 
-def _last_two(url: str) -> str:
+def _path_of_url(url: str) -> str:
+    """Returns folder and file of an image's address, `VG_100K/2.jpg`."""
     return "/".join(url.split("/")[-2:])

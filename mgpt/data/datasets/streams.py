@@ -42,9 +42,9 @@ codecs.register_error("mgpt-not-text", _replace_byte)
 class JsonInput:
     """A JSON file in the form that ijson reads safely.
 
-    ijson stops at a byte order mark and at the first byte that is not UTF-8, writes "?" for half of a surrogate pair, and
-    needs memory quadratic in the depth of nesting. Here the mark is removed, invalid text becomes `NOT_TEXT`, and depth and
-    record length are limited.
+    ijson stops at a byte order mark and at the first byte that is not UTF-8, writes "?" for half of a surrogate pair,
+    and needs memory quadratic in the depth of nesting. Here the mark is removed, invalid text becomes `NOT_TEXT`, and
+    depth and record length are limited.
     """
 
     def __init__(self, file: IO[bytes], limit_record: bool = True) -> None:
@@ -65,7 +65,8 @@ class JsonInput:
         return data.strip()[:1].decode("ascii", "replace")
 
     def read(self, size: int = -1) -> bytes:
-        """Returns the next bytes, b"" at the end and for a size of 0, by which ijson tells bytes from text; another size is ignored.
+        """Returns the next bytes, b"" at the end and for a size of 0, by which ijson tells bytes from text; another
+        size is ignored.
 
         Raises:
             ValueError: a record is longer than `MAX_RECORD` or nested deeper than `MAX_DEPTH`.
@@ -102,8 +103,8 @@ class JsonInput:
 
 
 def json_rows(file: IO[bytes], key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Yields the rows of a JSON file one at a time: of its list (keyed by their number) or object (by its keys), at the top
-    level or under `key`. NaN and Infinity, which are not JSON, are rejected.
+    """Yields the rows of a JSON file one at a time: of its list (keyed by their number) or object (by its keys), at the
+    top level or under `key`. NaN and Infinity, which are not JSON, are rejected.
 
     Raises:
         ValueError: the file is not valid JSON, or has no `key`; the rows before the damage were given.
@@ -114,7 +115,8 @@ def json_rows(file: IO[bytes], key: str | None = None) -> Iterator[tuple[str, An
             yield row
             count += 1
     except ijson.JSONError:
-        # In its fast mode yajl rejects integers beyond 64 bits. Reading on without it shows whether the file is damaged.
+        # In its fast mode yajl rejects integers beyond 64 bits. Reading on without it shows whether the file is
+        # damaged.
         file.seek(0)
         for name, value in islice(_parse(file, key, use_float=False), count, None):
             yield name, _plain_numbers(value)
@@ -180,8 +182,10 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def jsonl_rows(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Rows of a JSON Lines file, keyed by line number from 1; empty lines are passed over. A line that is no JSON gives the `ValueError`
-    itself as its row."""
+    """Yields the rows of a JSON Lines file, keyed by line number from 1; empty lines are skipped.
+
+    A line that is not JSON gives a `ValueError` as its row.
+    """
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -192,23 +196,24 @@ def jsonl_rows(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def json_or_lines(file: IO[bytes], name: str, key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Rows of a `.jsonl` file, or of a `.json` one."""
+    """Yields the rows of a `.jsonl` or `.json` file."""
     return jsonl_rows(file) if name.endswith(".jsonl") else json_rows(file, key)
 
 
 def tar_rows(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a webdataset shard: neighbouring members with one name up to the first dot, as `{extension: bytes}`. Links and folders
-    are left out; gzip is opened.
+    """Yields the samples of a webdataset shard as `{extension: bytes}`, plain or gzipped.
+
+    A sample is a run of members with the same name up to the first dot. Links and folders are skipped.
 
     Raises:
-        ValueError: the shard breaks off or is no tar file; the complete samples before were given.
+        ValueError: the shard is truncated or not a tar file; the complete samples before the damage were given.
     """
     current, members = "", dict[str, bytes]()
     compressed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    watched = _Tail(cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file)
+    stream = _TailReader(cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file)
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as shard:
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as shard:
             for member in shard:
                 if not member.isfile():
                     continue
@@ -220,19 +225,17 @@ def tar_rows(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
                     members = {}
                 current = key
                 members[extension.lower()] = _member(shard, member)
-        complete = watched.is_complete()
+        complete = stream.ends_with_empty_block()
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"the shard breaks off: {error}") from error
+        raise ValueError(f"the shard is truncated or damaged: {error}") from error
     if not complete:
-        raise ValueError(
-            f"the shard breaks off after {current}: the two empty blocks that end a tar file are not there"
-        )
+        raise ValueError(f"the shard is truncated after {current}: the empty blocks that end a tar file are missing")
     if members:
         yield current, members
 
 
-class _Tail:
-    """A file that remembers its last bytes: Python takes a tar file cut at the head of a member for one that ends there."""
+class _TailReader:
+    """A file that remembers its last bytes, since tarfile accepts a file that was cut at the header of a member."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -243,8 +246,8 @@ class _Tail:
         self.last = (self.last + data)[-512:]
         return data
 
-    def is_complete(self) -> bool:
-        """Whether the file ends in an empty block; reads what is left of it."""
+    def ends_with_empty_block(self) -> bool:
+        """Reads the rest of the file and returns true if it ends in an empty block."""
         while self.read(CHUNK):
             pass
         return self.last == bytes(512)
@@ -255,15 +258,15 @@ def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     assert content is not None
     data = content.read(min(member.size, MAX_RECORD))
     if len(data) < min(member.size, MAX_RECORD):
-        raise tarfile.ReadError(f"{member.name} is cut short")
+        raise tarfile.ReadError(f"{member.name} is truncated")
     return data
 
 
 def parquet_rows(file: IO[bytes], batch: int = 64) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a Parquet file, keyed by their number, a few at a time in memory.
+    """Yields the rows of a Parquet file, keyed by their number; `batch` rows are in memory at a time.
 
     Raises:
-        ValueError: it is no Parquet file, or breaks off.
+        ValueError: the file is damaged or not a Parquet file.
     """
     number = 0
     try:
@@ -272,27 +275,27 @@ def parquet_rows(file: IO[bytes], batch: int = 64) -> Iterator[tuple[str, dict[s
                 yield str(number), row
                 number += 1
     except OSError as error:
-        if error.errno is not None:  # the disk's or the network's fault, not the file's
+        if error.errno is not None:  # a failure of disk or network, not of the file
             raise
         raise ValueError(f"the Parquet file is damaged: {error}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows numbers, texts, lists, dicts, tuples and sets; refuses every class and function, hence all code."""
+    """Loads numbers, texts, lists, dicts, tuples and sets; rejects every class and function, and hence all code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(
-            f"the file wants to load {module}.{name}; a data file needs no code, so it is not opened"
+            f"the file refers to {module}.{name}; only plain values are loaded, since code in a pickle would run"
         )
 
 
 def plain_pickle(data: bytes) -> Any:
-    """The content of a pickle of plain values (Python 2's too). Nothing of it can run.
+    """Loads a pickle of plain values, of Python 2 or 3, without running code.
 
     Raises:
-        ValueError: it is no pickle, or refers to a class or function.
+        ValueError: the data is not a pickle, or refers to a class or function.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a broken pickle raises nearly anything
+    except Exception as error:  # a damaged pickle raises exceptions of nearly any type
         raise ValueError(f"not a pickle of plain values: {type(error).__name__}: {error}") from error

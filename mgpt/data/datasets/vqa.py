@@ -1,4 +1,4 @@
-"""Readers of questions about images for training: VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA."""
+"""Readers of visual question answering data for training: VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ OCRVQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
 
 
 def coco_names(number: int | str) -> tuple[str, ...]:
-    """What a COCO image may be called, given its id (leading zeros or not): the 2017 name, then those of 2014.
+    """Returns the file names that a COCO image may have, given its id: that of 2017, then those of 2014.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: the id is not a number.
     """
     digits = f"{int(number):0>12}"
     return f"{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"COCO_val2014_{digits}.jpg"
 
 
 def question_turns(question: str, answers: Sequence[str]) -> tuple[Turn, Turn]:
-    """A question and its answers, repeats kept: training draws one, so by frequency, as the original does. The shown text is the most
-    frequent.
+    """Returns a question and its answer, with the most frequent answer as text and all answers as alternatives.
+
+    Repeats are kept, so that training draws answers by frequency, as in the original.
 
     Raises:
-        Refused: nobody answered.
+        RecordError: there is no answer.
     """
-    given = tuple(answer for answer in answers if answer.strip())
-    if not given:
+    texts = tuple(answer for answer in answers if answer.strip())
+    if not texts:
         raise RecordError("missing answer", f"{question[:60]!r} has no answer")
-    common = Counter(given).most_common(1)[0][0]
-    return Turn("user", question), Turn("assistant", common, given if len(given) > 1 else ())
+    common = Counter(texts).most_common(1)[0][0]
+    return Turn("user", question), Turn("assistant", common, texts if len(texts) > 1 else ())
 
 
 def question_extra(part: Part, row: Mapping[str, Any], key: str, **more: Any) -> dict[str, Any] | None:
-    """What evaluation needs of a question, nothing in training."""
+    """Returns the `extra` of a question: its key and further values for evaluation; None in training."""
     if part.split == "train":
         return None
     return {"key": str(row.get("question_id", key))} | {name: value for name, value in more.items() if value}
 
 
 class _Questions(Reader):
-    """Rows of a JSON list or, keyed by question, of a JSON object."""
+    """A reader of a JSON list of questions, or of a JSON object keyed by question id."""
 
     def _rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         with part.folder.open(part.path) as file:
@@ -58,10 +59,10 @@ class _Questions(Reader):
 
 
 class Vqa(_Questions):
-    """VQAv2 and OK-VQA as LAVIS publishes them, `{"image", "question", "question_id", "answer": [10]}` (original code,
-    coco_vqa_datasets.py:43-91).
+    """VQAv2 and OK-VQA as published by LAVIS, `{"image", "question", "question_id", "answer": [10]}`.
 
-    The original drops records without an image in silence; here each is a problem.
+    The original drops records without an image silently; here they are rejected with a reason.
+    Source: original code, coco_vqa_datasets.py:43-91.
     """
 
     collection = "coco"
@@ -77,7 +78,9 @@ class Vqa(_Questions):
 
 
 class AOkVqa(_Questions):
-    """A-OKVQA in both published layouts: LAVIS names the image in `image`, the official file has `image_id` and COCO-2017 names."""
+    """A-OKVQA in both published layouts: that of LAVIS with `image`, and the official one with `image_id` (COCO
+    2017).
+    """
 
     collection = "coco"
     patterns = ("aokvqa_*.json",)
@@ -95,13 +98,15 @@ class AOkVqa(_Questions):
         if row.get("image") is not None:
             return (text_field(row, "image"),)
         if row.get("image_id") is None:
-            raise RecordError("missing field", "neither 'image' nor 'image_id' names the image")
+            raise RecordError("missing field", "the record has neither 'image' nor 'image_id'")
         return coco_names(row["image_id"])
 
 
 class Gqa(_Questions):
-    """GQA as LAVIS publishes it (a list with `image`) or officially (an object by question id with `imageId`) (original code,
-    gqa_datasets.py:41-59)."""
+    """GQA in the layout of LAVIS (a list with `image`) or the official one (an object by question id with `imageId`).
+
+    Source: original code, gqa_datasets.py:41-59.
+    """
 
     collection = "vg"
     patterns = ("*balanced_questions.json", "*questions.json")
@@ -115,8 +120,11 @@ class Gqa(_Questions):
 
 
 class OcrVqa(Reader):
-    """OCR-VQA's `dataset.json`, books by id with parallel lists of questions and answers (original code, ocrvqa_dataset.py:38-76): one
-    sample a question."""
+    """OCR-VQA's `dataset.json`, books by id with parallel lists of questions and answers; gives one sample per
+    question.
+
+    Source: original code, ocrvqa_dataset.py:38-76.
+    """
 
     patterns = ("dataset.json",)
 

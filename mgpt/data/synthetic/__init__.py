@@ -1,1 +1,1 @@
-"""The shapes world: a procedural world of scenes that plays the part of photographs (docs/shapes-world.md)."""
+"""The shapes world: generated scenes that stand for photographs (docs/shapes-world.md)."""

@@ -1,7 +1,8 @@
-"""The shapes world on disk, in the published formats of the real datasets, so that the real readers read it.
+"""The files of the shapes world, in the published formats of the real datasets, for the real readers.
 
-`write_world` writes every dataset. Its bytes are a function of seed and counts. Some records are bad on purpose, as in real data, and
-curation must find them: one in `FLAWED_ONE_IN` of the web pairs for each of four flaws, of RefCOCO's boxes and of VQAv2's images.
+`write_world` writes all datasets; their bytes are a function of seed and counts. As in real data some records are
+flawed, and curation must find them: one in `FLAW_INTERVAL` of the web pairs for each of four flaws, of RefCOCO's boxes
+and of VQAv2's images.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mgpt.data.synthetic import write_captions, write_grounding, write_vqa
 from mgpt.data.synthetic.world import Split
 from mgpt.data.synthetic.writer import SPLITS, SceneImage, WorldWriter
 
-# Training images of each pool as a share of the split's count. The order decides which scenes a pool gets: a new one goes to the end.
+# Training images of each pool as a share of the split's count. The order decides the scenes of a pool: append new ones.
 SHARES: dict[str, float] = {
     "coco": 1.0,
     "laion": 1.0,
@@ -31,7 +32,7 @@ SHARES: dict[str, float] = {
 
 @dataclass(frozen=True)
 class Location:
-    """Where a dataset lies below the world's root: its files, and its images."""
+    """Folders of a dataset below the world's root: its annotation files and its images."""
 
     root: str
     images: str
@@ -41,7 +42,7 @@ def _coco(root: str) -> Location:
     return Location(root, "coco")
 
 
-# Every dataset of the world by the name of its reader.
+# All datasets of the world by the name of their reader.
 DATASETS: dict[str, Location] = {
     "laion": Location("laion", "laion"),
     "cc_sbu": Location("cc_sbu", "cc_sbu"),
@@ -86,21 +87,21 @@ DATASETS: dict[str, Location] = {
 
 
 def write_world(root: str | Path, seed: int, counts: Mapping[Split, int]) -> None:
-    """Writes every dataset of the shapes world below `root`.
+    """Writes all datasets of the shapes world below `root`.
 
     Args:
         root: a folder; files of an earlier world in it are overwritten.
-        seed: of the scenes and their texts.
-        counts: scenes of the COCO pool by split (train, validation, test); the other pools follow by `SHARES`.
+        seed: seed of the scenes and their texts.
+        counts: scenes of the COCO pool by split (train, validation, test); the other pools are sized by `SHARES`.
 
     Raises:
-        ValueError: a split is not known or a count is negative.
+        ValueError: a split is unknown or a count is negative.
     """
     wrong = [f"{split}: {count}" for split, count in counts.items() if split not in SPLITS or count < 0]
     if wrong:
-        raise ValueError(f"counts: {', '.join(wrong)}; give numbers of scenes >= 0 for {', '.join(SPLITS)}")
+        raise ValueError(f"counts: {', '.join(wrong)}; give scenes >= 0 for {', '.join(SPLITS)}")
     world = WorldWriter(Path(root), seed, counts)
-    # Every evaluation set asks about the same held-out scenes: drawing those is dear, since nine of ten draws fall into another split.
+    # All evaluation sets share the held-out scenes, which are expensive: nine of ten draws fall into another split.
     held_out = {split: world.take(split) for split in SPLITS if split != "train"}
     pools = {pool: {"train": world.take("train", share), **held_out} for pool, share in SHARES.items()}
     for write, pool in _WRITERS:

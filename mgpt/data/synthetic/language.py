@@ -1,7 +1,7 @@
-"""What can be said of a scene, in every way the datasets need it: captions, descriptions, references, questions, dialogues.
+"""Texts about scenes: captions, descriptions, referring expressions, questions, dialogues.
 
-Everything is a function of the scene and a numpy generator. Boxes are never text here: `<box:i>` stands for the i-th box that is
-returned beside the text, as in `mgpt.data.types.Sample`.
+All texts are functions of the scene and a numpy generator. `<box:i>` in a text stands for the i-th of the boxes
+returned with it, as in `mgpt.data.types.Sample`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POSITION_NAMES = (
 
 @dataclass(frozen=True)
 class Question:
-    """`answers` are ten people's answers; `kind` is what the score is sliced by."""
+    """A question with the answers of ten annotators; `kind` groups the scores."""
 
     kind: str
     question: str
@@ -30,23 +30,25 @@ class Question:
 
 
 def article(noun: str) -> str:
-    """`a red circle`, `an orange cross`."""
+    """Returns the noun with its article: `a red circle`, `an orange cross`."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def position_name(thing: Thing) -> str:
-    """The ninth of the image that the thing's centre is in, in words."""
+    """Returns the name of the cell of a 3 x 3 grid that the thing's centre lies in: `top left`, ..."""
     x, y = thing.centre
     return POSITION_NAMES[min(int(y * 3 / CANVAS), 2)][min(int(x * 3 / CANVAS), 2)]
 
 
 def enumeration(parts: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Joins words: `a`, `a and b`, `a, b and c`."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence that names every thing in reading order; one in four says sizes, one in five has an opening."""
+    """Returns a caption that names all things in reading order; a quarter give sizes, a fifth have an opening
+    phrase.
+    """
     sized = rng.random() < 0.25
     things = enumeration([article(f"{t.size} {t.kind}" if sized else t.kind) for t in scene.things])
     if scene.sign and rng.random() < 0.5:
@@ -55,7 +57,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def description(scene: Scene) -> str:
-    """The detailed description: count, then size, kind and place of every thing, the sign and the background."""
+    """Returns the detailed description: count; size, kind and position of every thing; sign; background."""
     count = len(scene.things)
     sentences = [f"The image shows {NUMBERS[count]} object{'s' if count > 1 else ''}."]
     sentences += [f"There is {article(f'{t.size} {t.kind}')} at the {position_name(t)}." for t in scene.things]
@@ -65,7 +67,7 @@ def description(scene: Scene) -> str:
 
 
 def expressions(scene: Scene, thing: Thing) -> list[str]:
-    """Phrases that point at this thing and no other, the plainest first; empty when nothing simple does."""
+    """Returns phrases that identify the thing, the simplest first; empty if no simple phrase does."""
     same = [t for t in scene.things if t.kind == thing.kind]
     if len(same) == 1:
         return [thing.kind]
@@ -81,13 +83,13 @@ def expressions(scene: Scene, thing: Thing) -> list[str]:
 
 
 def grounded_caption(scene: Scene) -> tuple[str, list[PixelBox]]:
-    """`a <p>red circle</p> <box:0> and a <p>blue square</p> <box:1>` and the boxes."""
+    """Returns `a <p>red circle</p> <box:0> and a <p>blue square</p> <box:1>` and the boxes."""
     parts = [f"{article(t.kind).split()[0]} <p>{t.kind}</p> <box:{i}>" for i, t in enumerate(scene.things)]
     return enumeration(parts), [t.box for t in scene.things]
 
 
 def phrases(scene: Scene) -> dict[str, list[PixelBox]]:
-    """Every kind in the scene and the boxes of all things of that kind (the detection task)."""
+    """Returns kind -> boxes of all things of that kind (the detection task)."""
     found: dict[str, list[PixelBox]] = {}
     for thing in scene.things:
         found.setdefault(thing.kind, []).append(thing.box)
@@ -95,21 +97,21 @@ def phrases(scene: Scene) -> dict[str, list[PixelBox]]:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Every question that has one answer here, the yes/no ones balanced: as many true as false."""
-    asked = [_make_question(rng, "count", "How many objects are there?", str(len(scene.things)))]
+    """Returns all questions with a unique answer; yes/no questions come in pairs of one true and one false."""
+    found = [_make_question(rng, "count", "How many objects are there?", str(len(scene.things)))]
     for thing in scene.things:
         if sum(t.shape == thing.shape for t in scene.things) == 1:
-            asked.append(_make_question(rng, "color", f"What color is the {thing.shape}?", thing.colour))
+            found.append(_make_question(rng, "color", f"What color is the {thing.shape}?", thing.colour))
         if sum(t.colour == thing.colour for t in scene.things) == 1:
-            asked.append(_make_question(rng, "shape", f"What shape is the {thing.colour} object?", thing.shape))
-    asked += _existence(scene, rng) + _relations(scene, rng)
+            found.append(_make_question(rng, "shape", f"What shape is the {thing.colour} object?", thing.shape))
+    found += _existence(scene, rng) + _relations(scene, rng)
     if scene.sign:
-        asked.append(_make_question(rng, "text", "What does the sign say?", scene.sign.word))
-    return asked
+        found.append(_make_question(rng, "text", "What does the sign say?", scene.sign.word))
+    return found
 
 
 def dialogue(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Two or three turns of a conversation in full sentences."""
+    """Returns one to three pairs of question and answer, in full sentences."""
     turns = [("What do you see in the picture?", f"I see {enumeration([article(t.kind) for t in scene.things])}.")]
     thing = scene.things[int(rng.integers(len(scene.things)))]
     if expressions(scene, thing):
@@ -122,15 +124,15 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """A question that needs two looks, and the answer with its reason."""
+    """Returns a question that takes two steps of reasoning, and its answer with the reason."""
     colours = [t.colour for t in scene.things]
     if rng.random() < 0.5:
         large = sum(t.size == "large" for t in scene.things)
         small = len(scene.things) - large
-        said = "Yes" if large > small else "No"
+        verdict = "Yes" if large > small else "No"
         return (
             "Are there more large objects than small ones?",
-            f"{said}, there are {NUMBERS[large]} large and {NUMBERS[small]} small.",
+            f"{verdict}, there are {NUMBERS[large]} large and {NUMBERS[small]} small.",
         )
     return (
         "Do any two objects share a color?",
@@ -139,7 +141,7 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def text_instruction(rng: np.random.Generator) -> tuple[str, str]:
-    """A task without an image and its answer (the part of Unnatural Instructions)."""
+    """Returns a text-only instruction and its answer; stands for Unnatural Instructions."""
     kinds = [f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}" for _ in range(int(rng.integers(2, 5)))]
     listed = enumeration([article(k) for k in kinds])
     task = int(rng.integers(4))
@@ -153,15 +155,15 @@ def text_instruction(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _make_question(rng: np.random.Generator, kind: str, question: str, answer: str) -> Question:
-    """Ten answers; in one question of five, two of the ten people say something longer."""
+    """Builds a question with ten answers; in a fifth of the questions two of them are longer variants."""
     variants = 2 if rng.random() < 0.2 else 0
     return Question(kind, question, (answer,) * (10 - variants) + (f"it is {answer}",) * variants)
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    there = {t.kind for t in scene.things}
-    absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in there]
-    yes, no = str(rng.choice(sorted(there))), str(rng.choice(absent))
+    present = {t.kind for t in scene.things}
+    absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in present]
+    yes, no = str(rng.choice(sorted(present))), str(rng.choice(absent))
     return [
         _make_question(rng, "existence", f"Is there {article(yes)}?", "yes"),
         _make_question(rng, "existence", f"Is there {article(no)}?", "no"),
@@ -169,9 +171,9 @@ def _existence(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _relations(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One true and one false statement on two things that are clearly apart on an axis."""
-    named = [t for t in scene.things if expressions(scene, t) == [t.kind]]
-    pairs = [(a, b) for a in named for b in named if a is not b and abs(a.centre[0] - b.centre[0]) >= 10]
+    """Returns a true and a false question on two things at least 10 px apart horizontally."""
+    unique = [t for t in scene.things if expressions(scene, t) == [t.kind]]
+    pairs = [(a, b) for a in unique for b in unique if a is not b and abs(a.centre[0] - b.centre[0]) >= 10]
     if not pairs:
         return []
     first, second = pairs[int(rng.integers(len(pairs)))]

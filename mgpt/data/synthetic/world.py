@@ -1,8 +1,8 @@
-"""Scenes of coloured shapes: what is in them, how they are drawn, and which split each belongs to.
+"""Scenes of coloured shapes: their content, their images and their splits.
 
-A scene is a pure function of `(seed, split, index)`. Its split is a hash of its coarse content (kinds, sizes and cells), so a
-test scene never has the coarse content of any training scene, whatever seed or count drew either of them; the shipped
-backbones are trained on the train split by the same rule.
+A scene is a pure function of `(seed, split, index)`. Its split is a hash of its coarse content (kinds, sizes and
+cells), so no test scene shares its coarse content with a training scene of any seed or count. The shipped backbones are
+trained on the train split by the same rule.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ COLOURS = {
     "orange": (240, 130, 30),
 }
 BACKGROUNDS = {"gray": (128, 128, 128), "black": (18, 18, 22), "white": (236, 236, 232)}
-SIZES = {"small": (12, 15), "large": (20, 25)}  # side of the box in pixels of a 64 px canvas, both ends included
+SIZES = {"small": (12, 15), "large": (20, 25)}  # range of the box's side in pixels, inclusive
 SIGN_WORDS = ("cat", "dog", "sun", "ant", "hot", "ice", "map", "key")
 CANVAS = 64
-GRID = 4  # the cells of the coarse content are CANVAS / GRID pixels wide
+GRID = 4  # cells per side in the coarse content
 SIGN_SHARE = 0.15
 SIGN_SIZE = (26, 14)
 GLYPHS = {  # 3 x 5 pixel letters, one string a row
@@ -57,7 +57,7 @@ PixelBox = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `box` is (x1, y1, x2, y2) in pixels of the canvas, the exact extent of what is drawn."""
+    """One object. `box` is the exact extent of its drawing, (x1, y1, x2, y2) in pixels."""
 
     shape: str
     colour: str
@@ -66,16 +66,18 @@ class Thing:
 
     @property
     def kind(self) -> str:
+        """Colour and shape, as in `red circle`."""
         return f"{self.colour} {self.shape}"
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Centre of the box, (x, y) in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A white plate with a three-letter word on it."""
+    """A white plate with a three-letter word."""
 
     word: str
     box: PixelBox
@@ -83,7 +85,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in reading order (by row of the grid, then from the left)."""
+    """The content of one image; things are in reading order (by row of the grid, then from the left)."""
 
     seed: int
     index: int
@@ -95,26 +97,26 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """Stable and unique for a world seed: `train-000012`."""
+        """An id that is stable and unique for a seed: `train-000012`."""
         return f"{self.split}-{self.index:06d}"
 
 
 def coarse_content(scene: Scene) -> tuple[str, ...]:
-    """What decides the split: kind, size and grid cell of every thing, and the sign's word; not exact pixels."""
+    """Returns the content that decides the split: kind, size and grid cell of every thing, and the sign's word."""
     cell = scene.canvas / GRID
     things = sorted(f"{t.size} {t.kind} {int(t.centre[0] // cell)},{int(t.centre[1] // cell)}" for t in scene.things)
     return (*things, scene.sign.word if scene.sign else "-")
 
 
 def split_of(scene: Scene) -> Split:
-    """8 of 10 coarse contents are train, 1 validation, 1 test."""
+    """Returns the split of a scene by a hash of its coarse content: 8 of 10 are train, 1 validation, 1 test."""
     digest = hashlib.sha256("|".join(coarse_content(scene)).encode()).digest()
     share = digest[0] % 10
     return "test" if share == 0 else "validation" if share == 1 else "train"
 
 
 def scenes(split: Split, count: int, seed: int) -> Iterator[Scene]:
-    """Yield `count` scenes of a split; the same arguments give the same scenes, and a larger count only appends."""
+    """Yields `count` scenes of a split. The same arguments give the same scenes; a larger count only appends."""
     rng = np.random.default_rng([seed, ("train", "validation", "test").index(split)])
     index = 0
     while index < count:
@@ -125,7 +127,7 @@ def scenes(split: Split, count: int, seed: int) -> Iterator[Scene]:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """An RGB image of the scene, `canvas` pixels square, with a little noise that is a function of the scene."""
+    """Draws the scene as an RGB image, `canvas` pixels square, with pixel noise that is a function of the scene."""
     image = Image.new("RGB", (scene.canvas, scene.canvas), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -159,7 +161,7 @@ def _draw_content(rng: np.random.Generator, seed: int, split: Split, index: int)
 
 
 def _free_box(rng: np.random.Generator, taken: list[PixelBox], width: int, height: int) -> PixelBox | None:
-    """A random box at least 1 px from the edge and 2 px from every other, or None after forty tries."""
+    """Returns a random box at least 1 px from the edge and 2 px from all others, or None after forty tries."""
     for _ in range(40):
         x, y = int(rng.integers(1, CANVAS - width)), int(rng.integers(1, CANVAS - height))
         if all(x + width + 2 <= b[0] or b[2] + 2 <= x or y + height + 2 <= b[1] or b[3] + 2 <= y for b in taken):

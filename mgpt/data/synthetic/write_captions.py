@@ -1,4 +1,4 @@
-"""Datasets of the shapes world whose texts are captions: webdataset shards, COCO caption, TextCaps, cc_sbu_align."""
+"""The caption datasets of the shapes world: webdataset shards, COCO captions, TextCaps, cc_sbu_align."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from mgpt.data.synthetic.world import CANVAS, COLOURS, SHAPES, Split
 from mgpt.data.synthetic.writer import SceneImage, WorldWriter, xywh
 
 PAIRS_PER_SHARD = 1_000
-# One pair in so many has each flaw. Curation finds all of them: junk caption and truncated image are quarantined as such, a repeated
-# pair as a duplicate, and an image of a test scene as contamination.
+# One pair in this many has each flaw. Curation quarantines all of them: junk captions and truncated images as such,
+# repeated pairs as duplicates, and images of test scenes as contamination.
 FLAW_INTERVAL = 100
 JUNK_CAPTIONS = ("IMG_2041.JPG", "http://example.com/a.jpg", "!!!", "a a a a a a a a a a a a a a a a a a a a")
 KINDS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
-def write_pairs(world: WorldWriter, name: str, scenes_drawn: Sequence[SceneImage], tests: Sequence[SceneImage]) -> None:
-    """img2dataset shards of images and captions, with flaws: junk captions, cut files, repeated pairs and, where given, images of
-    test scenes."""
-    pairs = [(image.jpeg, language.caption(image.scene, image.rng(name))) for image in scenes_drawn]
-    for flaw in range(len(scenes_drawn) // FLAW_INTERVAL):
+def write_pairs(world: WorldWriter, name: str, images: Sequence[SceneImage], tests: Sequence[SceneImage]) -> None:
+    """Writes img2dataset shards of images and captions.
+
+    Their flaws are junk captions, truncated images, repeated pairs and, if given, images of test scenes.
+    """
+    pairs = [(image.jpeg, language.caption(image.scene, image.rng(name))) for image in images]
+    for flaw in range(len(images) // FLAW_INTERVAL):
         first = flaw * FLAW_INTERVAL
         pairs[first + 11] = (pairs[first + 11][0], JUNK_CAPTIONS[flaw % len(JUNK_CAPTIONS)])
         pairs[first + 22] = (pairs[first + 22][0][: len(pairs[first + 22][0]) // 2], pairs[first + 22][1])
@@ -56,17 +58,17 @@ def _members(number: int, jpeg: bytes, caption: str) -> list[tuple[str, bytes]]:
     return [(f"{key}.jpg", jpeg), (f"{key}.json", json.dumps(facts).encode()), (f"{key}.txt", caption.encode())]
 
 
-def write_coco(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
-    """COCO: images under the names of train2014 and val2014, Karpathy's captions, and instances of val2014 for the hallucination metric.
+def write_coco(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
+    """Writes COCO: images of train2014 and val2014, Karpathy's captions, and the instances of val2014.
 
-    Validation and test scenes lie under both names: RefCOCO takes all its images from train2014, question sets take theirs from val2014.
+    Validation and test scenes have both names: RefCOCO uses images of train2014 only, question sets those of val2014.
     """
-    held_out = [*scenes_drawn["validation"], *scenes_drawn["test"]]
-    world.write_images("coco/train2014", [*scenes_drawn["train"], *held_out], "COCO_train2014_{}.jpg")
+    held_out = [*images["validation"], *images["test"]]
+    world.write_images("coco/train2014", [*images["train"], *held_out], "COCO_train2014_{}.jpg")
     world.write_images("coco/val2014", held_out, "COCO_val2014_{}.jpg")
     world.write_json(
         "coco/annotations/coco_karpathy_train.json",
-        [row for image in scenes_drawn["train"] for row in _caption_rows(image)],
+        [row for image in images["train"] for row in _caption_rows(image)],
     )
     for split, name in (("validation", "val"), ("test", "test")):
         rows = [
@@ -75,7 +77,7 @@ def write_coco(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]
                 "caption": _captions(image, 5),
                 "image_id": f"coco_{image.number}",
             }
-            for image in scenes_drawn["validation" if split == "validation" else "test"]
+            for image in images["validation" if split == "validation" else "test"]
         ]
         world.write_json(f"coco/annotations/coco_karpathy_{name}.json", rows)
     world.write_json("coco/annotations/instances_val2014.json", instances(held_out))
@@ -91,11 +93,11 @@ def _captions(image: SceneImage, count: int) -> list[str]:
     return [language.caption(image.scene, rng) for _ in range(count)]
 
 
-def instances(scenes_drawn: Sequence[SceneImage], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
-    """COCO's instances file: images, one annotation for each thing, and kinds of things as categories. Annotation ids are
-    `annotation_id`."""
-    images = [
-        {"id": p.number, "file_name": file.format(p.coco_name), "width": CANVAS, "height": CANVAS} for p in scenes_drawn
+def instances(images: Sequence[SceneImage], file: str = "COCO_val2014_{}.jpg") -> dict[str, object]:
+    """Returns the content of COCO's instances file: an annotation per thing, and the kinds of things as categories."""
+    files = [
+        {"id": image.number, "file_name": file.format(image.coco_name), "width": CANVAS, "height": CANVAS}
+        for image in images
     ]
     annotations = [
         {
@@ -106,24 +108,24 @@ def instances(scenes_drawn: Sequence[SceneImage], file: str = "COCO_val2014_{}.j
             "area": xywh(thing.box)[2] * xywh(thing.box)[3],
             "iscrowd": 0,
         }
-        for image in scenes_drawn
+        for image in images
         for number, thing in enumerate(image.scene.things)
     ]
     categories = [
         {"id": number, "name": kind, "supercategory": kind.split()[1]} for number, kind in enumerate(KINDS, 1)
     ]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return {"images": files, "annotations": annotations, "categories": categories}
 
 
 def annotation_id(image: SceneImage, thing: int) -> int:
-    """The id of a thing's annotation."""
+    """Returns the id of a thing's annotation."""
     return image.number * 10 + thing
 
 
-def write_textcaps(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
-    """TextCaps: captions of the images with a sign that say what is written there."""
+def write_textcaps(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
+    """Writes TextCaps: captions with the word on the sign, for images that have one."""
     for split, name in (("train", "train"), ("validation", "val")):
-        signed = [image for image in scenes_drawn["train" if split == "train" else "validation"] if image.scene.sign]
+        signed = [image for image in images["train" if split == "train" else "validation"] if image.scene.sign]
         world.write_images("textcaps/train_images", signed)
         rows = []
         for image in signed:
@@ -138,10 +140,8 @@ def write_textcaps(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneIm
         )
 
 
-def write_align(world: WorldWriter, scenes_drawn: Mapping[Split, list[SceneImage]]) -> None:
-    """cc_sbu_align: detailed descriptions."""
-    world.write_images("cc_sbu_align/image", scenes_drawn["train"])
-    rows = [
-        {"image_id": image.coco_name, "caption": language.description(image.scene)} for image in scenes_drawn["train"]
-    ]
+def write_align(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
+    """Writes cc_sbu_align: detailed descriptions."""
+    world.write_images("cc_sbu_align/image", images["train"])
+    rows = [{"image_id": image.coco_name, "caption": language.description(image.scene)} for image in images["train"]]
     world.write_json("cc_sbu_align/filter_cap.json", {"annotations": rows})

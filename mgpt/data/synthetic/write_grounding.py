@@ -1,4 +1,4 @@
-"""Datasets of the shapes world that locate things: RefCOCO, Flickr30k grounded sets, Flickr30k Entities, Visual Genome, GRIT."""
+"""The grounding datasets of the shapes world: RefCOCO, Flickr30k's grounded sets and Entities, Visual Genome, GRIT."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REFERENCES = (("refcoco", "unc", "refcoco"), ("refcoco+", "unc", "refcocop"), ("
 
 
 def write_refcoco(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """RefCOCO, RefCOCO+ and RefCOCOg: references pickled as published, their instances, and the evaluation lists keyed by reference.
+    """Writes RefCOCO, RefCOCO+ and RefCOCOg: pickled references, instances, and evaluation lists keyed by reference.
 
-    RefCOCO refers to all training images, the other two to a third each. One box in `FLAWED_ONE_IN` of the training images lies
-    outside its image.
+    RefCOCO uses all training images, the other two a third each. One training box in `FLAW_INTERVAL` lies outside its
+    image.
     """
     third = len(images["train"]) // 3
     for number, (name, author, short) in enumerate(REFERENCES):
@@ -41,8 +41,7 @@ def write_refcoco(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) 
 
 
 def _misplace_boxes(boxes: dict[str, Any], train: set[int]) -> None:
-    spoiled = [row for row in boxes["annotations"] if row["image_id"] in train][::FLAW_INTERVAL]
-    for row in spoiled:
+    for row in [row for row in boxes["annotations"] if row["image_id"] in train][::FLAW_INTERVAL]:
         row["bbox"] = [row["bbox"][0] + 2 * CANVAS, *row["bbox"][1:]]
 
 
@@ -50,12 +49,12 @@ def _references(image: SceneImage, name: str) -> Iterator[dict[str, Any]]:
     split = _refcoco_split(image, name)
     for number, thing in enumerate(image.scene.things):
         found = language.expressions(image.scene, thing)
-        said = [*found, *(f"the {text}" for text in found)] if name == "refcocog" else found
-        if said:
+        texts = [*found, *(f"the {text}" for text in found)] if name == "refcocog" else found
+        if texts:
             identifier = annotation_id(image, number)
             sentences = [
-                {"raw": text, "sent": text, "sent_id": identifier * 10 + place, "tokens": text.split()}
-                for place, text in enumerate(said)
+                {"raw": text, "sent": text, "sent_id": identifier * 10 + index, "tokens": text.split()}
+                for index, text in enumerate(texts)
             ]
             yield {
                 "ref_id": identifier,
@@ -92,7 +91,7 @@ def _box_tokens(first: int, boxes: Sequence[PixelBox]) -> str:
 
 
 def write_flickr(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """The original's three Flickr30k files, one folder a split: their boxes are text already."""
+    """Writes MiniGPT-v2's three files on Flickr30k, with boxes as text, in one folder per split."""
     for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
         chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"]
         world.write_images("flickr30k/images", chosen)
@@ -124,7 +123,9 @@ def _phrase_to_boxes(image: SceneImage) -> list[dict[str, str]]:
 
 
 def write_entities(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """Flickr30k Entities: marked sentences, VOC-style boxes by chain and lists of the splits, for every fourth image of Flickr30k."""
+    """Writes Flickr30k Entities for every fourth image: marked sentences, VOC-style boxes by chain, lists of the
+    splits.
+    """
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         chosen = images["train" if split == "train" else "validation" if split == "validation" else "test"][::4]
         for image in chosen:
@@ -156,7 +157,7 @@ def _voc_object(chain: int, thing: Thing) -> str:
 
 
 def write_visual_genome(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """Visual Genome regions: a phrase for each thing that a simple phrase tells apart, and image data with addresses."""
+    """Writes Visual Genome: a region for each thing that a simple phrase identifies, and the addresses of images."""
     regions, data = [], []
     for image in images["train"]:
         world.write(f"visual_genome/VG_100K/{image.number}.jpg", image.jpeg)
@@ -193,7 +194,7 @@ def _regions(image: SceneImage) -> Iterator[dict[str, Any]]:
 
 
 def write_grit(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """GRIT: one Parquet file whose captions have their parts located in shares of the image."""
+    """Writes GRIT: one Parquet file of captions, with boxes for their phrases in shares of the image."""
     world.write_images("grit/images", images["train"])
     file = io.BytesIO()
     parquet.write_table(

@@ -1,5 +1,4 @@
-"""Datasets of the shapes world that ask and answer: the VQA family, LLaVA, multi-task conversations, instructions, small evaluation
-sets."""
+"""The question and conversation datasets of the shapes world: VQA, LLaVA, instructions, benchmarks."""
 
 from __future__ import annotations
 
@@ -22,21 +21,21 @@ FILES: tuple[tuple[Split, str, str], ...] = (
 )
 INSTRUCTIONS_SHARE = 0.25
 COVER_QUESTIONS = ("What is the title of this book?", "What does the sign say?")
-SMALL_SET_STRIDE = 5  # the small evaluation sets and GQA ask about every fifth test scene
+SMALL_SET_STRIDE = 5  # the small evaluation sets and GQA use every fifth test scene
 
 
 def _draw_questions(image: SceneImage, purpose: str, count: int) -> list[Question]:
-    """Some of an image's questions, drawn without repeats."""
+    """Draws `count` of an image's questions without replacement."""
     rng = image.rng(purpose)
-    every = language.questions(image.scene, rng)
-    return [every[i] for i in rng.permutation(len(every))[:count]]
+    questions = language.questions(image.scene, rng)
+    return [questions[i] for i in rng.permutation(len(questions))[:count]]
 
 
 def write_vqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """VQAv2, OK-VQA and A-OKVQA on COCO images. One training record of VQAv2 in `FLAWED_ONE_IN` names an image that is not there.
+    """Writes VQAv2, OK-VQA and A-OKVQA on COCO images. One VQAv2 training record in `FLAW_INTERVAL` lacks its image.
 
-    A-OKVQA's training file is LAVIS's layout, its validation file the official one. OK-VQA's test questions and answers are two files,
-    as published.
+    A-OKVQA's training file has the layout of LAVIS, its validation file the official one. OK-VQA's test questions and
+    answers are separate files, as published.
     """
     for split, name, release in FILES:
         rows = [row for image in images[split] for row in _vqa_rows(image, "vqav2", 2, release)]
@@ -62,18 +61,18 @@ def _vqa_rows(image: SceneImage, purpose: str, count: int, release: str) -> list
     return [
         {
             "image": f"{release}/COCO_{release}_{image.coco_name}.jpg",
-            "question": asked.question,
+            "question": item.question,
             "question_id": image.number * 1000 + number,
-            "answer": list(asked.answers),
-            "question_type": asked.kind,
+            "answer": list(item.answers),
+            "question_type": item.kind,
             "dataset": "vqa",
         }
-        for number, asked in enumerate(_draw_questions(image, purpose, count))
+        for number, item in enumerate(_draw_questions(image, purpose, count))
     ]
 
 
 def _choices(answer: str, rng: np.random.Generator) -> list[str]:
-    """Four candidate answers of the answer's kind, the right one somewhere among them."""
+    """Returns four candidate answers of the answer's kind in random order, the correct one included."""
     groups = (
         ["yes", "no", "maybe", "left"],
         ["1", "2", "3", "4"],
@@ -88,17 +87,17 @@ def _choices(answer: str, rng: np.random.Generator) -> list[str]:
 
 def _aokvqa_rows(image: SceneImage) -> list[dict[str, Any]]:
     rows = []
-    for asked in _draw_questions(image, "aokvqa", 1):
-        answer = asked.answers[0]
+    for item in _draw_questions(image, "aokvqa", 1):
+        answer = item.answers[0]
         choices = _choices(answer, image.rng("choices"))
         rows.append(
             {
                 "image_id": image.number,
-                "question": asked.question,
+                "question": item.question,
                 "question_id": f"shapes{image.number}",
                 "choices": choices,
                 "correct_choice_idx": choices.index(answer),
-                "direct_answers": list(asked.answers),
+                "direct_answers": list(item.answers),
                 "difficult_direct_answer": False,
                 "rationales": [language.description(image.scene)] * 3,
             }
@@ -107,8 +106,8 @@ def _aokvqa_rows(image: SceneImage) -> list[dict[str, Any]]:
 
 
 def _write_okvqa_test(world: WorldWriter, images: Sequence[SceneImage]) -> None:
-    asked = [(image, question) for image in images for question in _draw_questions(image, "okvqa", 1)]
-    questions = [{"image_id": p.number, "question": q.question, "question_id": p.number * 1000} for p, q in asked]
+    pairs = [(image, question) for image in images for question in _draw_questions(image, "okvqa", 1)]
+    questions = [{"image_id": p.number, "question": q.question, "question_id": p.number * 1000} for p, q in pairs]
     answers = [
         {
             "image_id": p.number,
@@ -120,19 +119,21 @@ def _write_okvqa_test(world: WorldWriter, images: Sequence[SceneImage]) -> None:
                 for n, text in enumerate(q.answers, 1)
             ],
         }
-        for p, q in asked
+        for p, q in pairs
     ]
     world.write_json("okvqa_evaluation/okvqa_test_split.json", questions)
     world.write_json("okvqa_evaluation/mscoco_val2014_annotations.json", {"info": {}, "annotations": answers})
 
 
 def write_gqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """GQA: one question an image with one answer; training as LAVIS publishes it, testdev as the official object."""
+    """Writes GQA: one question per image with one answer; training in the layout of LAVIS, testdev in the official
+    one.
+    """
     for split in ("train", "test"):
         chosen = images["train"] if split == "train" else images["test"][::SMALL_SET_STRIDE]
         for image in chosen:
             world.write(f"gqa/images/{image.number}.jpg", image.jpeg)
-        asked = [(image, question) for image in chosen for question in _draw_questions(image, "gqa", 1)]
+        pairs = [(image, question) for image in chosen for question in _draw_questions(image, "gqa", 1)]
         if split == "train":
             rows = [
                 {
@@ -141,7 +142,7 @@ def write_gqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> N
                     "answer": q.answers[0],
                     "question_id": f"{p.number:08d}",
                 }
-                for p, q in asked
+                for p, q in pairs
             ]
             world.write_json("gqa/train_balanced_questions.json", rows)
         else:
@@ -152,13 +153,13 @@ def write_gqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> N
                     "answer": q.answers[0],
                     "isBalanced": True,
                 }
-                for p, q in asked
+                for p, q in pairs
             }
             world.write_json("gqa/testdev_balanced_questions.json", official)
 
 
 def write_ocrvqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """OCR-VQA: images with a sign play the book covers."""
+    """Writes OCR-VQA: images with a sign stand for book covers."""
     books = {}
     for code, split in ((1, "train"), (2, "validation"), (3, "test")):
         for image in images["train" if split == "train" else "validation" if split == "validation" else "test"]:
@@ -178,27 +179,27 @@ def write_ocrvqa(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -
 
 
 def write_llava(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """LLaVA-Instruct's three files on COCO images: conversations, detailed descriptions, reasoning."""
+    """Writes LLaVA-Instruct's three files on COCO images: conversations, detailed descriptions, reasoning."""
     third = len(images["train"]) // 3
     kinds = (("conversation_58k", 0), ("detail_23k", 1), ("complex_reasoning_77k", 2))
     for name, number in kinds:
         rows = []
         for image in images["train"][number * third : (number + 1) * third]:
             rng = image.rng(name)
-            said = (
+            pairs = (
                 language.dialogue(image.scene, rng)
                 if number == 0
                 else [("Describe the picture in detail.", language.description(image.scene))]
                 if number == 1
                 else [language.reasoning(image.scene, rng)]
             )
-            rows.append(_conversation(image, said))
+            rows.append(_conversation(image, pairs))
         world.write_json(f"llava/{name}.json", rows)
 
 
-def _conversation(image: SceneImage, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _conversation(image: SceneImage, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     turns: list[dict[str, str]] = []
-    for number, (question, answer) in enumerate(said):
+    for number, (question, answer) in enumerate(pairs):
         turns += [
             {"from": "human", "value": question + ("\n<image>" if number == 0 else "")},
             {"from": "gpt", "value": answer},
@@ -207,41 +208,43 @@ def _conversation(image: SceneImage, said: Sequence[tuple[str, str]]) -> dict[st
 
 
 def write_multitask(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """Multi-task conversations: a reference, a question and a description of one image in turn, identifiers and boxes written out."""
+    """Writes multi-task conversations: a reference, a question and a caption per image, with task identifiers and
+    boxes.
+    """
     rows = []
     for image in images["train"][::6]:
-        said = []
+        pairs = []
         for thing in image.scene.things[:1]:
             for expression in language.expressions(image.scene, thing):
-                said.append(
+                pairs.append(
                     (f"[refer] give me the location of {expression}", format_box(Box(*thing.box), CANVAS, CANVAS))
                 )
-        said += [(f"[vqa] {asked.question}", asked.answers[0]) for asked in _draw_questions(image, "multitask", 1)]
-        said.append(("[caption] briefly describe the image", language.caption(image.scene, image.rng("multitask"))))
-        rows.append(_conversation(image, said))
+        pairs += [(f"[vqa] {item.question}", item.answers[0]) for item in _draw_questions(image, "multitask", 1)]
+        pairs.append(("[caption] briefly describe the image", language.caption(image.scene, image.rng("multitask"))))
+        rows.append(_conversation(image, pairs))
     world.write_json("multitask_conversation/multitask_conversation.json", rows)
 
 
 def write_instructions(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """Unnatural Instructions: tasks without an image, a quarter as many as there are training images of COCO."""
+    """Writes Unnatural Instructions: text-only instructions, a quarter as many as training images of COCO."""
     rows = []
     for number in range(round(INSTRUCTIONS_SHARE * len(images["train"]))):
         rng = np.random.default_rng([world.seed, number, len(FILES)])
-        asked, answer = language.text_instruction(rng)
+        instruction, answer = language.text_instruction(rng)
         constraints = "Answer in lower case." if rng.random() < 0.1 else None
-        instance = {"instruction_with_input": asked, "input": "", "constraints": constraints, "output": answer}
-        rows.append({"instruction": asked.split(":")[0] + ".", "instances": [instance]})
+        instance = {"instruction_with_input": instruction, "input": "", "constraints": constraints, "output": answer}
+        rows.append({"instruction": instruction.split(":")[0] + ".", "instances": [instance]})
     world.write_json("unnatural_instructions/unnatural_instructions.json", rows)
 
 
 def write_statements(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """VSR: statements on where things are, half of them true."""
+    """Writes VSR: statements about positions, half of them true."""
     rows = []
     for image in images["test"]:
-        for asked in language.questions(image.scene, image.rng("vsr")):
-            if asked.kind == "relation":
-                subject, _, rest = asked.question.removeprefix("Is the ").removesuffix("?").partition(" to the ")
-                label = int(asked.answers[0] == "yes")
+        for item in language.questions(image.scene, image.rng("vsr")):
+            if item.kind == "relation":
+                subject, _, rest = item.question.removeprefix("Is the ").removesuffix("?").partition(" to the ")
+                label = int(item.answers[0] == "yes")
                 name = f"COCO_val2014_{image.coco_name}.jpg"
                 rows.append(
                     {
@@ -256,25 +259,27 @@ def write_statements(world: WorldWriter, images: Mapping[Split, list[SceneImage]
 
 
 def write_small_evaluations(world: WorldWriter, images: Mapping[Split, list[SceneImage]]) -> None:
-    """IconVQA, VizWiz and Hateful Memes on test scenes. VizWiz asks for a thing that is not there in every other record
-    ('unanswerable'); an image whose sign says "hot" plays the hateful meme."""
+    """Writes IconVQA, VizWiz and Hateful Memes on test scenes.
+
+    Every other question of VizWiz is 'unanswerable', as the image has no book; an image with the word "hot" is hateful.
+    """
     icons, blind, memes = [], [], []
     for number, image in enumerate(images["test"][::SMALL_SET_STRIDE]):
-        asked = _draw_questions(image, "evaluation", 1)[0]
-        choices = _choices(asked.answers[0], image.rng("choices"))
+        item = _draw_questions(image, "evaluation", 1)[0]
+        choices = _choices(item.answers[0], image.rng("choices"))
         world.write(f"iconvqa/{image.number}/image.png", image.png)
         icons.append(
             {
                 "image_id": str(image.number),
-                "question": asked.question,
+                "question": item.question,
                 "choices": choices,
-                "answer": choices.index(asked.answers[0]),
+                "answer": choices.index(item.answers[0]),
             }
         )
         name = f"VizWiz_val_{number:08d}.jpg"
         world.write(f"vizwiz/images/{name}", image.jpeg)
         question, answers = (
-            (asked.question, asked.answers) if number % 2 else ("What does the book say?", ("unanswerable",) * 10)
+            (item.question, item.answers) if number % 2 else ("What does the book say?", ("unanswerable",) * 10)
         )
         blind.append(
             {

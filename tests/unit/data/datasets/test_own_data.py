@@ -72,7 +72,7 @@ def test_the_four_forms(dataset, said):
 @pytest.mark.parametrize(
     ("row", "reason", "detail"),
     [
-        ({"image": "china.jpg", "captoin": "x"}, "unreadable record", "unknown key captoin; known are"),
+        ({"image": "china.jpg", "captoin": "x"}, "unreadable record", "unknown key captoin"),
         (
             {"image": "china.jpg"},
             "missing field",
@@ -83,12 +83,12 @@ def test_the_four_forms(dataset, said):
         ({"image": "../../etc/passwd", "caption": "x"}, "outside its folder", "leaves"),
         ({"image": "china.jpg", "caption": ""}, "missing answer", "empty"),
         ({"image": "china.jpg", "question": "x"}, "missing field", "'answer'"),
-        ({"image": "china.jpg", "expression": "x"}, "missing box", "needs its box"),
+        ({"image": "china.jpg", "expression": "x"}, "missing box", "needs a box"),
         ({"image": "china.jpg", "expression": "x", "box": [1, 2, "3", 4]}, "missing box", "[x1, y1, x2, y2]"),
         (
             {"image": "china.jpg", "conversations": [{"role": "user", "content": "hi"}]},
             "missing answer",
-            "an answer must follow",
+            "add an answer",
         ),
         (
             {"image": "china.jpg", "conversations": [{"role": "assistant", "content": "hi"}]},

@@ -123,5 +123,5 @@ def test_pickles_of_plain_values_only():
     import pickle
 
     assert plain_pickle(pickle.dumps([{"a": (1, 2.5, None)}, {"b"}])) == [{"a": (1, 2.5, None)}, {"b"}]
-    with pytest.raises(ValueError, match=r"wants to load collections\.OrderedDict"):
+    with pytest.raises(ValueError, match=r"collections\.OrderedDict"):
         plain_pickle(pickle.dumps(collections.OrderedDict()))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mgpt.curation.dataset_stats import Facts, Marker
-from mgpt.curation.dedup import Pair
+from mgpt.curation.dataset_stats import DatasetStats, Marker
+from mgpt.curation.types import ImagePair
 from mgpt.data.tasks import render
 from mgpt.data.types import Sample
 
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf")
-_WAYS = {"file": "the same file", "name": "its number in COCO or Visual Genome", "look": "nearly the same look"}
+_WAYS = {"file": "the same file", "name": "its number in COCO or Visual Genome", "near-duplicate": "nearly the same look"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.7rem;margin:0 0 .2rem}
@@ -35,9 +35,9 @@ mark{background:#ffe48a;padding:0 .1em;border-radius:3px}.pair img{width:112px;h
 """
 
 
-def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], mark: Marker) -> str:
+def card_html(report: Mapping[str, Any], facts: DatasetStats, pairs: Sequence[ImagePair], mark: Marker) -> str:
     """The page. `report` is a curation's, `mark` says which part of a rendered conversation the loss sees."""
-    seen = f"Histograms and samples are of {facts.looked_at} of {facts.shards} shards."
+    seen = f"Histograms and samples are of {facts.shards_read} of {facts.shards} shards."
     sections = [
         "<h1>Data card</h1>",
         f'<p class="note">What was kept, what was lost and why. {seen}</p>',
@@ -47,7 +47,7 @@ def card_html(report: Mapping[str, Any], facts: Facts, pairs: Sequence[Pair], ma
         f'<div class="row"><div><h2>By task</h2>{_counts("Task", facts.tasks)}</div>',
         f"<div><h2>By licence</h2>{_counts('Licence', facts.licences)}</div>",
         f"<div><h2>Reasons of loss</h2>{_counts('Reason', report['reasons'])}</div>",
-        f"<div><h2>Mended</h2>{_counts('What', report['mended'])}</div></div>",
+        f"<div><h2>Mended</h2>{_counts('What', report['repaired'])}</div></div>",
         f"<h2>Evaluation images found in training</h2>{_contamination(report['contamination'])}",
         f'<h2>Histograms</h2><div class="row">{_histograms(facts)}</div>',
         f'<h2>Alike</h2><p class="note">The left one stayed or is held out, the right one went.</p>{_pairs(pairs)}',
@@ -99,7 +99,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def _histograms(facts: Facts) -> str:
+def _histograms(facts: DatasetStats) -> str:
     shown = (
         ("Words of the answers", facts.lengths, False),
         ("Shorter side, pixels", facts.sides, False),
@@ -131,11 +131,11 @@ def _bar(left: float, width: float, tall: float, height: int, edges: np.ndarray,
     return f'<rect {place} fill="#4c78a8"><title>{edges[0]:.3g} to {edges[1]:.3g}: {count}</title></rect>'
 
 
-def _pairs(pairs: Sequence[Pair]) -> str:
+def _pairs(pairs: Sequence[ImagePair]) -> str:
     if not pairs:
         return '<p class="note">none</p>'
     shown = "".join(
-        f'<figure class="pair">{_thumbnail(pair.kept)}{_thumbnail(pair.gone)}<figcaption>{html.escape(pair.reason)}, '
+        f'<figure class="pair">{_thumbnail(pair.kept)}{_thumbnail(pair.removed)}<figcaption>{html.escape(pair.reason)}, '
         f"difference {pair.distance:.0f} of 255</figcaption></figure>"
         for pair in pairs
     )

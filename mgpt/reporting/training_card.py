@@ -19,7 +19,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
 
     Raises ValueError when the model, the stage or curated data is not there.
     """
-    from mgpt.curation.dataset_stats import gather, token_marks
+    from mgpt.curation.dataset_stats import collect_stats, token_marks
     from mgpt.reporting.data_card import card_html
 
     settings = load(project / "params.yaml")
@@ -28,7 +28,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
     if not (curated / "manifest.json").is_file():
         raise ValueError(f"{curated / 'manifest.json'} is not there; run `dvc repro curate` first")
     store = Store(settings.storage.root)
-    facts = gather(store, Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
+    facts = collect_stats(store, Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
     report = json.loads((curated / "metrics.json").read_text(encoding="utf-8"))
     mark = token_marks(_processor(project, settings, model_name, store), prompt_format)
     write_atomic(out, card_html(report, facts, [], mark).encode())

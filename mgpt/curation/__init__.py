@@ -1,4 +1,5 @@
-"""From downloaded sources to curated shards: nothing dropped in silence, the same bytes every time."""
+"""Curation: from downloaded sources to clean shards. Every rejected record is accounted for, and equal input gives
+equal bytes."""
 
 from mgpt.curation.stage import Curation, curate
 

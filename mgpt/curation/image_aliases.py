@@ -1,19 +1,19 @@
-"""Images by the names that the world knows them by: one image of COCO lies in a dozen datasets, in as many encodings."""
+"""Names of images across datasets: one COCO image is part of a dozen datasets, in as many encodings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 
-class Names:
-    """Which evaluation set holds an image, by names such as `coco:139` and `vg:2315405`.
+class ImageAliases:
+    """Maps names of images, such as `coco:139` and `vg:2315405`, to the evaluation set that holds the image.
 
-    A record that gives its image two names says that they mean the same one: Visual Genome's `image_data.json` ties its numbers to
-    COCO's, so that a question of GQA about `vg:2315405` and a reference of RefCOCO to `coco:139` meet.
+    A record with two names for its image makes them aliases. Visual Genome's `image_data.json` maps its numbers to
+    COCO's, so that a GQA question about `vg:2315405` and a RefCOCO reference to `coco:139` refer to one image.
     """
 
     def __init__(self, records: Iterable[tuple[Sequence[str], str]]) -> None:
-        """`records` are (names, evaluation set or "" in training) of every record."""
+        """Builds the groups of aliases (union-find) from (names, evaluation set or "" for training) of every record."""
         self._parents: dict[str, str] = {}
         held_out: dict[str, str] = {}
         for names, label in records:
@@ -26,7 +26,7 @@ class Names:
             self._labels.setdefault(self._root(name), label)
 
     def held_out(self, names: Sequence[str]) -> str:
-        """The evaluation set that holds the image; empty where none does."""
+        """Returns the evaluation set that holds the image; empty if there is none."""
         return next((label for name in names if (label := self._labels.get(self._root(name)))), "")
 
     def _root(self, name: str) -> str:

@@ -1,8 +1,8 @@
-"""Images from strangers: refused for a named reason, or mended in a documented way.
+"""Checks of untrusted images: each is rejected for a named reason, or kept, after a documented repair where needed.
 
-Mended: EXIF orientation is applied (boxes turn with it), CMYK becomes RGB, 16-bit grey is scaled to 8 bits, transparency is laid on
-white. A mended image is encoded anew, as JPEG (quality 95, no chroma subsampling) where it was one, else as PNG. An image that needs
-no mending keeps its bytes. A wrong file extension does not matter: the content decides.
+Repairs: EXIF orientation is applied (to boxes too), CMYK becomes RGB, 16-bit grey is scaled to 8 bits, transparency is
+blended on white. A repaired image is re-encoded, as JPEG (quality 95, no chroma subsampling) if it was one, else as
+PNG. Other images keep their bytes. The content determines the format; file extensions are ignored.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from PIL import (
 from mgpt.config.sources import CurateSettings
 from mgpt.data.boxes import Box
 
-# Importing a plugin registers its format; Pillow's other decoders are not offered to strangers' files.
+# Importing a plugin registers its format; Pillow's other decoders stay closed to untrusted files.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG opens MPO too
-THUMBNAIL = 32  # side of the image's fingerprint, see mgpt.curation.near_duplicates
-LOOK = 64  # fewest pixels of a side that a fingerprint is made of, where there are as many
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG includes MPO
+THUMBNAIL = 32  # side of the thumbnails that mgpt.curation.near_duplicates compares
+DRAFT_SIDE = 64  # JPEGs may be decoded at reduced size, to no fewer pixels than this a side
 ORIENTATION = 0x0112  # EXIF tag
 
 
-class BadImage(ValueError):
-    """The image cannot be used; `reason` names the row of the quarantine table."""
+class InvalidImage(ValueError):
+    """The image cannot be used; `reason` is its reject reason in the quarantine table."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -47,51 +47,56 @@ class BadImage(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A usable image: its bytes, the sha256 of them, size in pixels, its RGB thumbnail [32, 32, 3] as bytes, what was mended, and the
-    EXIF orientation (1 to 8) with the stored size that boxes have to follow."""
+class CheckedImage:
+    """A usable image.
+
+    data, sha256: the encoded bytes and their hash. width, height: in pixels. thumbnail: RGB [32, 32, 3] as bytes.
+    repairs: names of the repairs made. orientation, stored_size: EXIF orientation (1 to 8) and size before it was
+    applied, as boxes refer to it.
+    """
 
     data: bytes
     sha256: str
     width: int
     height: int
     thumbnail: bytes
-    mended: tuple[str, ...]
+    repairs: tuple[str, ...]
     orientation: int
     stored_size: tuple[int, int]
 
 
-def check_image(data: bytes, settings: CurateSettings) -> Checked:
-    """Reads an image as strictly as a training run needs it.
+def check_image(data: bytes, settings: CurateSettings) -> CheckedImage:
+    """Decodes and checks an image as strictly as training requires.
 
     Raises:
-        BadImage: empty file, too many bytes, not an image, too many pixels, animated image, damaged image, too small, extreme aspect.
+        InvalidImage: empty file, too many bytes, not an image, too many pixels, animated image, damaged image, too
+            small, extreme aspect.
     """
     if not data:
-        raise BadImage("empty file", "0 bytes")
+        raise InvalidImage("empty file", "0 bytes")
     if len(data) > settings.maximum_bytes:
-        raise BadImage("too many bytes", f"{len(data)} > {settings.maximum_bytes}")
+        raise InvalidImage("too many bytes", f"{len(data)} > {settings.maximum_bytes}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixel limit below is the project's own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # replaced by the pixel limit below
         return _decode(data, settings)
 
 
-def _decode(data: bytes, settings: CurateSettings) -> Checked:
+def _decode(data: bytes, settings: CurateSettings) -> CheckedImage:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, settings)
             stored, orientation = image.size, _orientation(image)
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1:
-                # It keeps its bytes, so a small look is enough: every code of the file is read, only fewer points are made of them.
-                image.draft(None, (LOOK, LOOK))
+                # It keeps its bytes, so a draft is enough: the whole file is decoded, to fewer pixels.
+                image.draft(None, (DRAFT_SIDE, DRAFT_SIDE))
             image.load()
             _check_end(data, image.format)
-            return _mend(data, image, orientation, stored)
+            return _repair(data, image, orientation, stored)
     except Image.DecompressionBombError as error:
-        raise BadImage("too many pixels", str(error)) from error
+        raise InvalidImage("too many pixels", str(error)) from error
     except UnidentifiedImageError as error:
-        raise BadImage("not an image", f"starts with {data[:12]!r}") from error
-    except BadImage:
+        raise InvalidImage("not an image", f"starts with {data[:12]!r}") from error
+    except InvalidImage:
         raise
     except (
         OSError,
@@ -106,27 +111,27 @@ def _decode(data: bytes, settings: CurateSettings) -> Checked:
         IndexError,
     ) as error:
         # Pillow's decoders raise all of these on damaged files.
-        raise BadImage("damaged image", f"{type(error).__name__}: {error}"[:200]) from error
+        raise InvalidImage("damaged image", f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _check_header(image: Image.Image, settings: CurateSettings) -> None:
     width, height = image.size
     if width * height > settings.maximum_pixels:
-        raise BadImage("too many pixels", f"{width}x{height} > {settings.maximum_pixels}")
+        raise InvalidImage("too many pixels", f"{width}x{height} > {settings.maximum_pixels}")
     if min(width, height) < settings.minimum_side:
-        raise BadImage("too small", f"{width}x{height}, the shorter side must have {settings.minimum_side} pixels")
+        raise InvalidImage("too small", f"{width}x{height}, the shorter side must have {settings.minimum_side} pixels")
     if max(width, height) > settings.maximum_aspect * min(width, height):
-        raise BadImage("extreme aspect", f"{width}x{height}, at most {settings.maximum_aspect:g} to 1")
-    if (
-        image.format != "MPO" and getattr(image, "n_frames", 1) > 1
-    ):  # an MPO is a photograph with a preview or a second eye
-        raise BadImage("animated image", f"{image.format} with {getattr(image, 'n_frames', 1)} frames")
+        raise InvalidImage("extreme aspect", f"{width}x{height}, at most {settings.maximum_aspect:g} to 1")
+    # An MPO is a photograph with a preview or a stereo pair.
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise InvalidImage("animated image", f"{image.format} with {frames} frames")
 
 
 def _check_end(data: bytes, kind: str | None) -> None:
-    # Pillow fills a JPEG whose last rows are missing with grey when only the end marker is gone: ask for the marker.
+    # Pillow silently fills missing last rows of a JPEG with grey when only the end marker is absent: require the
+    # marker.
     if kind == "JPEG" and data.rfind(b"\xff\xd9") < len(data) // 2:
-        raise BadImage("damaged image", "JPEG without end marker")
+        raise InvalidImage("damaged image", "JPEG without end marker")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -134,15 +139,17 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _mend(data: bytes, image: Image.Image, orientation: int, stored: tuple[int, int]) -> Checked:
-    rgb, mended = _to_rgb(image)
+def _repair(data: bytes, image: Image.Image, orientation: int, stored: tuple[int, int]) -> CheckedImage:
+    rgb, repairs = _to_rgb(image)
     if orientation != 1:
-        rgb, mended = ImageOps.exif_transpose(_with_orientation(rgb, orientation)), [*mended, "orientation"]
-    if mended:
+        rgb, repairs = ImageOps.exif_transpose(_with_orientation(rgb, orientation)), [*repairs, "orientation"]
+    if repairs:
         data = _encode(rgb, image.format)
     thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=1.5).tobytes()
-    width, height = rgb.size if mended else stored
-    return Checked(data, hashlib.sha256(data).hexdigest(), width, height, thumbnail, tuple(mended), orientation, stored)
+    width, height = rgb.size if repairs else stored
+    return CheckedImage(
+        data, hashlib.sha256(data).hexdigest(), width, height, thumbnail, tuple(repairs), orientation, stored
+    )
 
 
 def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
@@ -161,7 +168,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB"), ["transparency"]
-    # Grey, bilevel and palette images have one meaning in RGB, so their bytes stay; CMYK and Lab need a converter.
+    # Grey, bilevel and palette images are unambiguous in RGB, so their bytes stay; CMYK and Lab need a conversion.
     return image.convert("RGB"), ["colour space"] if image.mode not in ("L", "1", "P") else []
 
 
@@ -174,14 +181,15 @@ def _encode(image: Image.Image, kind: str | None) -> bytes:
     return buffer.getvalue()
 
 
-def turn_box(box: Box, orientation: int, stored_size: tuple[int, int]) -> Box:
-    """A box given on the stored pixels, on the image as EXIF `orientation` shows it.
+def orient_box(box: Box, orientation: int, stored_size: tuple[int, int]) -> Box:
+    """Maps a box from stored pixels to the image after EXIF `orientation` is applied.
 
-    Annotations of the supported datasets are on stored pixels: the original code, and the tools that made them, read files without EXIF.
+    Annotations of the supported datasets refer to stored pixels: the original code and the annotation tools ignore
+    EXIF.
     """
     width, height = stored_size
     x1, y1, x2, y2 = box
-    turned = {
+    oriented = {
         1: (x1, y1, x2, y2),
         2: (width - x2, y1, width - x1, y2),
         3: (width - x2, height - y2, width - x1, height - y1),
@@ -191,4 +199,4 @@ def turn_box(box: Box, orientation: int, stored_size: tuple[int, int]) -> Box:
         7: (height - y2, width - x2, height - y1, width - x1),
         8: (y1, width - x2, y2, width - x1),
     }
-    return Box(*turned[orientation])
+    return Box(*oriented[orientation])

@@ -1,4 +1,4 @@
-"""Coarse tasks side by side: on Ray Data where workers are wanted, or one after another in this process."""
+"""Maps a function over coarse tasks: on Ray Data with workers, or one task after another in this process."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from typing import Any
 import pyarrow as pa
 
 
-def give_back_memory() -> None:
-    """Lets Arrow use the model's allocator from now on, and returns what is free to the model. Arrow's own keeps what its threads freed:
-    a process's memory grew with the number of files that it had seen."""
+def release_memory() -> None:
+    """Switches Arrow to the system's allocator and returns free memory to the system.
+
+    Arrow's own allocator keeps what its threads freed, so that a process grew with the number of files it had read.
+    """
     pa.set_memory_pool(pa.system_memory_pool())
     pa.default_memory_pool().release_unused()
 
 
-def each(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
-    """Yields (position, function(item)) as results arrive, with at most `workers` at a time; 0 workers means this process.
+def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
+    """Yields (position, function(item)) as results arrive, at most `workers` at a time; 0 workers means this process.
 
-    A task is a whole file of a dataset, so Ray's overhead is paid per file and not per record, and a lost worker repeats one file.
+    A task is a whole file of a dataset: Ray's overhead is per file rather than per record, and a lost worker repeats
+    one file.
     """
-    give_back_memory()
+    release_memory()
     if not workers or len(items) == 0:
         yield from ((position, function(item)) for position, item in enumerate(items))
         return
     import ray
 
-    # Ray would otherwise look for a cluster by itself, and find whatever runs on this machine.
-    assert ray.is_initialized(), "connect to Ray (mgpt.execution.session) before work is given to its workers"
+    # Without this check Ray would connect to any cluster that runs on this machine.
+    assert ray.is_initialized(), "connect to Ray (mgpt.execution.session) before tasks are given to workers"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    shared = ray.put((function, list(items)))  # once in the object store, not once a task
+    shared = ray.put((function, list(items)))  # once in the object store rather than once per task
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         action, everything = ray.get(shared)
-        give_back_memory()
+        release_memory()
         return {"position": row["id"], "result": pickle.dumps(action(everything[row["id"]]))}
 
     tasks = ray.data.range(len(items), override_num_blocks=len(items))

@@ -1,4 +1,4 @@
-"""The books of a curation: what went and why, what stayed, and that the two add up."""
+"""The accounts of a curation: a table of every rejected record with its reason, and counts that must add up."""
 
 from __future__ import annotations
 
@@ -11,103 +11,95 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgpt.curation.dedup import Verdicts
-from mgpt.curation.filter_records import LOST
+from mgpt.curation.filter_records import REJECTED
 from mgpt.curation.plan import Plan
+from mgpt.curation.types import DedupResult
 from mgpt.storage import Entry, Manifest, Store
 
 
-def write_quarantine(plan: Plan, verdicts: Verdicts, store: Store, parts: str, uri: str) -> Manifest:
-    """Writes one table of everything that went: dataset, split, source reference, reason, detail, and the step that found it."""
+def write_quarantine(plan: Plan, result: DedupResult, store: Store, parts: str, uri: str) -> Manifest:
+    """Writes one table of everything rejected: dataset, split, source reference, reason, detail, and the step that
+    rejected it."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "quarantine.parquet"
-        with pq.ParquetWriter(path, LOST, compression="zstd") as writer:
-            for table in _tables(plan, verdicts, store, parts):
+        with pq.ParquetWriter(path, REJECTED, compression="zstd") as writer:
+            for table in _tables(plan, result, store, parts):
                 writer.write_table(table)
         store.put_file(path, uri)
     return Manifest([store.entry("quarantine.parquet", uri)])
 
 
-def _tables(plan: Plan, verdicts: Verdicts, store: Store, parts: str) -> Iterator[pa.Table]:
-    refused = [
-        {
-            "dataset": f"({source})",
-            "split": "",
-            "source": problem.member,
-            "reason": problem.reason,
-            "detail": "",
-            "step": "unpack",
-        }
-        for source, problems in plan.refused.items()
-        for problem in problems
+def _tables(plan: Plan, result: DedupResult, store: Store, parts: str) -> Iterator[pa.Table]:
+    """Yields rejected archive members, then for each unit the rows that the first and the second pass rejected."""
+    members = [
+        {"dataset": f"({source})", "split": "", "source": member.member, "reason": member.reason, "detail": ""}
+        for source, refused in plan.refused.items()
+        for member in refused
     ]
-    yield pa.Table.from_pylist(refused, schema=LOST)
-    for unit, reasons, details, sources, splits in zip(
-        plan.units, verdicts.reasons, verdicts.details, verdicts.sources, verdicts.splits, strict=True
-    ):
-        yield pq.read_table(pa.BufferReader(store.read(f"{parts}/{unit.name}.lost.parquet")))
-        dropped = [
+    yield pa.Table.from_pylist([row | {"step": "unpack"} for row in members], schema=REJECTED)
+    columns = (result.reasons, result.details, result.sources, result.splits)
+    for unit, reasons, details, sources, splits in zip(plan.units, *columns, strict=True):
+        yield pq.read_table(pa.BufferReader(store.read(f"{parts}/{unit.name}.rejected.parquet")))
+        rejected = [
             {
                 "dataset": unit.dataset,
-                "split": splits[n],
-                "source": sources[n].as_py(),
-                "reason": reasons[n],
-                "detail": details[n],
+                "split": splits[row],
+                "source": sources[row].as_py(),
+                "reason": reasons[row],
+                "detail": details[row],
+                "step": "dedup",
             }
-            | {"step": "link"}
-            for n in range(len(reasons))
-            if reasons[n]
+            for row in range(len(reasons))
+            if reasons[row]
         ]
-        yield pa.Table.from_pylist(dropped, schema=LOST)
+        yield pa.Table.from_pylist(rejected, schema=REJECTED)
 
 
-def summarise(
-    plan: Plan, counts: Sequence[Mapping[str, Any]], verdicts: Verdicts, entries: Sequence[Entry], lost: pa.Table
+def summarize(
+    plan: Plan, counts: Sequence[Mapping[str, Any]], result: DedupResult, entries: Sequence[Entry], rejected: pa.Table
 ) -> dict[str, Any]:
-    """Counts by dataset and split, by reason, and of repairs.
+    """Returns the content of `metrics.json`: counts by dataset and split, by reject reason, and of repairs.
 
     Raises:
-        AssertionError: what came in is not what stayed plus what went.
+        AssertionError: the kept and the rejected records do not add up to the records read.
     """
-    refused = sum(len(problems) for problems in plan.refused.values())
-    records = sum(found["records"] for found in counts) + refused
+    records = sum(unit["records"] for unit in counts) + sum(map(len, plan.refused.values()))
     kept = sum(entry.meta["rows"] for entry in entries)
-    assert records == kept + lost.num_rows, f"{records} records came in, {kept} stayed and {lost.num_rows} went"
-    mended: Counter[str] = Counter()
-    for found in counts:
-        mended.update(found["mended"])
+    assert records == kept + rejected.num_rows, f"{records} records, but {kept} kept and {rejected.num_rows} rejected"
+    repaired: Counter[str] = Counter()
+    for unit in counts:
+        repaired.update(unit["repaired"])
     return {
         "records": records,
         "kept": kept,
-        "quarantined": lost.num_rows,
-        "datasets": _by_dataset(entries, lost),
-        "reasons": _ordered(Counter(lost.column("reason").to_pylist())),
-        "mended": _ordered(mended),
-        "similar_pairs": verdicts.similar,
+        "quarantined": rejected.num_rows,
+        "datasets": _by_dataset(entries, rejected),
+        "reasons": _most_common(Counter(rejected.column("reason").to_pylist())),
+        "repaired": _most_common(repaired),
+        "near_duplicate_pairs": result.near_duplicates,
         "contamination": [
-            {"training": training, "evaluation": evaluation, "found_by": way, "records": count}
-            for (training, evaluation, way), count in sorted(verdicts.contamination.items())
+            {"training": training, "evaluation": evaluation, "found_by": match, "records": count}
+            for (training, evaluation, match), count in sorted(result.contamination.items())
         ],
     }
 
 
-def _by_dataset(entries: Sequence[Entry], lost: pa.Table) -> dict[str, dict[str, dict[str, Any]]]:
+def _by_dataset(entries: Sequence[Entry], rejected: pa.Table) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(
         lambda: defaultdict(lambda: {"kept": 0, "quarantined": 0, "reasons": Counter()})
     )
     for entry in entries:
         found[entry.meta["dataset"]][entry.meta["split"]]["kept"] += entry.meta["rows"]
-    for dataset, split, reason in zip(
-        *(lost.column(name).to_pylist() for name in ("dataset", "split", "reason")), strict=True
-    ):
+    columns = (rejected.column(name).to_pylist() for name in ("dataset", "split", "reason"))
+    for dataset, split, reason in zip(*columns, strict=True):
         row = found[dataset][split or "-"]
         row["quarantined"] += 1
         row["reasons"][reason] += 1
     return {
-        dataset: {split: row | {"reasons": _ordered(row["reasons"])} for split, row in sorted(splits.items())}
+        dataset: {split: row | {"reasons": _most_common(row["reasons"])} for split, row in sorted(splits.items())}
         for dataset, splits in sorted(found.items())
     }
 
 
-def _ordered(counter: Counter[str]) -> dict[str, int]:
+def _most_common(counter: Counter[str]) -> dict[str, int]:
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))

@@ -1,12 +1,13 @@
-"""All points within a distance: exact, with matrix products in place of a tree's walk.
+"""Exact search for all points within a radius, by matrix products instead of a tree.
 
-In 48 dimensions a k-d tree looks at nearly every point, one at a time; a product of matrices looks at the same points some forty times
-as fast. So points lie in small balls of near neighbours, and only of a ball that a query may reach are the distances computed, all at once.
+In 48 dimensions a k-d tree visits nearly every point, one at a time; a matrix product visits the same points about
+forty times as fast. Points are grouped into small balls of neighbours, and distances are computed, all at once, only
+for balls that a query can reach.
 
-How it grows: balls out of reach cost nothing, and photographs differ most in a few coefficients (brightness, light from above). Where
-nothing is out of reach, time goes with the square: 2 s of one core for 20,000 images (seen), so some 80 minutes for a million, and 8
-for a million against the images of all evaluation splits, about 100,000 (extrapolated). A point takes 200 bytes, and what is found is
-handed over a ball at a time, however much there is.
+Cost: balls out of reach are free, and photographs differ most in a few coefficients (brightness, light from above).
+With nothing out of reach, time is quadratic: 2 s of one core for 20,000 images (measured), so about 80 minutes for a
+million, and 8 minutes for a million against the images of all evaluation splits, about 100,000 (extrapolated). A point
+takes 200 bytes, and results are yielded ball by ball.
 """
 
 from __future__ import annotations
@@ -15,45 +16,46 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BALL = 512  # points of a ball: enough for the product to be fast, few enough for balls to be small
-_SLACK = 1e-4  # squares summed in float32 are this exact; what lies between is computed again, from the differences
+BALL = 512  # points per ball: enough for fast products, few enough for small balls
+_SLACK = 1e-4  # accuracy of squares summed in float32; pairs within it are recomputed from the differences
 
 Matrix = np.ndarray
 
 
-class Near:
-    """Points [n, d] float32, ordered into balls. Contract: coordinates are of the order of 1, else `_SLACK` is too small."""
+class RadiusIndex:
+    """Points [n, d] float32, ordered into balls. Coordinates must be of the order of 1, else `_SLACK` is too small."""
 
     def __init__(self, points: Matrix) -> None:
-        self.order = _ordered(points)
+        self.order = _ball_order(points)
         self.points = points[self.order]
         self.squares = (self.points**2).sum(1)
         self.balls = [slice(start, min(start + BALL, len(points))) for start in range(0, len(points), BALL)]
         self.centres = np.array([self.points[ball].mean(0) for ball in self.balls])
-        reach = [
+        radii = [
             _lengths(self.points[ball] - centre).max() for ball, centre in zip(self.balls, self.centres, strict=True)
         ]
-        self.reach = np.array(reach, dtype=np.float32)
+        self.radii = np.array(radii, dtype=np.float32)
 
     def within(self, queries: Matrix, radius: float) -> Iterator[tuple[Matrix, Matrix]]:
-        """Pairs (position of a point, position of a query) no further apart than `radius`, a ball of points at a time."""
+        """Yields, ball by ball, the pairs (positions of points, positions of queries) at most `radius` apart."""
         squares = (queries**2).sum(1)
-        for ball, centre, reach in zip(self.balls, self.centres, self.reach, strict=True):
-            asking = np.flatnonzero(_lengths(queries - centre) <= radius + reach + _SLACK)
-            if len(asking):
+        for ball, centre, ball_radius in zip(self.balls, self.centres, self.radii, strict=True):
+            near = np.flatnonzero(_lengths(queries - centre) <= radius + ball_radius + _SLACK)
+            if len(near):
                 points = self.points[ball]
-                apart = self.squares[ball] + squares[asking, None] - 2 * (queries[asking] @ points.T)
-                ask, found = np.nonzero(apart <= radius**2 + _SLACK)
-                exact = ((queries[asking[ask]].astype(np.float64) - points[found]) ** 2).sum(1) <= radius**2
-                yield self.order[ball][found[exact]], asking[ask[exact]]
+                distances = self.squares[ball] + squares[near, None] - 2 * (queries[near] @ points.T)
+                query, point = np.nonzero(distances <= radius**2 + _SLACK)
+                exact = ((queries[near[query]].astype(np.float64) - points[point]) ** 2).sum(1) <= radius**2
+                yield self.order[ball][point[exact]], near[query[exact]]
 
 
 def _lengths(vectors: Matrix) -> Matrix:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
 
 
-def _ordered(points: Matrix) -> Matrix:
-    """An order [n] in which every `BALL` neighbours are close: halved again and again across the coordinate that varies most."""
+def _ball_order(points: Matrix) -> Matrix:
+    """Returns an order [n] in which every `BALL` neighbours are close: halved repeatedly along the coordinate of
+    largest variance."""
     done: list[Matrix] = []
     waiting = [np.arange(len(points))]
     while waiting:

@@ -1,4 +1,4 @@
-"""What a sample's words and boxes must be. Each rule has a name, which is the reason in the quarantine table."""
+"""Rules for text, licence and boxes of a sample. A broken rule's name is the reject reason in the quarantine table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 _REPEAT = re.compile(r"(.)\1{19,}|(\b\w+\b)(?:\W+\2){9,}", re.DOTALL)
 
 
-class BadSample(ValueError):
-    """The sample cannot be used; `reason` names the row of the quarantine table."""
+class InvalidSample(ValueError):
+    """The sample cannot be used; `reason` is its reject reason in the quarantine table."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -26,55 +26,55 @@ class BadSample(ValueError):
 
 
 def check_sample(sample: Sample, settings: CurateSettings) -> None:
-    """Judges words, then licence. Boxes are `fit_boxes`'s.
+    """Checks text, then licence; `fit_boxes` checks boxes.
 
     Raises:
-        BadSample: text too long, empty text, caption too short, junk text, licence not allowed.
+        InvalidSample: text too long, empty text, caption too short, junk text, licence not allowed.
     """
     for turn in sample.turns:
         for text in (turn.text, *turn.alternatives):
             if len(text) > settings.text_maximum_characters:
-                raise BadSample("text too long", f"{len(text)} > {settings.text_maximum_characters} characters")
+                raise InvalidSample("text too long", f"{len(text)} > {settings.text_maximum_characters} characters")
         if turn.role == "assistant":
             for text in turn.alternatives or (turn.text,):
                 _check_answer(text, sample.task in CAPTION_TASKS, settings)
     if settings.licences and sample.licence not in settings.licences:
-        raise BadSample("licence not allowed", f"{sample.licence!r} is not in curate.licences")
+        raise InvalidSample("licence not allowed", f"{sample.licence!r} is not in curate.licences")
 
 
 def _check_answer(text: str, caption: bool, settings: CurateSettings) -> None:
     if not text.strip():
-        raise BadSample("empty text", "the answer has no characters")
+        raise InvalidSample("empty text", "the answer is empty")
     if _CONTROL.search(text) or _REPEAT.search(text):
-        raise BadSample("junk text", repr(text[:60]))
+        raise InvalidSample("junk text", repr(text[:60]))
     if not caption:
         return
-    words = BOX_TOKEN.sub(" ", text)
-    if len(words.strip()) < settings.caption_minimum_characters:
-        raise BadSample("caption too short", repr(text))
-    if _LINK.match(words) or _FILE_NAME.match(words) or not _LETTER.search(words):
-        raise BadSample("junk text", repr(text[:60]))
+    caption_text = BOX_TOKEN.sub(" ", text)
+    if len(caption_text.strip()) < settings.caption_minimum_characters:
+        raise InvalidSample("caption too short", repr(text))
+    if _LINK.match(caption_text) or _FILE_NAME.match(caption_text) or not _LETTER.search(caption_text):
+        raise InvalidSample("junk text", repr(text[:60]))
 
 
 def fit_boxes(boxes: tuple[Box, ...], width: int, height: int, settings: CurateSettings) -> tuple[Box, ...]:
-    """Boxes inside an image of `width` x `height` pixels: those that overshoot by no more than `box_tolerance` are clipped.
+    """Returns boxes clipped to an image of `width` x `height` pixels; overshoots up to `box_tolerance` are tolerated.
 
     Raises:
-        BadSample: box not finite, box reversed, box outside, box degenerate.
+        InvalidSample: box not finite, box reversed, box outside, box degenerate.
     """
-    return tuple(_fit(box, width, height, settings) for box in boxes)
+    return tuple(_fit_box(box, width, height, settings) for box in boxes)
 
 
-def _fit(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
-    shown = f"{tuple(box)} on {width}x{height}"
+def _fit_box(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
+    detail = f"{tuple(box)} on {width}x{height}"
     if not all(math.isfinite(value) for value in box):
-        raise BadSample("box not finite", shown)
+        raise InvalidSample("box not finite", detail)
     if box.x2 < box.x1 or box.y2 < box.y1:
-        raise BadSample("box reversed", shown)
-    slack = settings.box_tolerance
-    if box.x1 < -slack or box.y1 < -slack or box.x2 > width + slack or box.y2 > height + slack:
-        raise BadSample("box outside", shown)
+        raise InvalidSample("box reversed", detail)
+    tolerance = settings.box_tolerance
+    if box.x1 < -tolerance or box.y1 < -tolerance or box.x2 > width + tolerance or box.y2 > height + tolerance:
+        raise InvalidSample("box outside", detail)
     fitted = Box(max(box.x1, 0.0), max(box.y1, 0.0), min(box.x2, float(width)), min(box.y2, float(height)))
     if fitted.x2 - fitted.x1 < settings.box_minimum_side or fitted.y2 - fitted.y1 < settings.box_minimum_side:
-        raise BadSample("box degenerate", shown)
+        raise InvalidSample("box degenerate", detail)
     return fitted

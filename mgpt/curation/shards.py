@@ -1,4 +1,4 @@
-"""The curated rows of one unit as final shards: the same bytes on every machine and every run."""
+"""Writes the curated rows of a unit as final shards: the same bytes on every machine and in every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mgpt.curation.filter_records import parquet_options
 from mgpt.data.types import SCHEMA
 from mgpt.storage import Entry, Store
 
-# A row group ends with so many rows, or so many bytes of images: one is in memory while it is written, and while a reader uses it.
+# A row group ends at this many rows or bytes of images; one is in memory while it is written and while it is read.
 _GROUP_ROWS = 500
 _GROUP_BYTES = 8 << 20
 _BATCH_ROWS = 25
@@ -24,7 +24,7 @@ _BATCH_ROWS = 25
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The rows of a unit's table where `keep` [rows] is true, to be written as the shards `names` below `folder`."""
+    """A task: the rows of a unit's table where `keep` [rows] is true become the shards `names` below `folder`."""
 
     rows_uri: str
     keep: np.ndarray
@@ -35,12 +35,13 @@ class ShardJob:
 
 
 def shard_counts(kept: int, rows_per_shard: int) -> int:
-    """How many shards `kept` rows fill."""
+    """Returns how many shards `kept` rows fill."""
     return -(-kept // rows_per_shard)
 
 
 def write_shards(store: Store, job: ShardJob) -> list[Entry]:
-    """Writes the kept rows of one unit and split, one group of them in memory at a time, and gives the manifest entries of the shards."""
+    """Writes the kept rows of one unit and split, one row group in memory at a time; returns the shards' manifest
+    entries."""
     entries = []
     with store.open(job.rows_uri) as file, tempfile.TemporaryDirectory() as scratch:
         groups = _groups(pq.ParquetFile(file), job.keep, job.rows_per_shard)
@@ -52,17 +53,17 @@ def write_shards(store: Store, job: ShardJob) -> list[Entry]:
     return entries
 
 
-def _write(groups: Iterator[pa.Table], path: Path, most: int) -> int:
+def _write(groups: Iterator[pa.Table], path: Path, max_rows: int) -> int:
     rows = 0
     with pq.ParquetWriter(path, SCHEMA, **parquet_options(SCHEMA)) as writer:
-        while rows < most and (group := next(groups, None)) is not None:
+        while rows < max_rows and (group := next(groups, None)) is not None:
             writer.write_table(group, row_group_size=_GROUP_ROWS)
             rows += group.num_rows
     return rows
 
 
 def _groups(file: pq.ParquetFile, keep: np.ndarray, size: int) -> Iterator[pa.Table]:
-    """The kept rows in row groups; every `size` rows they begin anew."""
+    """Yields the kept rows as row groups, with a group boundary after every `size` rows."""
     waiting: list[pa.RecordBatch] = []
     rows = start = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):

@@ -1,4 +1,5 @@
-"""The curation stage: downloaded files in, Parquet shards of samples, a quarantine table and a report out."""
+"""The curation stage: from downloaded files to Parquet shards of samples, a quarantine table, and the counts for a
+report."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,45 +15,49 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mgpt.config.sources import CurateSettings, SourceSettings
-from mgpt.curation.dataset_stats import Marker, gather, plain_marks
-from mgpt.curation.dedup import Verdicts, link
-from mgpt.curation.filter_records import check_part
-from mgpt.curation.parallel_map import each, give_back_memory
+from mgpt.curation.dataset_stats import DatasetStats, collect_stats
+from mgpt.curation.dedup import deduplicate
+from mgpt.curation.filter_records import filter_unit
+from mgpt.curation.parallel_map import parallel_map, release_memory
 from mgpt.curation.plan import Plan, make_plan
-from mgpt.curation.quarantine import summarise, write_quarantine
+from mgpt.curation.quarantine import summarize, write_quarantine
 from mgpt.curation.shards import ShardJob, shard_counts, write_shards
-from mgpt.reporting.data_card import card_html
+from mgpt.curation.types import DedupResult, ImagePair
 from mgpt.storage import Entry, Manifest, Store
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class NothingLeft(ValueError):
-    """Not one sample survived; `report` and `quarantine` say why."""
+class NoSamplesError(ValueError):
+    """Every sample was rejected; `report` and `quarantine` hold the reasons."""
 
     def __init__(self, report: dict[str, Any], quarantine: Manifest) -> None:
-        super().__init__(
-            f"curate: no sample is left of {report['records']} records; reasons: {report['reasons']}; see {quarantine.entries[0].uri}"
-        )
+        reasons = f"{report['records']} records; reasons: {report['reasons']}; see {quarantine.entries[0].uri}"
+        super().__init__(f"curate: no sample is left of {reasons}")
         self.report, self.quarantine = report, quarantine
 
 
 @dataclass(frozen=True)
 class Curation:
-    """`manifest` names the shards, `quarantine` the table of what went; `report` holds counts by dataset and split, reasons, repairs."""
+    """The outcome of a curation.
+
+    manifest: the shards. quarantine: the table of rejected records. report: counts by dataset and split, reject
+    reasons, repairs. stats, pairs: what a data card shows besides, statistics of the shards and examples of
+    near-duplicate images.
+    """
 
     manifest: Manifest
     quarantine: Manifest
     report: dict[str, Any]
-    card: str
+    stats: DatasetStats = field(default_factory=DatasetStats)
+    pairs: list[ImagePair] = field(default_factory=list)
 
     def save(self, out: Path) -> None:
-        """Writes `manifest.json`, `quarantine.json`, `metrics.json` and the data card `card.html` below `out`."""
+        """Writes `manifest.json`, `quarantine.json` and `metrics.json` (the report) below `out`."""
         out.mkdir(parents=True, exist_ok=True)
         self.manifest.save(out / "manifest.json")
         self.quarantine.save(out / "quarantine.json")
         (out / "metrics.json").write_text(json.dumps(self.report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (out / "card.html").write_text(self.card, encoding="utf-8")
 
 
 def curate(
@@ -61,61 +66,64 @@ def curate(
     settings: CurateSettings,
     store: Store,
     folder: str,
-    report: Report = print,
-    mark: Marker = plain_marks,
+    log: Log = print,
 ) -> Curation:
-    """Turns what was downloaded into what may be trained on and evaluated with.
+    """Curates downloaded sources for training and evaluation.
 
-    `folder` (a URI in the store) takes the shards, and the work in progress: an interrupted call goes on there. The same input gives the
-    same bytes with any number of workers. `mark` tells the data card which part of a conversation the loss sees (`facts.token_marks`).
+    The same input gives the same bytes with any number of workers.
+
+    Args:
+        manifest: the files that were downloaded.
+        folder: URI in the store for the shards and for work in progress, from which an interrupted call continues.
+        log: receives a line for each finished file.
 
     Raises:
-        ValueError: the settings name what is not there (all mistakes at once).
-        NothingLeft: not one sample survived.
+        ValueError: the settings name things that do not exist (all errors at once).
+        NoSamplesError: every sample was rejected.
     """
     plan = make_plan(manifest, sources, settings, store)
     parts = f"{folder}/parts"
-    counts = _check(plan, settings, store, parts, report)
-    give_back_memory()
-    verdicts = link(store, plan.units, settings, parts)
-    report(
-        f"curate: {sum(int((reasons != '').sum()) for reasons in verdicts.reasons)} rows lost to duplicates, contamination and caps"
-    )
-    entries = _write(plan, verdicts, settings, store, folder)
-    quarantine = write_quarantine(plan, verdicts, store, parts, f"{folder}/quarantine.parquet")
+    counts = _filter(plan, settings, store, parts, log)
+    release_memory()
+    result = deduplicate(store, plan.units, settings, parts)
+    dropped = sum(int((reasons != "").sum()) for reasons in result.reasons)
+    log(f"curate: {dropped} rows rejected as duplicates, as contamination, or over a cap")
+    entries = _write(plan, result, settings, store, folder)
+    quarantine = write_quarantine(plan, result, store, parts, f"{folder}/quarantine.parquet")
     with store.open(quarantine.entries[0].uri) as file:
-        lost = pq.read_table(file, columns=["dataset", "split", "reason"])
-    summary = summarise(plan, counts, verdicts, entries, lost)
+        rejected = pq.read_table(file, columns=["dataset", "split", "reason"])
+    report = summarize(plan, counts, result, entries, rejected)
     if not entries:
-        raise NothingLeft(summary, quarantine)
-    card = card_html(summary, gather(store, entries, settings.card_samples), verdicts.pairs, mark)
+        raise NoSamplesError(report, quarantine)
+    stats = collect_stats(store, entries, settings.card_samples)
     store.delete(parts)
-    return Curation(Manifest(entries), quarantine, summary, card)
+    return Curation(Manifest(entries), quarantine, report, stats, result.pairs)
 
 
-def _check(plan: Plan, settings: CurateSettings, store: Store, parts: str, report: Report) -> list[dict[str, Any]]:
+def _filter(plan: Plan, settings: CurateSettings, store: Store, parts: str, log: Log) -> list[dict[str, Any]]:
+    """Runs the first pass over every unit; returns their counts in the order of the plan."""
     counts: list[dict[str, Any]] = [{} for _ in plan.units]
     started = time.monotonic()
-    work = partial(check_part, settings=settings, store=store, folder=parts)
-    for number, (position, found) in enumerate(each(work, plan.units, settings.workers), 1):
+    work = partial(filter_unit, settings=settings, store=store, folder=parts)
+    for number, (position, found) in enumerate(parallel_map(work, plan.units, settings.workers), 1):
         counts[position] = found
         unit = plan.units[position]
-        where = f"{unit.dataset} {unit.part.path}"
         progress = f"{number} of {len(plan.units)} files, {time.monotonic() - started:.0f} s"
-        report(f"curate: {progress}: {where}: {found['kept']} of {found['records']}")
+        log(f"curate: {progress}: {unit.dataset} {unit.part.path}: {found['kept']} of {found['records']} kept")
     return counts
 
 
-def _write(plan: Plan, verdicts: Verdicts, settings: CurateSettings, store: Store, folder: str) -> list[Entry]:
-    jobs = list(_shard_jobs(plan, verdicts, settings, folder))
-    written = dict(each(partial(write_shards, store), jobs, settings.workers))
+def _write(plan: Plan, result: DedupResult, settings: CurateSettings, store: Store, folder: str) -> list[Entry]:
+    jobs = _shard_jobs(plan, result, settings, folder)
+    written = dict(parallel_map(partial(write_shards, store), jobs, settings.workers))
     return [entry for position in sorted(written) for entry in written[position]]
 
 
-def _shard_jobs(plan: Plan, verdicts: Verdicts, settings: CurateSettings, folder: str) -> list[ShardJob]:
+def _shard_jobs(plan: Plan, result: DedupResult, settings: CurateSettings, folder: str) -> list[ShardJob]:
+    """Returns a job for each unit and split with rows left; shards are numbered through a dataset's split."""
     jobs = []
     next_shard: Counter[tuple[str, str]] = Counter()
-    for unit, reasons, splits in zip(plan.units, verdicts.reasons, verdicts.splits, strict=True):
+    for unit, reasons, splits in zip(plan.units, result.reasons, result.splits, strict=True):
         for split in sorted(set(splits)):
             keep = (reasons == "") & (splits == split)
             count = shard_counts(int(keep.sum()), settings.rows_per_shard)

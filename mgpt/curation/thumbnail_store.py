@@ -1,4 +1,5 @@
-"""The fingerprints of every distinct image of a curation, in a file: of millions of images, a few thousand are in memory at a time."""
+"""Thumbnails of every distinct image of a curation, in a temporary file: a few thousand of millions are in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -13,16 +14,17 @@ import pyarrow.parquet as pq
 from mgpt.curation.image_checks import THUMBNAIL
 from mgpt.storage import Store
 
-NONE = -1  # the position of a text's image
+NO_IMAGE = -1  # the position of a text-only sample's image
 _SHAPE = (THUMBNAIL, THUMBNAIL, 3)
 _BYTES = THUMBNAIL * THUMBNAIL * 3
 _BATCH = 1_000
 
 
-class Fingerprints:
-    """Indexed as an array [images, 32, 32, 3] uint8 of thumbnails, in the order in which the `images` tables first name their images.
+class ThumbnailStore:
+    """Indexed like an array [images, 32, 32, 3] uint8, in the order in which the `images` tables first name their
+    images.
 
-    The file has no name and goes with the object, or with the process.
+    The file has no name and is removed with the object or the process.
     """
 
     def __init__(self, store: Store, uris: Sequence[str]) -> None:
@@ -41,7 +43,7 @@ class Fingerprints:
                 self._index[digest] = len(self._index)
                 self._file.write(thumbnail)
 
-    def __enter__(self) -> Fingerprints:
+    def __enter__(self) -> ThumbnailStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,13 +61,15 @@ class Fingerprints:
         return os.pread(self._file.fileno(), _BYTES, int(row) * _BYTES)
 
     def positions(self, digests: Sequence[str | None]) -> np.ndarray:
-        """Positions [n] of images by their sha256; `NONE` for text only."""
-        return np.array([self._index[bytes.fromhex(digest)] if digest else NONE for digest in digests], dtype=np.int64)
+        """Returns the positions [n] of images by their sha256; `NO_IMAGE` for None."""
+        return np.array(
+            [self._index[bytes.fromhex(digest)] if digest else NO_IMAGE for digest in digests], dtype=np.int64
+        )
 
     def forget_digests(self) -> None:
-        """Frees what only `positions` needs."""
+        """Frees the index that only `positions` needs."""
         self._index = {}
 
     def digest(self, row: int) -> str:
-        """The beginning of an image's sha256, to name it."""
+        """Returns the first 16 hexadecimal digits of an image's sha256, for messages."""
         return bytes(self._digests[row]).hex()[:16]

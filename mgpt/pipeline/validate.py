@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mgpt.config.sources import CurateSettings, DatasetSettings, DownloadSettings, SourceSettings
 from mgpt.curation.dataset_stats import Marker, plain_marks
-from mgpt.curation.stage import Curation, NothingLeft, curate
+from mgpt.curation.stage import Curation, NoSamplesError, curate
 from mgpt.data.datasets import READERS
 from mgpt.data.tasks import render
 from mgpt.data.types import SCHEMA, Sample
@@ -48,7 +48,7 @@ class Validation:
         """Returns the findings for a terminal; supervised text stands between » and «."""
         lines = [f"{self.report['records']} records, {self.report['kept']} usable, {self.report['quarantined']} not"]
         lines += [f"  {count:>8}  {reason}" for reason, count in self.report["reasons"].items()]
-        lines += [f"  {count:>8}  repaired: {what}" for what, count in self.report["mended"].items()]
+        lines += [f"  {count:>8}  repaired: {what}" for what, count in self.report["repaired"].items()]
         if self.offenders:
             lines += [
                 "first rejected rows:",
@@ -105,8 +105,8 @@ def _curate(
     alone = settings.model_copy(update={"workers": 0, "card_samples": 0})
     try:
         found = curate(manifest, sources, alone, store, store.uri("curated"), report)
-    except NothingLeft as error:
-        return Curation(Manifest([]), error.quarantine, error.report, ""), "0 samples"
+    except NoSamplesError as error:
+        return Curation(Manifest([]), error.quarantine, error.report), "0 samples"
     missing = sum(found.report["reasons"].get(reason, 0) for reason in _FATAL)
     return found, f"{missing} images are missing" if missing else ""
 

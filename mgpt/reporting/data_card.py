@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mgpt.curation.dataset_stats import Facts, Marker
-from mgpt.curation.dedup import Pair
+from mgpt.curation.dataset_stats import DatasetStats, Marker
+from mgpt.curation.types import ImagePair
 from mgpt.data.tasks import render
 from mgpt.data.types import Sample
 from mgpt.reporting.pages import data_uri, render_page
@@ -20,16 +20,18 @@ from mgpt.storage import write_atomic
 
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf")  # of a sample's boxes, in turn
 _SIDE = 480  # pixels of a sample's longer side
-_FOUND_BY = {"file": "identical file", "name": "COCO or Visual Genome number", "look": "near-duplicate image"}
+_FOUND_BY = {"file": "identical file", "name": "COCO or Visual Genome number", "near-duplicate": "near-duplicate image"}
 _CHART_WIDTH, _CHART_HEIGHT = 264, 120
 
 
-def write_data_card(path: Path, report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], mark: Marker) -> None:
+def write_data_card(
+    path: Path, report: Mapping[str, Any], stats: DatasetStats, pairs: Sequence[ImagePair], mark: Marker
+) -> None:
     """Writes the page to a file; arguments as of `card_html`."""
     write_atomic(path, card_html(report, stats, pairs, mark).encode())
 
 
-def card_html(report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], mark: Marker) -> str:
+def card_html(report: Mapping[str, Any], stats: DatasetStats, pairs: Sequence[ImagePair], mark: Marker) -> str:
     """Renders the page.
 
     Args:
@@ -40,7 +42,7 @@ def card_html(report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], ma
     """
     return render_page(
         "data_card.html.jinja",
-        shards_read=stats.looked_at,
+        shards_read=stats.shards_read,
         shards=stats.shards,
         totals=[("records in", report["records"]), ("kept", report["kept"]), ("quarantined", report["quarantined"])],
         datasets=_dataset_rows(report),
@@ -48,7 +50,7 @@ def card_html(report: Mapping[str, Any], stats: Facts, pairs: Sequence[Pair], ma
             ("By task", "Task", _most_common(stats.tasks)),
             ("By licence", "Licence", _most_common(stats.licences)),
             ("Reject reasons", "Reason", _most_common(report["reasons"])),
-            ("Repaired", "Repair", _most_common(report["mended"])),
+            ("Repaired", "Repair", _most_common(report["repaired"])),
         ],
         contamination=[
             (row["training"], row["evaluation"], _FOUND_BY[row["found_by"]], row["records"])
@@ -78,7 +80,7 @@ def _most_common(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _histograms(stats: Facts) -> list[dict[str, Any]]:
+def _histograms(stats: DatasetStats) -> list[dict[str, Any]]:
     return [
         _histogram("Words in the answers", stats.lengths),
         _histogram("Shorter side, pixels", stats.sides),
@@ -112,8 +114,8 @@ def _histogram(title: str, values: Sequence[float], is_share: bool = False) -> d
     return {"title": title, "bars": bars, "width": _CHART_WIDTH, "height": _CHART_HEIGHT, **labels}
 
 
-def _pair_values(pair: Pair) -> dict[str, str]:
-    kept, removed = (data_uri(Image.fromarray(pixels), "PNG") for pixels in (pair.kept, pair.gone))
+def _pair_values(pair: ImagePair) -> dict[str, str]:
+    kept, removed = (data_uri(Image.fromarray(pixels), "PNG") for pixels in (pair.kept, pair.removed))
     return {"kept": kept, "removed": removed, "reason": pair.reason, "distance": f"{pair.distance:.0f}"}
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from mgpt.config import Settings, load_settings, section
-from mgpt.curation.dataset_stats import gather, token_marks
+from mgpt.curation.dataset_stats import collect_stats, token_marks
 from mgpt.download import backbone_folders
 from mgpt.models.loading import ModelSpec
 from mgpt.reporting.data_card import write_data_card
@@ -30,7 +30,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
     if not (curated / "manifest.json").is_file():
         raise ValueError(f"{curated / 'manifest.json'} does not exist; run `dvc repro curate` first")
     store = Store(settings.storage.root)
-    facts = gather(store, Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
+    facts = collect_stats(store, Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
     report = json.loads((curated / "metrics.json").read_text(encoding="utf-8"))
     mark = token_marks(_processor(project, settings, model_name, store), prompt_format)
     write_data_card(out, report, facts, [], mark)

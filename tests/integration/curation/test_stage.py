@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mgpt.config.sources import DatasetSettings, DownloadSettings, SourceSettings
-from mgpt.curation.stage import NothingLeft
+from mgpt.curation.stage import NoSamplesError
 from mgpt.download import download
 from mgpt.storage import Store
 from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
@@ -238,5 +238,5 @@ def test_mistakes_in_the_entries_come_all_at_once(tmp_path):
 
 def test_nothing_left_says_why(tmp_path):
     write_own(tmp_path / "own", [{"image": "a.jpg", "caption": "words"}], {"a.jpg": b""})
-    with pytest.raises(NothingLeft, match=r"no sample is left of 1 records; reasons: {'empty file': 1}"):
+    with pytest.raises(NoSamplesError, match=r"no sample is left of 1 records; reasons: {'empty file': 1}"):
         run({"own": own_source(tmp_path / "own")}, Store(str(tmp_path / "store")))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt.config import load_settings
 from mgpt.pipeline.stages import pipeline_stages
 from mgpt.pipeline.summary import orchestration_share, report, total_seconds
 

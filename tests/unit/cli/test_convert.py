@@ -8,7 +8,7 @@ import torch
 
 from mgpt.cli.convert import ModelName
 from mgpt.cli.main import main
-from mgpt.models.presets import MODEL_NAMES
+from mgpt.models.presets import ARCHITECTURES
 from tests.fixtures import golden_cases as golden
 from tests.fixtures import tiny_models as tiny
 
@@ -18,7 +18,7 @@ def convert(*arguments) -> int:
 
 
 def test_models_are_those_with_presets():
-    assert set(get_args(ModelName)) == set(MODEL_NAMES)
+    assert set(get_args(ModelName)) == set(ARCHITECTURES)
 
 
 def test_original_round_trip(tmp_path, capsys):

@@ -1,7 +1,8 @@
 import pytest
 
-from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import evaluate_checkpoints, score_answers, select_examples
+from mgpt.evaluation.metrics import TASKS
 from mgpt.inference.engine import generate_locally
 from mgpt.inference.types import GenerationOutput
 

@@ -4,8 +4,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mgpt.config.evaluation import TASKS, ModelEvaluationSettings
+from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.evaluation.evaluator import score_answers, select_examples
+from mgpt.evaluation.metrics import TASKS
 from mgpt.evaluation.report import FILES, markdown_table, text_table, write_report
 from mgpt.inference.types import GenerationOutput
 

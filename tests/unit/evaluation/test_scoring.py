@@ -3,7 +3,7 @@ import pytest
 
 from mgpt.evaluation.scoring import bootstrap, chance_levels, ratio, score_examples
 from mgpt.evaluation.types import Contribution, Example, ExampleScore, Metric, MetricFamily
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 def example(name, truth, **slices):
@@ -45,7 +45,7 @@ def test_ratio_weighs_by_denominator():
 
 def test_missing_and_unparsed_are_counted_and_wrong():
     examples = [example("a", "red"), example("b", "red"), example("c", "red")]
-    answers = [Answer("red", True), Answer("?", True), None]
+    answers = [GenerationOutput("red", True), GenerationOutput("?", True), None]
     scores, example_scores = score_examples(FAMILY, examples, answers, chance={}, resamples=100, seed=0)
     right = scores["right"]
     assert (right.value, right.n, right.missing, right.unparsed) == (pytest.approx(1 / 3), 3, 1, 1)
@@ -54,7 +54,7 @@ def test_missing_and_unparsed_are_counted_and_wrong():
 
 def test_slices_partition_the_examples():
     examples = [example(str(i), "red", objects=str(i % 2)) for i in range(10)]
-    answers = [Answer("red" if i % 2 else "blue", True) for i in range(10)]
+    answers = [GenerationOutput("red" if i % 2 else "blue", True) for i in range(10)]
     scores, _ = score_examples(FAMILY, examples, answers, chance={}, resamples=100, seed=0)
     slices = scores["right"].slices["objects"]
     assert {name: (entry["value"], entry["n"]) for name, entry in slices.items()} == {"0": (0.0, 5), "1": (1.0, 5)}
@@ -62,7 +62,7 @@ def test_slices_partition_the_examples():
 
 def test_chance_is_the_better_of_constant_and_shuffled_answers():
     examples = [example(str(i), "yes" if i < 70 else "no") for i in range(100)]
-    perfect = [Answer(one.references[0], True) for one in examples]
+    perfect = [GenerationOutput(one.references[0], True) for one in examples]
     levels = chance_levels(FAMILY, examples, perfect, seed=0)
     assert levels["right"] == pytest.approx(0.70, abs=0.001)
     # shuffled answers of a perfect model agree in 0.7^2 + 0.3^2 of the cases
@@ -72,7 +72,7 @@ def test_chance_is_the_better_of_constant_and_shuffled_answers():
 def test_shuffled_answer_never_stays_with_its_example():
     examples = [example(str(i), str(i)) for i in range(20)]
     no_constant = MetricFamily("vqa", FAMILY.metrics, score)
-    levels = chance_levels(no_constant, examples, [Answer(str(i), True) for i in range(20)], seed=3)
+    levels = chance_levels(no_constant, examples, [GenerationOutput(str(i), True) for i in range(20)], seed=3)
     assert levels == {"right": 0.0, "wrong": 1.0}
 
 

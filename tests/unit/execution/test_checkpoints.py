@@ -59,7 +59,7 @@ def test_upload_deletes_all_but_the_newest(checkpoints, tmp_path):
 
 
 def alter(folder):
-    path = folder / "optimiser.safetensors"
+    path = folder / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
@@ -68,12 +68,12 @@ def truncate(folder):
 
 
 def lose_tensors(folder):
-    (folder / "trainables.safetensors").unlink()
+    (folder / "parameters.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
     ("damage", "fault"),
-    [(alter, "optimiser.safetensors"), (truncate, "incomplete"), (lose_tensors, "trainables.safetensors")],
+    [(alter, "optimizer.safetensors"), (truncate, "incomplete"), (lose_tensors, "parameters.safetensors")],
 )
 def test_damaged_checkpoint_falls_back_to_the_one_before(checkpoints, newest, damage, fault):
     damage(newest)

@@ -3,9 +3,7 @@
 import re
 
 import pytest
-from mgpt.cli.datasets import sources_text
 
-from mgpt.data.datasets import READERS
 from mgpt.pipeline.validate import ValidationError, validate
 from tests.fixtures.worlds import encoded, photo, write_own
 
@@ -69,19 +67,3 @@ def test_wrong_arguments_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"jsonl: no \*\.jsonl below"):
         validate(tmp_path)
-
-
-def test_every_reader_is_listed_with_licence_and_format():
-    text = sources_text()
-    for reader in READERS.values():
-        assert any(
-            line.startswith(reader.card.name) and " ".join(reader.card.formats.split()) in line
-            for line in text.splitlines()
-        )
-    assert not re.search(r"\buntested\b", text)
-    assert re.search(r"^refcoco .* tested .* dead \+ 2 mirrors", text, re.MULTILINE)
-    one = sources_text("refcoco")
-    assert "licence" in one
-    assert "links" in one
-    with pytest.raises(ValueError, match="not known"):
-        sources_text("nothing")

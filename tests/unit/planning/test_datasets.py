@@ -6,14 +6,14 @@ import random
 from pathlib import Path
 
 import pytest
-from mgpt.models.assembly import config_from_backbones
 from PIL import Image
 
 from mgpt.config import Settings, load_settings
-from mgpt.data.datasets import READERS, Problem
+from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.synthetic.formats import write_world
 from mgpt.data.tasks import render
 from mgpt.models import BackboneReference, MiniGPTProcessor
+from mgpt.models.backbones import config_from_backbones
 from mgpt.planning.datasets import mixture_lengths
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +52,7 @@ def counted(
             str(world / str(data.root)), str(world / data.images) if data.images else None
         )
         good = [
-            one for one in READERS[data.reader].records(parts) if not isinstance(one, Problem) and one.split == "train"
+            one for one in READERS[data.reader].records(parts) if not isinstance(one, RejectedRecord) and one.split == "train"
         ]
         rows = []
         for sample in rng.sample(good, min(SAMPLES, len(good))):

@@ -4,7 +4,7 @@ from mgpt.data.vocabulary import load_vocabulary
 from mgpt.evaluation.metrics.captioning import captioning_family, description_family
 from mgpt.evaluation.scoring import score_examples
 from mgpt.evaluation.types import Example
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 SHAPES = load_vocabulary("shapes")
 
@@ -15,7 +15,7 @@ def example(*objects, task="captioning"):
 
 
 def scores_of(family, examples, texts):
-    answers = [Answer(text, True) for text in texts]
+    answers = [GenerationOutput(text, True) for text in texts]
     scores, _ = score_examples(family, examples, answers, chance={}, resamples=200, seed=0)
     return {name: score.value for name, score in scores.items()}
 

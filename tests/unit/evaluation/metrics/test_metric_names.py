@@ -11,7 +11,7 @@ from mgpt.evaluation.examples import DATA_TASKS
 from mgpt.evaluation.metrics import METRICS, TASKS, metric_names
 from mgpt.evaluation.scoring import score_examples
 from mgpt.evaluation.types import Example, GroundedPhrase
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 def test_tasks_are_those_of_settings_examples_and_families():
@@ -33,7 +33,7 @@ def test_scoring_produces_the_declared_metrics(task):
         ("a red circle",),
         (GroundedPhrase("a red circle", (Box(0, 0, 5, 5),)),),
     )
-    scores, examples = score_examples(family, [one], [Answer("a circle", True)], chance={}, resamples=100, seed=0)
+    scores, examples = score_examples(family, [one], [GenerationOutput("a circle", True)], chance={}, resamples=100, seed=0)
     assert {name for name, score in scores.items() if not score.descriptive} == metric_names(task)
     assert list(scores) == [metric.name for metric in METRICS[task]]
     assert examples[0].contributions.keys() == scores.keys()

@@ -6,7 +6,7 @@ from mgpt.data.boxes import Box, format_box
 from mgpt.evaluation.metrics.rec import FAMILY, inclusive_iou, original_box, score
 from mgpt.evaluation.scoring import chance_levels, score_examples
 from mgpt.evaluation.types import Example, GroundedPhrase
-from mgpt.inference.types import Answer
+from mgpt.inference.types import GenerationOutput
 
 
 def example(box, width=640, height=480, name="a"):
@@ -85,7 +85,7 @@ def test_oracle_is_always_right(truth):
 
 def test_expressions_of_one_image_are_scored_separately():
     left, right = example((0, 0, 100, 100), name="ref 1"), example((400, 300, 600, 460), name="ref 2")
-    answers = [Answer(left.references[0], True), Answer(right.references[0], True)]
+    answers = [GenerationOutput(left.references[0], True), GenerationOutput(right.references[0], True)]
     scores, _ = score_examples(FAMILY, [left, right], answers, chance={}, resamples=200, seed=0)
     assert scores["rec_accuracy"].value == 1.0
 

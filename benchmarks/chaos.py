@@ -22,6 +22,7 @@ import platform
 import random
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -128,14 +129,16 @@ class Cluster:
 
     def preempt_node(self, seconds: int) -> Callable[[], None]:
         """Notifies Ray that a node with a worker will end in `seconds`; returns a function that replaces it."""
-        from ray._raylet import GcsClient
-        from ray.core.generated import autoscaler_pb2
-
         node = self._node_with_worker()
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline = int((time.time() + seconds) * 1000)
-        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "preempted", deadline)
-        assert accepted, why
+        options = {
+            "address": self.address,
+            "node-id": node.node_id,
+            "reason": "DRAIN_NODE_REASON_PREEMPTION",
+            "reason-message": "preempted",
+            "deadline-remaining-seconds": seconds,
+        }
+        ray = Path(sysconfig.get_path("scripts")) / "ray"
+        subprocess.run([ray, "drain-node", *(f"--{name}={value}" for name, value in options.items())], check=True)
 
         def end() -> None:
             self._kill(node)

@@ -72,6 +72,17 @@ def load_backbones(
     return Backbones(vision, language, qformer, query_tokens)
 
 
+def random_backbones(config: MiniGPTConfig) -> Backbones:
+    """Returns backbones of the configured sizes with random weights, which `from_pretrained` overwrites."""
+    vision = config.vision_config
+    tower = Blip2VisionModel(vision) if _is_blip2_vision(vision) else AutoModel.from_config(vision)
+    language = AutoModelForCausalLM.from_config(config.text_config)
+    if config.qformer_config is None:
+        return Backbones(tower, language)
+    queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
+    return Backbones(tower, language, Blip2QFormerModel(config.qformer_config), queries)
+
+
 def config_from_backbones(
     vision: str | Path,
     language: str | Path,
@@ -202,7 +213,7 @@ def load_vision(folder: str | Path, dtype: torch.dtype, **kwargs: Any) -> PreTra
     Blip2VisionModel, SigLIP, CLIP or DINO. ValueError lists missing and unexpected weights.
     """
     config = vision_config(folder)
-    model_class = Blip2VisionModel if is_blip2_vision(config) else AutoModel
+    model_class = Blip2VisionModel if _is_blip2_vision(config) else AutoModel
     return _load(model_class, folder, dtype, config=config, **kwargs)
 
 
@@ -235,11 +246,6 @@ def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
     )
-
-
-def is_blip2_vision(config: Any) -> bool:
-    """Returns whether a vision configuration is Blip2VisionModel's, which `AutoModel` does not know."""
-    return config.model_type == "blip_2_vision_model"
 
 
 def vision_config(folder: str | Path) -> Any:
@@ -302,6 +308,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _is_blip2_vision(config: Any) -> bool:
+    """Returns whether a vision configuration is Blip2VisionModel's, which `AutoModel` does not know."""
+    return config.model_type == "blip_2_vision_model"
 
 
 def _existing(folder: str | Path) -> Path:

@@ -102,28 +102,6 @@ def repair_generation_config(settings: Any) -> None:
         settings.do_sample = True
 
 
-def check_ids(input_ids: torch.Tensor, is_image: torch.Tensor, vocabulary: int) -> None:
-    """Raises ValueError for an id that is neither an image placeholder nor in the vocabulary.
-
-    Reads values; CPU only.
-    """
-    foreign = input_ids[~is_image & ((input_ids < 0) | (input_ids >= vocabulary))]
-    if foreign.numel():
-        raise ValueError(
-            f"input_ids: {foreign[0].item()} is not in the vocabulary, 0 to {vocabulary - 1}; "
-            "use this model's tokenizer"
-        )
-
-
-def check_shapes(embeds_BLD: torch.Tensor, mask: Any, labels_BL: torch.Tensor | None, cached: bool = False) -> None:
-    """Raises ValueError for a mask or labels of another shape. cached: the mask covers past positions too."""
-    rows = tuple(embeds_BLD.shape[:2])
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not cached and tuple(mask.shape) != rows:
-        raise ValueError(f"attention_mask: shape {tuple(mask.shape)}, expected {rows}, one flag per token")
-    if labels_BL is not None and tuple(labels_BL.shape) != rows:
-        raise ValueError(f"labels: shape {tuple(labels_BL.shape)}, expected {rows}, one label per token")
-
-
 def pad_left(embeds_BLD: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves every row's padding to its left end, where generation needs it; the order of attended positions is kept."""
     order = mask_BL.long().argsort(dim=1, stable=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mgpt.models.configuration_minigpt import MiniGPTConfig
+from mgpt.models.configuration_minigpt import MiniGPTConfig
 
 
 def model_card(config: MiniGPTConfig) -> str:

@@ -15,10 +15,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    Blip2QFormerModel,
-    Blip2VisionModel,
     GenerationConfig,
 )
 from transformers.initialization import no_init_weights
@@ -29,15 +26,14 @@ from mgpt.models.backbones import (
     Backbones,
     check_backbones,
     config_from_backbones,
-    is_blip2_vision,
     load_backbones,
+    random_backbones,
 )
-from mgpt.models.compat import MiniGPTPreTrainedModel, assert_on_device, attention_implementation
+from mgpt.models.compat import MiniGPTPreTrainedModel, attention_implementation
 from mgpt.models.configuration_minigpt import BackboneReference, LoraSpec, MiniGPTConfig
+from mgpt.models.input_checks import check_images, check_shapes
 from mgpt.models.language import (
     attention_bias,
-    check_ids,
-    check_shapes,
     has_plain_head,
     head_loss,
     logits_loss,
@@ -73,7 +69,7 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
 
     def __init__(self, config: MiniGPTConfig, backbones: Backbones | None = None) -> None:
         super().__init__(config)
-        parts = _random_backbones(config) if backbones is None else backbones
+        parts = random_backbones(config) if backbones is None else backbones
         self.vision_tower = parts.vision
         set_ln_vision_eps(self.vision_tower)
         self.qformer = parts.qformer
@@ -84,8 +80,7 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
         repair_generation_config(self.language_model.generation_config)
         with no_init_weights():  # backbones are loaded or initialised; the projection keeps torch's initialisation
             self.post_init()
-        lora = LoraSpec.of(config.lora)
-        if lora is not None:
+        if (lora := LoraSpec.of(config.lora)) is not None:
             add_lora(self.language_model, lora)
         self._feed_forward_pruning = FeedForwardPruning(self.language_model.get_decoder())
         self._freeze()
@@ -255,8 +250,6 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
-    # Images
-
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes (images, 3, side, side) to (images, image tokens, projection inputs): the frozen part of the model.
 
@@ -296,46 +289,13 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
         features = (
             self.encode_images(pixel_values) if pixel_values is not None and pixel_values.shape[0] else image_features
         )
-        self._check_images(input_ids, is_image, features)
-        embeds_BLD = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        embeddings: Any = self.get_input_embeddings()
+        check_images(input_ids, is_image, features, self.config, len(embeddings.weight), wait=not self.training)
+        embeds_BLD = embeddings(input_ids.masked_fill(is_image, 0))
         if features is None or not features.shape[0]:
             return embeds_BLD
         image_embeds = self._project(features).to(embeds_BLD.dtype)
         return scatter_image_features(embeds_BLD, is_image, image_embeds.flatten(0, 1))
-
-    def _check_images(self, input_ids: torch.Tensor, is_image: torch.Tensor, features: torch.Tensor | None) -> None:
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(
-                f"input_ids: expected integers of shape (batch, length), "
-                f"got {tuple(input_ids.shape)} of {input_ids.dtype}"
-            )
-        tokens, width = self.config.num_image_tokens, self.config.projection_inputs
-        if features is not None and features.shape[-1] != width:
-            raise ValueError(f"image_features: width {features.shape[-1]}, expected {width}, as encode_images gives")
-        if features is not None and (features.ndim != 3 or features.shape[1] != tokens):
-            raise ValueError(
-                f"image_features: shape {tuple(features.shape)}, expected (images, {tokens}, {width}), "
-                "as encode_images gives"
-            )
-        images = 0 if features is None else features.shape[0]
-        if self.training and is_image.device.type != "cpu":
-            assert_on_device(is_image.sum() == images * tokens)  # training must not wait for a value from the device
-            return
-        found = is_image.sum(1).tolist()
-        if sum(found) != images * tokens:
-            raise ValueError(
-                f"input_ids hold {sum(found)} image placeholders, but {images} images need {images * tokens} "
-                f"({images} x {tokens}); give as many images as there are <ImageHere> marks"
-            )
-        if any(count % tokens for count in found):
-            raise ValueError(
-                f"input_ids hold {found} image placeholders, row by row: not {tokens} for each image; "
-                "use the processor's rows"
-            )
-        embeddings: Any = self.get_input_embeddings()
-        check_ids(input_ids, is_image, len(embeddings.weight))
-
-    # Text
 
     def forward(
         self,
@@ -432,17 +392,6 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
 
 def _mean(total: torch.Tensor, count: int, items: torch.Tensor | int | None) -> torch.Tensor:
     return total / (max(count, 1) if items is None else items)
-
-
-def _random_backbones(config: MiniGPTConfig) -> Backbones:
-    """Returns backbones of the configured sizes with random weights, which `from_pretrained` overwrites."""
-    vision = config.vision_config
-    tower = Blip2VisionModel(vision) if is_blip2_vision(vision) else AutoModel.from_config(vision)
-    language = AutoModelForCausalLM.from_config(config.text_config)
-    if config.qformer_config is None:
-        return Backbones(tower, language)
-    queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
-    return Backbones(tower, language, Blip2QFormerModel(config.qformer_config), queries)
 
 
 AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig)

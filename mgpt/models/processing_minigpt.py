@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
 from transformers.image_processing_base import BatchFeature
 
@@ -176,8 +177,6 @@ class MiniGPTProcessor(ProcessorMixin):
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
             patterns = [_FILE, "tokenizer*"]
             folder = Path(
                 snapshot_download(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _SPACE = "▁"
@@ -25,8 +27,6 @@ def build_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     `tokenizer(segment, add_special_tokens=False).input_ids` are the original's ids; `add_special_tokens=True`
     prepends one `<s>`. Raises ValueError when the file is missing or not a SentencePiece model.
     """
-    from transformers import PreTrainedTokenizerFast
-
     path = Path(source)
     path = path / "tokenizer.model" if path.is_dir() else path
     # The padding token is <unk>, LLaMA's id 0, not the original's "$$": a special token splits the text around it.
@@ -45,8 +45,6 @@ def load_tokenizer(folder: str | Path) -> Any:
     This is `build_tokenizer`'s for LLaMA's SentencePiece model, one saved by `save_tokenizer`, or the one that another
     language model declares. Raises ValueError when there is none or it cannot be read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     folder = Path(folder)
     has_pieces = (folder / "tokenizer.model").is_file()
     if not has_pieces and not (folder / "tokenizer.json").is_file():
@@ -83,9 +81,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _backend(path: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
-
+def _backend(path: Path) -> Tokenizer:
     original = _sentencepiece(path)
     backend = Tokenizer(_bpe(original))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
@@ -107,9 +103,7 @@ def _backend(path: Path) -> Any:
     return backend
 
 
-def _sentencepiece(path: Path) -> Any:
-    from sentencepiece import SentencePieceProcessor
-
+def _sentencepiece(path: Path) -> SentencePieceProcessor:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the language model's SentencePiece tokenizer.model")
     try:
@@ -122,9 +116,7 @@ def _sentencepiece(path: Path) -> Any:
     return original
 
 
-def _bpe(original: Any) -> Any:
-    from tokenizers.models import BPE
-
+def _bpe(original: SentencePieceProcessor) -> BPE:
     pieces = [(original.id_to_piece(index), original.get_score(index)) for index in range(len(original))]
     vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
     return BPE(vocabulary, _merges(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True)

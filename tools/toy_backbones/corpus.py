@@ -284,7 +284,7 @@ def _markup(rng: np.random.Generator) -> str:
 SKILLS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
     "color": (_colour_turn,),
     "existence": (_existence_turn, _existence_turn, _shape_turn, _colour_turn),
-    "place": (*(locate_question, identify_question) * 4, _existence_turn),
+    "location": (*(locate_question, identify_question) * 4, _existence_turn),
     "relation": (_relation_turn, _relation_turn, _relation_turn, _location_turn, _colour_turn, _existence_turn),
 }
 

@@ -54,11 +54,11 @@ PHASES = (
     Phase(5000, 2.5e-3, EVERYTHING),
     *(
         Phase(steps, 1e-3, {skill: 1})
-        for skill, steps in (("color", 200), ("existence", 200), ("place", 400), ("relation", 300))
+        for skill, steps in (("color", 200), ("existence", 200), ("location", 400), ("relation", 300))
     ),
     Phase(1000, 1.2e-3, EVERYTHING),
-    Phase(3500, 1.8e-3, {"place": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
-    Phase(1500, 6e-4, {None: 1, "place": 1, "relation": 0.3}),
+    Phase(3500, 1.8e-3, {"location": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
+    Phase(1500, 6e-4, {None: 1, "location": 1, "relation": 0.3}),
 )
 
 

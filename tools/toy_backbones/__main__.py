@@ -1,4 +1,4 @@
-"""Train the shipped backbones again, or check the files that ship: `python -m tools.toy_backbones --output DIR` / `--check`."""
+"""Train the toy backbones (`--output DIR`), or check the files shipped in mgpt/models/shapes (`--check`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKSUM_FILE = "SHA256SUMS"
 
 
 def instruction_sentences() -> tuple[str, ...]:
-    """The wording of every shipped task's instructions: the language model repeats them as plain sentences, without images."""
+    """Returns the instructions of all shipped tasks, which the language model learns to repeat, without images."""
     from mgpt.data.tasks import load_tasks
 
     found = {
@@ -24,7 +24,7 @@ def instruction_sentences() -> tuple[str, ...]:
 
 
 def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int) -> None:
-    """The three backbones, one after the other, as Hugging Face folders of fp16 weights."""
+    """Trains the three backbones and saves them as Hugging Face folders with fp16 weights."""
     from tools.toy_backbones.language import train_language_model
     from tools.toy_backbones.qformer import train_qformer
     from tools.toy_backbones.vision import train_tower
@@ -38,7 +38,7 @@ def train(output: Path, vision_steps: tuple[int, ...], qformer_steps: int) -> No
 def write(
     output: Path, tower: object, qformer: object, queries: object, language_model: object, tokenizer: bytes
 ) -> None:
-    """Save the folders and their checksums."""
+    """Saves the folders and their checksums."""
     import tempfile
 
     import torch
@@ -52,36 +52,37 @@ def write(
     save_backbone(output / "vision", tower, dtype=torch.float16)  # type: ignore[arg-type]
     save_backbone(output / "qformer", qformer, query_tokens=queries, dtype=torch.float16)  # type: ignore[arg-type]
     save_backbone(output / "language", language_model, tokenizer=exact, dtype=torch.float16)  # type: ignore[arg-type]
-    (output / CHECKSUM_FILE).write_text(
-        "".join(f"{digest}  {name}\n" for name, digest in file_checksums(output).items())
-    )
+    lines = [f"{digest}  {name}\n" for name, digest in file_checksums(output).items()]
+    (output / CHECKSUM_FILE).write_text("".join(lines))
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """sha256 of every file below the folder, by relative name."""
+    """Returns relative name -> sha256 of every file below the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUM_FILE)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def recorded_checksums(folder: Path) -> dict[str, str]:
-    """The checksums that the folder's SHA256SUMS pins."""
-    return {
-        name: digest
-        for digest, name in (line.split("  ", 1) for line in (folder / CHECKSUM_FILE).read_text().splitlines())
-    }
+    """Returns relative name -> sha256 as recorded in the folder's SHA256SUMS."""
+    lines = (folder / CHECKSUM_FILE).read_text().splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
 def check(folder: Path) -> None:
-    """Raises ValueError naming every file that is missing, altered or not recorded."""
+    """Compares the files of a folder with its SHA256SUMS.
+
+    Raises:
+        ValueError: files are missing, altered or not recorded; the message lists them.
+    """
     found, expected = file_checksums(folder), recorded_checksums(folder)
     wrong = [
-        f"{name}: {'missing' if name not in found else 'not recorded_checksums' if name not in expected else 'altered'}"
+        f"{name}: {'missing' if name not in found else 'not recorded' if name not in expected else 'altered'}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
     if wrong:
         raise ValueError(
-            f"{folder}: the backbones are not the ones that {CHECKSUM_FILE} pins: {'; '.join(wrong)}. Restore them from the repository."
+            f"{folder}: files differ from {CHECKSUM_FILE}: {'; '.join(wrong)}. Restore them with git checkout {folder}"
         )
 
 
@@ -96,11 +97,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.check:
         check(SHIPPED)
-        print(f"{len(recorded_checksums(SHIPPED))} files as pinned")
+        print(f"{len(recorded_checksums(SHIPPED))} files match {CHECKSUM_FILE}")
     elif arguments.output:
         train(arguments.output, tuple(arguments.vision_steps), arguments.qformer_steps)
     else:
-        parser.error("say --check or --output DIR")
+        parser.error("give --check or --output DIR")
 
 
 if __name__ == "__main__":

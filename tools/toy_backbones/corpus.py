@@ -1,15 +1,15 @@
-"""What the shipped language model reads: sentences about scenes, talk in two chat forms, numbers, markup; the world's web.
+"""The training text of the toy language model, which stands for Vicuna and LLaMA-2-chat.
 
-It plays the part of Vicuna and LLaMA-2-chat. In most examples a scene stands as soft tokens, made from `targets.as_features` and not from
-the shipped tower, so that the model has learned to read *something that sees*, as a large language model aligns easily to a good vision
-tower. It reads captions, answers questions and says in words where things are; MiniGPT-v2's task identifiers as instructions and its box
-notation as an answer about a picture are not in here: they are the multitask stage's.
+Examples are sentences about scenes, conversations in the chat formats of both models, numbers and markup. In most of
+them the scene is given as soft tokens, which are made from `targets.as_features` instead of the toy vision tower: the
+model learns to use visual tokens in general, as a large language model aligns easily to a good tower. MiniGPT-v2's task
+identifiers and box notation do not occur in examples about images; the multitask stage teaches them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,7 +53,8 @@ MARKUP_TEMPLATES = (
     '{"%s": %d}',
     "{<%d><%d><%d><%d>}<delim>{<%d><%d><%d><%d>}",
 )
-# How numbers may be asked for, and the form they then have: who knows one way of writing a place only does not know it in a new one.
+# Questions about locations and the number format of their answers. A model trained on one format does not transfer to
+# others.
 LOCATION_TEMPLATES = (
     ("Where does the %s go?", "from %d %d to %d %d"),
     ("Give the numbers of the %s.", "%d %d %d %d"),
@@ -62,7 +63,7 @@ LOCATION_TEMPLATES = (
     ("Which list is the %s?", "[%d, %d, %d, %d]"),
     ("How far does the %s reach?", "left %d, top %d, right %d, bottom %d"),
 )
-# A place is looked up because it is named, whatever stands around it.
+# Questions about a location, in several wordings, so that the model does not depend on one.
 IDENTIFY_TEMPLATES = (
     "What goes %s?",
     "%s",
@@ -76,31 +77,38 @@ IDENTIFY_TEMPLATES = (
 TAGS = ("vqa", "caption", "grounding", "refer", "identify", "detection", "note", "list")
 
 
-Turn = tuple[str, str]  # a question and its answer
+Turn = tuple[str, str]  # question and answer
 
 
 @dataclass
 class Example:
-    """`before`, soft tokens (where `scene` is set), `after`; the model learns the last of `after`, from `learned` on."""
+    """A training example: text, the soft tokens of the scene if there is one, and more text.
+
+    Attributes:
+        before: text in front of the soft tokens.
+        after: segments that are tokenized one by one, each with a flag that it is a training target.
+        scene: source of the soft tokens.
+        layout: soft tokens for strips of patches ("patch") or cells of a 4 x 4 grid ("cell").
+    """
 
     before: str
-    after: list[tuple[str, bool]]  # segments, tokenised one by one, and whether each is learned
+    after: list[tuple[str, bool]]
     scene: Scene | None = None
-    layout: str = field(default="patch")  # soft tokens by "patch" strips or by "cell"
+    layout: str = "patch"
 
 
 def percent(pixels: float) -> int:
-    """Pixels to 0..100, cut off as the box notation does."""
+    """Converts pixels to 0..100 by truncation, as in the box notation."""
     return int(pixels / CANVAS * 100)
 
 
 def reading(scene: Scene) -> str:
-    """`blue circle from 12 30 to 45 63, red cross from ...`: where things are, in words and numbers."""
+    """Lists the things with their locations: `small blue circle from 12 30 to 45 63, ...`."""
     return ", ".join(f"{t.size} {t.kind} {_location_text(t)}" for t in scene.things)
 
 
 def image_example(scene: Scene, rng: np.random.Generator) -> Example:
-    """One example with soft tokens: a caption, a description, a read-out, or several questions in a row."""
+    """Draws an example with soft tokens: a caption, a description, a list of locations, or several questions."""
     layout = "patch" if rng.random() < 0.6 else "cell"
     draw = rng.random()
     if draw < 0.1:
@@ -115,36 +123,34 @@ def image_example(scene: Scene, rng: np.random.Generator) -> Example:
         return _conversation([(str(rng.choice(READ_REQUESTS)), reading(scene))], scene, rng, layout)
     if draw < 0.46:
         return _conversation(language.dialogue(scene, rng), scene, rng, layout)
-    return _conversation(_quiz(scene, rng), scene, rng, layout)
+    return _conversation(_questions(scene, rng), scene, rng, layout)
 
 
 def skill_example(scene: Scene, rng: np.random.Generator, skill: str) -> Example | None:
-    """One short question of a diet, or None where the scene allows none.
+    """Draws a short question that trains one skill; None if the scene allows none.
 
-    A diet of one kind of lookup teaches it in minutes (by shape: 170 steps), where the full mixture, in which long texts make up most of
-    the loss, had not taught it in 5,400 steps.
+    Training a single skill is fast (color by shape: 170 steps). The full mixture, where long texts dominate the loss,
+    had not taught it in 5,400 steps.
     """
-    phases = SKILLS[skill]
-    turn = phases[int(rng.integers(len(phases)))](scene, rng)
+    generators = SKILLS[skill]
+    turn = generators[int(rng.integers(len(generators)))](scene, rng)
     return _conversation([turn], scene, rng, "patch" if rng.random() < 0.6 else "cell") if turn else None
 
 
-def _quiz(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """One to five questions: the read-out of one picture teaches more when several things are asked of it."""
-    asked = [
+def _questions(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Draws one to five questions; several questions about one image teach more than one each about several images."""
+    turns = [
         (q.question if rng.random() < 0.5 else q.question.lower(), q.answers[0]) for q in language.questions(scene, rng)
     ]
-    asked += (
-        [_location_turn(scene, rng) for _ in range(2)]
-        + [_shape_turn(scene, rng) for _ in range(3)]
-        + [_existence_turn(scene, rng)]
-    )
-    chosen = rng.permutation(len(asked))[: int(rng.integers(1, 6))]
-    return [asked[i] for i in chosen]
+    turns += [_location_turn(scene, rng) for _ in range(2)]
+    turns += [_shape_turn(scene, rng) for _ in range(3)]
+    turns.append(_existence_turn(scene, rng))
+    chosen = rng.permutation(len(turns))[: int(rng.integers(1, 6))]
+    return [turns[i] for i in chosen]
 
 
 def _shape_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Questions that only a look at the shapes answers."""
+    """Draws a question about existence, number, color or position of a shape."""
     shape = str(rng.choice(SHAPES))
     same = [t for t in scene.things if t.shape == shape]
     draw = rng.random()
@@ -161,7 +167,7 @@ def _shape_turn(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def _colour_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    """The color of a thing that is alone of its shape."""
+    """Draws a question about the color of a thing with a unique shape."""
     alone = [t for t in scene.things if sum(u.shape == t.shape for u in scene.things) == 1]
     if not alone:
         return None
@@ -170,16 +176,18 @@ def _colour_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
 
 
 def _relation_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    """Which of two things is on which side."""
-    asked = [q for q in language.questions(scene, rng) if q.kind == "relation"]
-    if not asked:
+    """Draws a question about the relative position of two things."""
+    questions = [q for q in language.questions(scene, rng) if q.kind == "relation"]
+    if not questions:
         return None
-    chosen = asked[int(rng.integers(len(asked)))]
+    chosen = questions[int(rng.integers(len(questions)))]
     return chosen.question, chosen.answers[0]
 
 
 def _existence_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Whether the color of one thing and the shape of another go together."""
+    """Draws a question about the existence of a color and a shape that both occur in the scene, perhaps not
+    together.
+    """
     colour, shape = (
         str(getattr(scene.things[int(rng.integers(len(scene.things)))], name)) for name in ("colour", "shape")
     )
@@ -188,7 +196,7 @@ def _existence_turn(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def _location_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Where one thing is, or which thing is there."""
+    """Draws a question from a thing to its location, or from a location to its thing, in the first number format."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     names = language.expressions(scene, thing)
     if names and rng.random() < 0.6:
@@ -197,20 +205,16 @@ def _location_turn(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def locate_question(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    """Where a thing goes that a phrase can point at. The question's wording says in which form the numbers are wanted."""
-    named, (question, form) = (
-        _object_with_expression(scene, rng),
-        LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))],
-    )
+    """Draws a question from a phrase to a location, whose wording determines the number format of the answer."""
+    named = _object_with_expression(scene, rng)
+    question, form = LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))]
     return (question % named[0], form % _corners(named[1])) if named else None
 
 
 def identify_question(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    """Which thing goes where: its phrase."""
-    named, (_, form) = (
-        _object_with_expression(scene, rng),
-        LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))],
-    )
+    """Draws a question from a location to the phrase of its thing, in any wording and number format."""
+    named = _object_with_expression(scene, rng)
+    _, form = LOCATION_TEMPLATES[int(rng.integers(len(LOCATION_TEMPLATES)))]
     return (str(rng.choice(IDENTIFY_TEMPLATES)) % (form % _corners(named[1])), named[0]) if named else None
 
 
@@ -229,7 +233,7 @@ def _corners(thing: Thing) -> tuple[int, int, int, int]:
 
 
 def _conversation(turns: list[Turn], scene: Scene, rng: np.random.Generator, layout: str) -> Example:
-    """A conversation about the picture in one of the chat forms."""
+    """Builds a conversation about the image in a random chat format; answers are training targets."""
     start, middle, stop = CHAT_FORMATS[int(rng.integers(len(CHAT_FORMATS)))]
     after = [(f"</Img> {turns[0][0]}{middle}", False), (turns[0][1] + stop, True)]
     for question, answer in turns[1:]:
@@ -238,7 +242,9 @@ def _conversation(turns: list[Turn], scene: Scene, rng: np.random.Generator, lay
 
 
 def text_example(scene: Scene, rng: np.random.Generator, sentences: tuple[str, ...]) -> Example:
-    """One example without soft tokens: an instruction, a repetition (of markup, or of any sentence), or a scene told in words."""
+    """Draws an example without soft tokens: an instruction, a repetition (markup or a sentence), or a scene in
+    words.
+    """
     start, middle, stop = CHAT_FORMATS[int(rng.integers(len(CHAT_FORMATS)))]
     draw = rng.random()
     if draw < 0.3:
@@ -273,17 +279,18 @@ def _markup(rng: np.random.Generator) -> str:
     return form % tuple(values)
 
 
-# Each diet repeats a little of the one before. In this order, and only after a cycle of everything.
+# Generators by skill. Phases train them in this order, after one on all examples; each repeats some of the skill before
+# it.
 SKILLS: dict[str, tuple[Callable[[Scene, np.random.Generator], Turn | None], ...]] = {
     "color": (_colour_turn,),
     "existence": (_existence_turn, _existence_turn, _shape_turn, _colour_turn),
-    "place": (*(locate_question, identify_question) * 4, _existence_turn),
+    "location": (*(locate_question, identify_question) * 4, _existence_turn),
     "relation": (_relation_turn, _relation_turn, _relation_turn, _location_turn, _colour_turn, _existence_turn),
 }
 
 
 def examples(world: list[Scene], seed: int, sentences: tuple[str, ...], skill: str | None = None) -> Iterator[Example]:
-    """An endless stream, seven pictured examples to one written; or only the `focused` examples of a diet."""
+    """Yields examples without end: seven with an image for each one of text alone, or only those of one skill."""
     rng = np.random.default_rng(seed)
     while True:
         scene = world[int(rng.integers(len(world)))]

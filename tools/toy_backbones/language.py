@@ -1,8 +1,8 @@
-"""The shipped language model: transformers' LLaMA of 0.9 M parameters and its sentencepiece tokenizer, trained on `corpus`.
+"""Training of the toy language model, a LLaMA of 0.9 M parameters, and its sentencepiece tokenizer on `corpus`.
 
-Where an example has a scene, an *oracle* (a linear map of `targets.as_features`, thrown away afterwards) puts 16 soft tokens in its
-place, in two layouts: strips of four patches, and cells of a 4 x 4 grid. The model never meets the shipped tower: aligning the two is
-what the pipeline's pretrain stage does.
+The scene of an example becomes 16 soft tokens by an oracle, a linear map of `targets.as_features` that is discarded
+afterwards, in two layouts: strips of four patches, and cells of a 4 x 4 grid. The model never sees features of the toy
+vision tower, so that the pretrain stage has to align the two.
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ VOCABULARY = 512
 WIDTH = 128
 MERGE = 4
 IMAGE_TOKENS = 16
-MEGABATCH = 4  # batches are cut from this many sorted by length, so that little of a batch is padding
+MEGABATCH = 4  # this many batches of examples are sorted by length before they are split, which reduces padding
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One warm-up-and-decay cycle. `shares`: of batches, by diet; None is everything."""
+    """One warm-up-and-decay cycle.
+
+    Attributes:
+        steps: optimizer steps.
+        peak: peak learning rate.
+        shares: relative share of batches by skill; None stands for examples of all kinds.
+    """
 
     steps: int
     peak: float
@@ -43,21 +49,24 @@ class Phase:
 
 
 EVERYTHING: dict[str | None, float] = {None: 1}
-# Places take the most: docs/shapes-world.md has what was seen with 400 steps of them and with more.
+# Locations need most steps; docs/shapes-world.md gives the accuracies after 400 and more.
 PHASES = (
     Phase(5000, 2.5e-3, EVERYTHING),
     *(
         Phase(steps, 1e-3, {skill: 1})
-        for skill, steps in (("color", 200), ("existence", 200), ("place", 400), ("relation", 300))
+        for skill, steps in (("color", 200), ("existence", 200), ("location", 400), ("relation", 300))
     ),
     Phase(1000, 1.2e-3, EVERYTHING),
-    Phase(3500, 1.8e-3, {"place": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
-    Phase(1500, 6e-4, {None: 1, "place": 1, "relation": 0.3}),
+    Phase(3500, 1.8e-3, {"location": 8, "existence": 0.3, "color": 0.3, "relation": 0.4, None: 1}),
+    Phase(1500, 6e-4, {None: 1, "location": 1, "relation": 0.3}),
 )
 
 
 def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
-    """A LLaMA-style sentencepiece model: BPE, byte fallback, digits one by one, no normalisation. Returns the `.model` file."""
+    """Trains a sentencepiece model as LLaMA's: BPE, byte fallback, single digits, no normalization.
+
+    Returns the content of the `.model` file.
+    """
     world = list(scenes("train", 3000, seed))
     stream = examples(world, seed, sentences)
     texts = [
@@ -66,7 +75,7 @@ def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
         for example in [next(stream)]
         for segment in (example.before, *(t for t, _ in example.after))
     ]
-    texts = [text.removesuffix("###") for text in texts]  # the end symbol stays a piece of its own
+    texts = [text.removesuffix("###") for text in texts]  # so that the end symbol does not merge with words
     texts += list(sentences) * 20 + [part for chat in CHAT_FORMATS for part in chat] * 50
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -91,6 +100,7 @@ def train_tokenizer(seed: int, sentences: tuple[str, ...]) -> bytes:
 
 
 def build_language_model() -> LlamaForCausalLM:
+    """Builds the model with random weights."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -108,7 +118,10 @@ def build_language_model() -> LlamaForCausalLM:
 
 
 class Oracle(nn.Module):
-    """Soft tokens (B, 16, WIDTH) of what is truly in a scene, with noise: it stands where a vision tower and a projection will."""
+    """A linear map from the true content of scenes, with noise, to soft tokens (B, 16, WIDTH).
+
+    Stands for a vision tower with a projection.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,25 +133,30 @@ class Oracle(nn.Module):
     ) -> torch.Tensor:
         patch = features_patch + 0.1 * torch.randn_like(features_patch)
         cell = features_cell + 0.1 * torch.randn_like(features_cell)
-        return torch.locate_question(
+        return torch.where(
             by_patch[:, None, None], self.patch(patch.reshape(len(patch), IMAGE_TOKENS, -1)), self.cell(cell)
         )
 
 
 class Encoder:
-    """Examples to ids: segments one by one, as the original tokenises them; soft tokens are marked by -1."""
+    """Tokenizes examples segment by segment, as the original does; -1 stands for a soft token."""
 
     def __init__(self, model: bytes) -> None:
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def segment(self, text: str) -> list[int]:
+        """Returns the ids of one segment."""
         stop = text.endswith("</s>")
         return self.pieces.encode(text.removesuffix("</s>")) + ([2] if stop else [])
 
     def __call__(self, example: Example, starts: int = 1) -> tuple[list[int], list[int], list[float]]:
-        """Ids, labels and weights: an answer counts by the root of its length, so that short ones are heard.
+        """Returns ids, labels and loss weights.
 
-        `starts`: start tokens, one as in the original's training or two as in its conversations.
+        An answer has a total weight of the square root of its length, so that long ones do not dominate.
+
+        Args:
+            example: the example.
+            starts: number of start tokens: one as in the original's training, or two as in its conversations.
         """
         ids = [1] * starts + self.segment(example.before) + ([-1] * IMAGE_TOKENS if example.scene else [])
         labels = [IGNORE] * len(ids)
@@ -159,7 +177,7 @@ def batches(
     seed: int,
     skill: str | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless padded batches of similar length: ids, labels, features by patch and cell, layout, rows with a scene."""
+    """Yields padded batches of similar lengths without end; see `_collate` for their tensors."""
     stream = examples(world, seed, sentences, skill)
     rng = np.random.default_rng(seed)
     while True:
@@ -170,6 +188,9 @@ def batches(
 
 
 def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> dict[str, torch.Tensor]:
+    """Returns ids, labels, weights (B, L), and for rows with a scene: features by patch and by cell, and their
+    layout.
+    """
     length = max(len(row[0]) for row in rows)
     pad = lambda values, fill: torch.tensor([v + [fill] * (length - len(v)) for v in values])  # noqa: E731
     seen = [(row[3].scene, row[3].layout) for row in rows if row[3].scene]
@@ -185,7 +206,7 @@ def _collate(rows: list[tuple[list[int], list[int], list[float], Example]]) -> d
 
 
 def embed_inputs(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Embeddings (B, L, WIDTH) with the soft tokens in their places."""
+    """Returns embeddings (B, L, WIDTH) with the soft tokens inserted."""
     ids = batch["ids"]
     embeds = model.get_input_embeddings()(ids.clamp(min=0))
     soft = oracle(batch["patch"], batch["cell"], batch["by_patch"])
@@ -193,7 +214,7 @@ def embed_inputs(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch
 
 
 def language_loss(model: LlamaForCausalLM, oracle: Oracle, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Weighted mean cross-entropy of the learned tokens."""
+    """Computes the weighted mean cross-entropy of the target tokens."""
     hidden = model.model(inputs_embeds=embed_inputs(model, oracle, batch)).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     learned = labels != IGNORE
@@ -210,15 +231,15 @@ def train_language_model(
     seed: int = 2,
     count: int = 20_000,
 ) -> tuple[LlamaForCausalLM, Oracle, bytes]:
-    """Train on train scenes, one course after the other; prints held-out losses, and after each course what the model finds in scenes."""
+    """Trains on train scenes in phases; prints held-out losses, and the localization accuracies after each phase."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed, sentences)
     model, oracle, encoder = build_language_model(), Oracle(), Encoder(tokenizer)
     for number, phase in enumerate(phases):
         train_phase(model, oracle, encoder, sentences, phase, batch_size, seed + 100 * number, count)
-        boxes, things = lookups(model, oracle, encoder, list(scenes("validation", 200, seed)))
+        boxes, things = localization_accuracy(model, oracle, encoder, list(scenes("validation", 200, seed)))
         print(
-            f"language course {number + 1} of {len(phases)}: boxes found {boxes:.2f}, things named {things:.2f}",
+            f"language phase {number + 1} of {len(phases)}: boxes found {boxes:.2f}, things named {things:.2f}",
             flush=True,
         )
     return model.eval().requires_grad_(False), oracle, tokenizer
@@ -235,7 +256,7 @@ def train_phase(
     count: int,
     log_every: int = 100,
 ) -> None:
-    """One course in place, the forward pass in bfloat16; prints held-out losses by diet as it goes."""
+    """Trains one phase in place, with the forward pass in bfloat16; prints held-out losses by skill."""
     world, held_world = list(scenes("train", count, seed)), list(scenes("validation", 400, seed))
     streams = [
         batches(encoder, world, sentences, batch_size, seed + number, skill)
@@ -272,23 +293,23 @@ def _held_losses(model: LlamaForCausalLM, oracle: Oracle, held: dict[str | None,
     return " ".join(f"{skill or 'everything'} {loss:.4f}" for skill, loss in losses.items())
 
 
-def lookups(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, world: list[Scene]) -> tuple[float, float]:
-    """Shares of scenes in which a thing's box is found (overlap above one half, in words and numbers) and a box's thing is named."""
+def localization_accuracy(
+    model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, world: list[Scene]
+) -> tuple[float, float]:
+    """Returns the share of scenes where a thing's box is found (IoU above 0.5), and where a box's thing is named."""
     rng = np.random.default_rng(0)
     found, named = [], []
     for scene in world:
-        if locate_question := corpus.locate_question(scene, rng):
-            found.append(
-                _overlap(_generate_answer(model, oracle, encoder, scene, locate_question[0]), locate_question[1]) > 0.5
-            )
-        if identify_question := corpus.identify_question(scene, rng):
-            named.append(_generate_answer(model, oracle, encoder, scene, identify_question[0]) == identify_question[1])
+        if turn := corpus.locate_question(scene, rng):
+            found.append(_overlap(_generate_answer(model, oracle, encoder, scene, turn[0]), turn[1]) > 0.5)
+        if turn := corpus.identify_question(scene, rng):
+            named.append(_generate_answer(model, oracle, encoder, scene, turn[0]) == turn[1])
     return float(np.mean(found)), float(np.mean(named))
 
 
 @torch.no_grad()
 def _generate_answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, scene: Scene, question: str) -> str:
-    """Greedy, from the soft tokens of strips."""
+    """Generates an answer greedily, with the soft tokens of patch strips."""
     start, middle, _ = CHAT_FORMATS[1]
     example = Example(f"{start}<Img>", [(f"</Img> {question}{middle}", False)], scene)
     batch = _collate([(*encoder(example), example)])
@@ -304,6 +325,6 @@ def _generate_answer(model: LlamaForCausalLM, oracle: Oracle, encoder: Encoder, 
 
 
 def _overlap(first: str, second: str) -> float:
-    """Intersection over union of the boxes that two texts tell; 0 where one tells none."""
+    """Computes the IoU of the boxes in two texts; 0 if one has no box."""
     numbers = [[int(number) for number in re.findall(r"\d+", text)] for text in (first, second)]
     return iou(Box(*numbers[0]), Box(*numbers[1])) if all(len(some) == 4 for some in numbers) else 0.0

@@ -1,4 +1,4 @@
-"""The shipped Q-Former: 16 queries on the frozen tower, query i trained to know cell i of a 4 x 4 grid. It plays the part of BLIP-2's."""
+"""Training of the toy Q-Former, which stands for BLIP-2's: query i of 16 encodes cell i of a 4 x 4 grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUERIES = GRID * GRID
 
 
 def build_qformer(tower_width: int) -> tuple[Blip2QFormerModel, nn.Parameter]:
-    """Two layers, cross-attention in both, and the queries (1, 16, 96)."""
+    """Builds two layers with cross-attention, and the queries (1, 16, 96)."""
     config = Blip2QFormerConfig(
         hidden_size=WIDTH,
         num_hidden_layers=2,
@@ -42,7 +42,7 @@ def train_qformer(
     count: int = 12_000,
     log_every: int = 100,
 ) -> tuple[Blip2QFormerModel, nn.Parameter, LinearReadout]:
-    """Train on the frozen tower's tokens (CLS included, as BLIP-2's Q-Former sees them); prints held-out accuracies."""
+    """Trains on the frozen tower's tokens, CLS included as in BLIP-2; prints held-out accuracies."""
     torch.manual_seed(seed)
     (qformer, queries), readout = build_qformer(tower.config.hidden_size), LinearReadout(WIDTH)
     (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)

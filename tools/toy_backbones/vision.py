@@ -1,6 +1,6 @@
-"""The shipped vision tower: transformers' EVA-layout ViT, trained to know at each patch what lies there.
+"""Training of the toy vision tower, which stands for EVA-CLIP: a ViT in EVA's layout with dense supervision per patch.
 
-It plays the part of EVA-CLIP: trained elsewhere and frozen ever after. Its final norm keeps the default affine (as MiniGPT-v2 uses it).
+Its final norm has no learned affine, as in MiniGPT-v2.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ WEIGHTS = {
 
 
 def build_tower() -> Blip2VisionModel:
-    """0.4 M parameters: 64 px, patch 8, width 96, 4 blocks; the norm after it as the original has it (eps 1e-5, no learned affine)."""
+    """Builds the tower: 0.4 M parameters, 64 px, patch 8, width 96, 4 blocks; final norm with eps 1e-5 as in the
+    original.
+    """
     config = Blip2VisionConfig(
         hidden_size=96,
         intermediate_size=256,
@@ -58,7 +60,7 @@ def build_tower() -> Blip2VisionModel:
 
 
 class LinearReadout(nn.Module):
-    """Linear heads on token features: what each place holds. Thrown away after training."""
+    """Linear heads that predict the targets from token features; discarded after training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,7 +68,9 @@ class LinearReadout(nn.Module):
         self.box = nn.Linear(width, 4 * BINS)
 
     def loss(self, hidden_BLD: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the weighted cross-entropies; a place's box counts where a thing covers it, owners four times."""
+        """Sums the weighted cross-entropies; boxes count where a thing covers the position, and four times at its
+        centre.
+        """
         total = hidden_BLD.new_zeros(())
         for name, head in self.classes.items():
             total = total + WEIGHTS[name] * functional.cross_entropy(
@@ -74,12 +78,12 @@ class LinearReadout(nn.Module):
             )
         log_p = self.box(hidden_BLD).unflatten(-1, (4, BINS)).log_softmax(-1)
         weight = targets["covered"] + 3.0 * targets["owner"]
-        per_place = -(targets["box"] * log_p).sum((-1, -2)) * weight
-        return total + 1.5 * per_place.sum() / weight.sum()
+        box_loss = -(targets["box"] * log_p).sum((-1, -2)) * weight
+        return total + 1.5 * box_loss.sum() / weight.sum()
 
     @torch.no_grad()
     def report(self, hidden_BLD: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Accuracy of each head, and the mean box error in pixels at the owners."""
+        """Returns the accuracy of each head, and the mean box error in pixels at the centres of things."""
         found = {}
         for name, head in self.classes.items():
             known = targets[name] != IGNORE
@@ -98,18 +102,20 @@ def _f1(predicted: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def as_tensors(targets: Targets) -> dict[str, torch.Tensor]:
-    """The targets with the box as weights over marks (scenes, places, 4, BINS)."""
+    """Converts targets to tensors, the box as weights of bins (scenes, positions, 4, BINS)."""
     fields = {name: torch.from_numpy(getattr(targets, name)) for name in CLASSES}
     return {**fields, "box": torch.from_numpy(spread(targets.box))}
 
 
 def pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 (B, H, W, 3) to normalised float (B, 3, H, W) with CLIP's mean and deviation, as the processors do."""
+    """Converts uint8 (B, H, W, 3) to float (B, 3, H, W), normalized by CLIP's mean and deviation as in the
+    processors.
+    """
     return torch.from_numpy((images.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 
 def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
-    """Scenes of a split and their images (count, 64, 64, 3) uint8."""
+    """Returns scenes of a split and their images (count, 64, 64, 3) uint8."""
     world = list(scenes(split, count, seed))  # type: ignore[arg-type]
     return world, np.stack([np.asarray(draw(scene)) for scene in world])
 
@@ -117,7 +123,7 @@ def load(split: str, count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
 def train_tower(
     steps: tuple[int, ...], batch_size: int = 64, seed: int = 1, count: int = 20_000
 ) -> tuple[Blip2VisionModel, LinearReadout]:
-    """Train on `count` scenes of the train split, in as many warm-up-and-decay cycles as `steps` has entries."""
+    """Trains on `count` train scenes, in one warm-up-and-decay cycle per entry of `steps`."""
     torch.manual_seed(seed)
     tower, readout = build_tower(), LinearReadout(96)
     for cycle, length in enumerate(steps):
@@ -134,7 +140,7 @@ def train_cycle(
     count: int,
     log_every: int = 100,
 ) -> None:
-    """One cycle of training in place; prints held-out accuracies as it goes."""
+    """Trains one cycle in place; prints held-out accuracies."""
     (world, images), (held_world, held_images) = load("train", count, seed), load("validation", 400, seed)
     held_targets = as_tensors(patch_targets(held_world))
     parameters = [p for p in [*tower.parameters(), *readout.parameters()] if p.requires_grad]

@@ -52,7 +52,9 @@ def counted(
             str(world / str(data.root)), str(world / data.images) if data.images else None
         )
         good = [
-            one for one in READERS[data.reader].records(parts) if not isinstance(one, RejectedRecord) and one.split == "train"
+            one
+            for one in READERS[data.reader].records(parts)
+            if not isinstance(one, RejectedRecord) and one.split == "train"
         ]
         rows = []
         for sample in rng.sample(good, min(SAMPLES, len(good))):

@@ -33,7 +33,9 @@ def test_scoring_produces_the_declared_metrics(task):
         ("a red circle",),
         (GroundedPhrase("a red circle", (Box(0, 0, 5, 5),)),),
     )
-    scores, examples = score_examples(family, [one], [GenerationOutput("a circle", True)], chance={}, resamples=100, seed=0)
+    scores, examples = score_examples(
+        family, [one], [GenerationOutput("a circle", True)], chance={}, resamples=100, seed=0
+    )
     assert {name for name, score in scores.items() if not score.descriptive} == metric_names(task)
     assert list(scores) == [metric.name for metric in METRICS[task]]
     assert examples[0].contributions.keys() == scores.keys()

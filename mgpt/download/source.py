@@ -7,12 +7,13 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from mgpt.config.sources import DownloadSettings, SourceSettings
 from mgpt.data.archives import write_tar
@@ -27,8 +28,11 @@ _CHECKSUM_LINE = re.compile(r"^([0-9a-f]{64})\s+\*?(.+)$")
 
 @dataclass(frozen=True)
 class Status:
-    """What became of one item: `ok` or `failed`, with the reason. `files` and `failed` count what it bundles; `when` is the UTC time of
-    the attempt that decided it; `stamp` tells whether the origin has changed since."""
+    """Outcome of one item: `ok` or `failed`, with the reason.
+
+    `files` and `failed` count the files it bundles; `when` is the UTC time of the attempt; `stamp` changes with the
+    origin.
+    """
 
     source: str
     name: str
@@ -45,6 +49,9 @@ class Status:
     version_id: str | None = None
 
 
+UrlListFetcher: TypeAlias = "Callable[[SourceFetch, Sequence[File], Path], list[Status]]"
+
+
 class SourceFetch:
     """Fetches one source. Progress is a small status file per item in the store, so any machine goes on where another stopped."""
 
@@ -53,16 +60,17 @@ class SourceFetch:
         self.key = source_key(name, source)
         self.patience = Patience(settings.attempts, settings.timeout_seconds, settings.backoff_seconds)
 
-    def fetch(self) -> list[Status]:
-        """The status of every item, in order of name. Raises ValueError where no location can be listed."""
+    def fetch(self, fetch_url_lists: UrlListFetcher) -> list[Status]:
+        """Returns the status of every item, in order of name.
+
+        `fetch_url_lists` fetches a source of kind `url-list`. Raises ValueError where no location can be listed.
+        """
         with ExitStack() as stack:
             spool = self._spool(stack)
             if self.source.kind == "scenes":
                 return self._fetch_scenes(spool)
             files = list_files(self.name, self.source, self.patience)
             if self.source.kind == "url-list":
-                from mgpt.download.url_dataset import fetch_url_lists
-
                 return fetch_url_lists(self, files, spool)
             return self._fetch_files(files, spool)
 

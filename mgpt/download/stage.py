@@ -12,6 +12,7 @@ from pathlib import Path
 from mgpt.config.sources import DownloadSettings, SourceSettings
 from mgpt.data.archives import BUNDLE
 from mgpt.download.source import SourceFetch, Status
+from mgpt.download.url_dataset import fetch_url_lists
 from mgpt.storage import Entry, Manifest, Store
 
 Report = Callable[[str], None]
@@ -54,7 +55,7 @@ def download(
     metrics = {}
     for name, source in sources.items():
         started = time.monotonic()
-        found = SourceFetch(name, source, settings, store).fetch()
+        found = SourceFetch(name, source, settings, store).fetch(fetch_url_lists)
         items += found
         metrics[name] = _measure(found) | {"seconds": round(time.monotonic() - started, 3)}
         report(_line(name, metrics[name]))

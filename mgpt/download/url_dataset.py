@@ -18,15 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
 
 from mgpt.data.archives import write_tar
+from mgpt.data.datasets.streams import json_rows
 from mgpt.download.fetch import FetchError, Mirror, fetch
 from mgpt.download.mirrors import locate
 from mgpt.download.plan import File
-
-if TYPE_CHECKING:
-    from mgpt.download.source import SourceFetch, Status
+from mgpt.download.source import SourceFetch, Status
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff"}
 
@@ -73,8 +73,6 @@ def read_list(path: Path, name: str) -> Iterator[Row]:
 
 def _records(path: Path, name: str) -> Iterator[dict[str, str]]:
     if name.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
         for batch in pq.ParquetFile(path).iter_batches(columns=["url", "caption"]):
             yield from batch.to_pylist()
     elif name.endswith((".tsv", ".csv")):
@@ -84,8 +82,6 @@ def _records(path: Path, name: str) -> Iterator[dict[str, str]]:
         with open(path, encoding="utf-8") as file:
             yield from (json.loads(line) for line in file if line.strip())
     elif name.endswith(".json"):
-        from mgpt.data.datasets.streams import json_rows
-
         with open(path, "rb") as file:
             yield from (record for _, record in json_rows(file))
     else:

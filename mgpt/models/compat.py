@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from torch import nn
 from transformers import PreTrainedModel
 
 TESTED_TRANSFORMERS = "5.23"
@@ -41,3 +42,8 @@ def attention_implementation(config: Any) -> str:
 def assert_on_device(condition: torch.Tensor) -> None:
     """Fails later, on the device, if `condition` is false. A plain assert would make the host wait for the device."""
     torch._assert_async(condition)
+
+
+def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Makes a loaded layer an instance of a subclass with the same parameters; transformers offers no way to choose it."""
+    module.__class__ = kind

@@ -33,7 +33,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from mgpt.models.compat import attention_implementation
+from mgpt.models.compat import attention_implementation, set_class
 from mgpt.models.kernels import fused_ops
 from mgpt.models.last_layer import KeptPositions
 
@@ -46,8 +46,8 @@ def fuse_llama_layers(language_model: nn.Module) -> None:
     for module in language_model.modules():
         fused = _FUSED.get(type(module))
         if fused is not None and _is_supported(module):
-            module.__class__ = fused
-    layers[-1].__class__ = PrunedDecoderLayer
+            set_class(module, fused)
+    set_class(layers[-1], PrunedDecoderLayer)
 
 
 def _is_supported(module: nn.Module) -> bool:

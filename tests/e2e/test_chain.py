@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage import Manifest, sha256_file
 from tests.fixtures.project import Project
@@ -27,7 +27,7 @@ AFFECTED = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
 
 def stages(project: Project) -> list[Stage]:
     """The stages of a project's params."""
-    return pipeline_stages(load(project.folder / "params.yaml", {}))
+    return pipeline_stages(load_settings(project.folder / "params.yaml", {}))
 
 
 def ran(output: str) -> list[str]:

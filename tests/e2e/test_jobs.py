@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.config import load
+from mgpt.config import load_settings
 from mgpt.pipeline.stages import pipeline_stages
 from mgpt.storage import Manifest, Store
 from tests.fixtures.project import BIN, STEPS, Project
@@ -133,7 +133,7 @@ def test_whole_pipeline_of_a_model_runs_as_jobs(remote: Project, monkeypatch: py
     for name, value in remote.variables.items():
         monkeypatch.setenv(name, value)
     store = Store("s3://chain/root")
-    stages = pipeline_stages(load(remote.folder / "params.yaml", {}))
+    stages = pipeline_stages(load_settings(remote.folder / "params.yaml", {}))
     done = [one for one in stages if (remote.folder / one.folder / "run.json").is_file()]
     of_model = {f"{stage}@{MODEL}" for stage in ("pretrain", "instruct", "evaluate", "promote")}
     assert {one.name for one in done} == {"download", "curate", "describe"} | of_model

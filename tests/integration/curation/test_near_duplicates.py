@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from mgpt.config.sources import CurateSettings
 from mgpt.curation.image_checks import check_image
-from mgpt.curation.near_duplicates import RADIUS, Similar, _coefficients, _judge, find_matches, find_similar, register
+from mgpt.curation.near_duplicates import RADIUS, NearDuplicate, _coefficients, _judge, find_matches, find_near_duplicates, register
 from mgpt.data.synthetic.world import draw, scenes
 
 COPIES = 200
@@ -68,7 +68,7 @@ def test_of_what_is_dropped_at_least_99_of_100_are_copies(images, originals):
     rng = np.random.default_rng(5)
     copies = [thumbnail(change(image, rng)) for change in CHANGES.values() for image in images[:COPIES]]
     everything = np.concatenate([originals, np.stack(copies)])
-    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    dropped = [pair.second for pair in find_near_duplicates(everything, np.arange(len(everything)))]
     planted = sum(place >= len(originals) for place in dropped)
     assert planted >= 0.95 * len(copies)
     assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
@@ -80,13 +80,13 @@ def test_the_same_pairs_as_of_comparing_each_with_each(images, originals):
     everything = np.concatenate([originals[:1200], np.stack(copies), originals[:10]])
     points = _coefficients(everything).astype(np.float64)
     first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
-    gone: dict[int, Similar] = {}
+    gone: dict[int, NearDuplicate] = {}
     for pair in sorted(_judge(everything, first, second), key=lambda pair: (pair.second, pair.first)):
         if pair.first not in gone and pair.second not in gone:
             gone[pair.second] = pair
     assert len(first) > 10_000
     assert len(gone) > 170
-    found = {pair.second: pair for pair in find_similar(everything, np.arange(len(everything)))}
+    found = {pair.second: pair for pair in find_near_duplicates(everything, np.arange(len(everything)))}
     assert {second: pair.first for second, pair in found.items()} == {
         second: pair.first for second, pair in gone.items()
     }
@@ -101,7 +101,7 @@ def test_scenes_that_differ_in_one_small_thing_are_distinct():
     one.paste((214, 40, 40), (20, 20, 34, 34))
     moved.paste((214, 40, 40), (26, 20, 40, 34))
     other.paste((38, 84, 214), (20, 20, 34, 34))
-    found = find_similar(np.stack([thumbnail(encoded(image)) for image in (one, moved, other)]), np.arange(3))
+    found = find_near_duplicates(np.stack([thumbnail(encoded(image)) for image in (one, moved, other)]), np.arange(3))
     assert found == []
 
 
@@ -111,7 +111,7 @@ def test_photographs_changed_and_unchanged():
     originals = [thumbnail(encoded(photo)) for photo in (china, flower)]
     changed = [thumbnail(change(photo, rng)) for change in CHANGES.values() for photo in (china, flower)]
     everything = np.stack(originals + changed)
-    assert find_similar(everything, np.arange(2)) == []
+    assert find_near_duplicates(everything, np.arange(2)) == []
     assert [pair.first for pair in find_matches(everything, np.arange(2, len(everything)), np.arange(2))] == [
         0,
         1,
@@ -128,12 +128,12 @@ def test_registration_measures_the_cut():
 
 def test_many_equal_images_leave_one():
     same = np.repeat(thumbnail(encoded(draw(next(scenes("train", 1, 1)))))[None], 300, axis=0)
-    assert [pair.first for pair in find_similar(same, np.arange(300))] == [0] * 299
+    assert [pair.first for pair in find_near_duplicates(same, np.arange(300))] == [0] * 299
 
 
 def test_nothing_to_compare():
     empty = np.zeros((0, 32, 32, 3), np.uint8)
-    assert find_similar(empty, np.arange(0)) == []
+    assert find_near_duplicates(empty, np.arange(0)) == []
     assert find_matches(empty, np.arange(0), np.arange(0)) == []
 
 
@@ -181,7 +181,7 @@ def test_copies_of_realistic_images_are_found_and_nothing_else():
     right = {pair.second for pair in found if pair.first == pair.second % count}
     recall = {name: sum(place // count == number for place in right) / count for number, name in enumerate(CHANGES, 1)}
     assert min(recall.values()) >= 0.95, recall
-    dropped = [pair.second for pair in find_similar(everything, np.arange(len(everything)))]
+    dropped = [pair.second for pair in find_near_duplicates(everything, np.arange(len(everything)))]
     planted = sum(place >= count for place in dropped)
     assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} of {count} distinct images were taken for copies"
     assert planted >= 0.95 * len(CHANGES) * count

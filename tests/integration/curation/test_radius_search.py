@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mgpt.curation.radius_search import BALL, Near
+from mgpt.curation.radius_search import BALL, RadiusIndex
 
 
 def clustered(count, seed=4, dimensions=48):
@@ -27,14 +27,14 @@ def test_the_pairs_of_comparing_each_with_each(count, radius):
     queries = np.concatenate([points[::13], clustered(50, seed=5)])
     found = [
         pair
-        for one, other in Near(points).within(queries, radius)
+        for one, other in RadiusIndex(points).within(queries, radius)
         for pair in zip(one.tolist(), other.tolist(), strict=True)
     ]
     assert len(found) == len(set(found))
     assert set(found) == each_with_each(points, queries, radius)
 
 
-def test_balls_out_of_reach_are_not_looked_at():
+def test_balls_out_of_reach_are_not_shards_read():
     points = np.random.default_rng(1).random((20_000, 2), dtype=np.float32)  # 40 balls of about 0.16 x 0.16
-    looked_at = [len(list(Near(points).within(points[place : place + 1], 0.05))) for place in range(0, 2000, 100)]
-    assert np.mean(looked_at) < 6
+    shards_read = [len(list(RadiusIndex(points).within(points[place : place + 1], 0.05))) for place in range(0, 2000, 100)]
+    assert np.mean(shards_read) < 6

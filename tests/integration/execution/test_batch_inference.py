@@ -7,7 +7,7 @@ import pytest
 from mgpt.config.evaluation import GenerationSettings
 from mgpt.data.synthetic.world import draw, scenes
 from mgpt.execution.batch_inference import generate_on_ray
-from mgpt.inference.engine import answer_here
+from mgpt.inference.engine import generate_locally
 from mgpt.inference.types import UNTRAINED, CheckpointRequest, GenerationRequest, ModelSource
 from mgpt.models import MiniGPTForConditionalGeneration, MiniGPTProcessor
 
@@ -49,7 +49,7 @@ def requests():
 def test_actors_return_this_processs_outputs_in_order(ray_here, source):
     done = []
     found = generate_on_ray(SETTINGS, lambda count, total: done.append((count, total)))(source, requests())
-    assert found == answer_here(source, requests())
+    assert found == generate_locally(source, requests())
     assert len({given["instruct"].text for given in found}) > 3  # otherwise the order is not tested
     assert done[-1] == (14, 14)
     assert len(done) > 1

@@ -15,7 +15,7 @@ from mgpt.registry.audit_log import AuditLog
 from mgpt.registry.promotion import rollback
 from mgpt.registry.versions import champion, find, versions
 from mgpt.storage import Store
-from mgpt.storage.artifacts import content_digest
+from mgpt.storage.hashing import content_digest
 from mgpt.tracking.client import connect
 from tests.fixtures.project import ROOT
 from tests.fixtures.registry import MODEL, write_scores

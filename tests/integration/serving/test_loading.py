@@ -8,7 +8,8 @@ import pytest
 
 from mgpt.registry.versions import find
 from mgpt.serving.images import sample_image
-from mgpt.serving.loading import SHIPPED, backbone_folder, load, load_weights
+from mgpt.models.loading import SHIPPED_BACKBONES, find_backbone
+from mgpt.serving.loading import load, load_weights
 from mgpt.storage import Store
 from tests.fixtures.registry import MODEL, Registry, make_weights
 from tests.fixtures.training_data import make_backbones
@@ -68,15 +69,15 @@ def test_wrong_backbone_is_refused(all_weights, tmp_path):
 
 
 def test_missing_backbone_is_named_with_locations():
-    with pytest.raises(ValueError, match=rf"audio.*ears.*sha256 abc.*/a, /b, {SHIPPED}/audio"):
-        backbone_folder("audio", {"id": "ears", "sha256": "abc", "uri": "/b"}, "/a")
+    with pytest.raises(ValueError, match=rf"audio.*ears.*sha256 abc.*/a, /b, {SHIPPED_BACKBONES}/audio"):
+        find_backbone("audio", {"id": "ears", "sha256": "abc", "uri": "/b"}, "/a")
 
 
 def test_backbone_in_bucket_is_downloaded(all_weights, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     vision = json.loads((all_weights[0] / "config.json").read_text())["backbones"]["vision"]
     Store(bucket).put_folder(vision["uri"], f"{bucket}/vision")
-    assert (backbone_folder("vision", vision, f"{bucket}/vision") / "config.json").is_file()
+    assert (find_backbone("vision", vision, f"{bucket}/vision") / "config.json").is_file()
 
 
 def test_other_folder_is_refused(tmp_path):

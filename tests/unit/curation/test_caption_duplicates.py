@@ -1,6 +1,6 @@
 """Captions that say nearly the same."""
 
-from mgpt.curation.caption_duplicates import repeated_captions
+from mgpt.curation.caption_duplicates import find_duplicate_captions
 
 
 def test_the_first_of_several_alike_stays():
@@ -12,13 +12,13 @@ def test_the_first_of_several_alike_stays():
         "a bowl of soup",
         "Two cats sleep.",
     ]
-    assert repeated_captions(texts, 0.7) == [None, None, 0, 0, None, 1]
+    assert find_duplicate_captions(texts, 0.7) == [None, None, 0, 0, None, 1]
 
 
 def test_only_what_is_above_the_threshold_goes():
     texts = ["a b c d e f g h", "a b c d x y z w"]
-    assert repeated_captions(texts, 0.9) == [None, None]
+    assert find_duplicate_captions(texts, 0.9) == [None, None]
 
 
 def test_empty_texts_are_alike():
-    assert repeated_captions(["", "...", "x"], 0.9) == [None, 0, None]
+    assert find_duplicate_captions(["", "...", "x"], 0.9) == [None, 0, None]

@@ -169,7 +169,7 @@ def test_damaged_images(kind, curated):
     assert image.size == (kept[0]["width"], kept[0]["height"])
     if reason:
         assert image.mode == "RGB"
-        assert found.report["mended"][reason] == 1
+        assert found.report["repaired"][reason] == 1
     else:
         assert kept[0]["image"] == IMAGES[kind][0]
 
@@ -229,7 +229,7 @@ def test_a_small_overshoot_is_clipped_and_counted(tmp_path):
     write_own(tmp_path / "own", [{"image": "a.jpg", "expression": "it", "box": [-0.5, 0, 48.9, 40]}], {"a.jpg": GOOD})
     found = run({"own": own_source(tmp_path / "own")}, store)
     assert rows(found, store)[0]["boxes"] == [[0, 0, 48, 40]]
-    assert found.report["mended"] == {"box clipped": 1}
+    assert found.report["repaired"] == {"box clipped": 1}
 
 
 class Evil:

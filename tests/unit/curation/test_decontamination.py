@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from mgpt.config.sources import DatasetSettings, SourceSettings
-from mgpt.curation.image_aliases import Names
+from mgpt.curation.image_aliases import ImageAliases
 from mgpt.storage import Store
 from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
 
@@ -169,7 +169,7 @@ def test_each_way_of_finding_is_told(tmp_path):
     found = run({"own": own_source(tmp_path / "own", duplicates="samples")}, store)
     assert {row["found_by"]: row["records"] for row in found.report["contamination"]} == {
         "file": 2,
-        "look": 1,
+        "near-duplicate": 1,
         "name": 1,
     }
     assert [row["source"] for row in rows(found, store) if row["split"] == "train"] == ["train.jsonl#5"]
@@ -193,7 +193,7 @@ def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
 
 
 def test_names_that_records_tie_together_are_one_image():
-    names = Names(
+    names = ImageAliases(
         [
             (("vg:1", "coco:5"), ""),
             (("flickr:9", "vg:1"), ""),

@@ -10,8 +10,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from mgpt.curation.dataset_stats import Facts, plain_marks
-from mgpt.curation.dedup import Pair
+from mgpt.curation.dataset_stats import DatasetStats, plain_marks
+from mgpt.curation.types import ImagePair
 from mgpt.data.types import Sample, Turn
 from mgpt.reporting.data_card import card_html
 
@@ -22,7 +22,7 @@ REPORT = {
     "quarantined": 34,
     "datasets": {"own": {"train": {"kept": 1200, "quarantined": 34, "reasons": {"missing image": 34}}}},
     "reasons": {"missing image": 34},
-    "mended": {},
+    "repaired": {},
     "contamination": [{"training": "own", "evaluation": "held", "found_by": "file", "records": 2}],
 }
 
@@ -46,7 +46,7 @@ def sample() -> Sample:
 
 def page(**facts: object) -> str:
     pixels = np.zeros((32, 32, 3), np.uint8)
-    return card_html(REPORT, Facts(shards=3, looked_at=2, **facts), [Pair(pixels, pixels, 3.0, "near")], plain_marks)
+    return card_html(REPORT, DatasetStats(shards=3, shards_read=2, **facts), [ImagePair(pixels, pixels, 3.0, "near")], plain_marks)
 
 
 def test_text_of_samples_is_escaped_and_marked() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 # Counts by training dataset, evaluation dataset and split, and kind of match: "file", "name" or "near-duplicate".
-Contamination: TypeAlias = "Counter[tuple[str, str, str]]"
+Contamination: TypeAlias = Counter[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mgpt.curation import curate
 from mgpt.download import download
 from mgpt.storage import Store
 from tests.fixtures.faulty import Faults
-from tests.fixtures.worlds import encoded, photo
+from tests.fixtures.worlds import card, encoded, photo
 
 IMAGES = 30
 
@@ -78,7 +78,7 @@ def test_faulty_servers_and_good_ones_give_the_same_bytes(web, faulty_s3):
                 found.manifest.digest,
                 found.quarantine.digest,
                 found.report,
-                found.card,
+                card(found),
                 digests(store, "curated"),
             )
         )

@@ -9,7 +9,15 @@ from sklearn.datasets import load_sample_images
 
 from mgpt.config.sources import CurateSettings
 from mgpt.curation.image_checks import check_image
-from mgpt.curation.near_duplicates import RADIUS, NearDuplicate, _coefficients, _judge, find_matches, find_near_duplicates, register
+from mgpt.curation.near_duplicates import (
+    RADIUS,
+    NearDuplicate,
+    _coefficients,
+    _verify,
+    find_matches,
+    find_near_duplicates,
+    register,
+)
 from mgpt.data.synthetic.world import draw, scenes
 
 COPIES = 200
@@ -81,7 +89,7 @@ def test_the_same_pairs_as_of_comparing_each_with_each(images, originals):
     points = _coefficients(everything).astype(np.float64)
     first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
     gone: dict[int, NearDuplicate] = {}
-    for pair in sorted(_judge(everything, first, second), key=lambda pair: (pair.second, pair.first)):
+    for pair in sorted(_verify(everything, first, second), key=lambda pair: (pair.second, pair.first)):
         if pair.first not in gone and pair.second not in gone:
             gone[pair.second] = pair
     assert len(first) > 10_000

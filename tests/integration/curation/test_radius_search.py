@@ -36,5 +36,7 @@ def test_the_pairs_of_comparing_each_with_each(count, radius):
 
 def test_balls_out_of_reach_are_not_shards_read():
     points = np.random.default_rng(1).random((20_000, 2), dtype=np.float32)  # 40 balls of about 0.16 x 0.16
-    shards_read = [len(list(RadiusIndex(points).within(points[place : place + 1], 0.05))) for place in range(0, 2000, 100)]
+    shards_read = [
+        len(list(RadiusIndex(points).within(points[place : place + 1], 0.05))) for place in range(0, 2000, 100)
+    ]
     assert np.mean(shards_read) < 6

@@ -20,7 +20,7 @@ from mgpt.config.sources import DatasetSettings, DownloadSettings, SourceSetting
 from mgpt.curation.stage import NoSamplesError
 from mgpt.download import download
 from mgpt.storage import Store
-from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
+from tests.fixtures.worlds import card, encoded, lost, own_source, photo, rows, run, write_own
 
 WORLD = SourceSettings(
     kind="scenes",
@@ -90,7 +90,7 @@ def test_ray_workers_give_the_same_bytes_as_one_process(calm, world, ray_here):
     found = run({"world": WORLD}, world, "rayed", workers=2)
     assert found.manifest.digest == calm.manifest.digest
     assert digests(world, "rayed") == digests(world, "calm")
-    assert found.card == calm.card
+    assert card(found) == card(calm)
 
 
 SCRIPT = """

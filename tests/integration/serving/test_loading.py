@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from mgpt.models.loading import SHIPPED_BACKBONES, find_backbone
 from mgpt.registry.versions import find
 from mgpt.serving.images import sample_image
-from mgpt.models.loading import SHIPPED_BACKBONES, find_backbone
 from mgpt.serving.loading import load, load_weights
 from mgpt.storage import Store
 from tests.fixtures.registry import MODEL, Registry, make_weights

@@ -9,7 +9,7 @@ import pytest
 from mgpt.config.sources import DatasetSettings, SourceSettings
 from mgpt.curation.image_aliases import ImageAliases
 from mgpt.storage import Store
-from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
+from tests.fixtures.worlds import card, encoded, lost, own_source, photo, rows, run, write_own
 
 HELD_OUT, FREE = 139, 776  # images of COCO: RefCOCO tests on the first, nothing tests on the second
 
@@ -142,7 +142,7 @@ def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path)
         {"training": dataset, "evaluation": "refcoco/testA", "found_by": "name", "records": 1}
         for dataset in sorted(set(READERS) - {"refcoco"})
     ]
-    assert "refcoco/testA" in found.card
+    assert "refcoco/testA" in card(found)
 
 
 def test_without_decontamination_all_stay(folder, tmp_path):

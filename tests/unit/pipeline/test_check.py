@@ -38,7 +38,7 @@ def test_shipped_files_are_valid(path: str) -> None:
 def test_eight_errors_are_reported_at_once_with_their_lines() -> None:
     text, found = edited(
         ("laion: {reader: laion,", "laion: {reader: lajon,"),  # unknown reader
-        ("    compare: [describe_", "    compare: [beauty, describe_"),  # unknown metric
+        ("    compare: [description_", "    compare: [beauty, description_"),  # unknown metric
         ("      vqa: {examples: 400", "      poetry: {examples: 400}\n      vqa: {examples: 400"),  # unknown task
         ("    steps: 500\n", "    steps: many\n"),  # wrong type
         ("  images: 900", "  review: no/such/review.csv\n  images: 900"),  # missing file
@@ -71,7 +71,7 @@ def test_eight_errors_are_reported_at_once_with_their_lines() -> None:
         ("cc_sbu: caption-bare}", "cc_sbu: limerick}", "pretrain.minigpt4.tasks.cc_sbu"),
         ("vocabulary: shapes", "vocabulary: no/such.yaml", "describe.filters.vocabulary"),
         ("vision: backbones/vision", "vision: backbones/visions", "models.minigpt4.vision"),
-        ("ceilings: {describe_", "ceilings: {x_", "promote.minigpt4.ceilings.x_failure_rate"),
+        ("ceilings: {description_", "ceilings: {x_", "promote.minigpt4.ceilings.x_degeneration_rate"),
         (
             "    generation: {workers: 2",
             "    vocabulary: nowhere\n    generation: {workers: 2",

@@ -31,7 +31,7 @@ STAGES = [
 VARIANTS = {
     "supervised": StepOptions(),  # layers as transformers computes them
     "packed": StepOptions("varlen"),
-    "lean": StepOptions("varlen"),
+    "fused": StepOptions("varlen"),
     "cached": StepOptions("varlen", features="fp32"),
     "checkpointed": StepOptions("varlen", recompute=True),
 }
@@ -62,7 +62,9 @@ def measured_batches(script: ModuleType, stage: str, variant: str, sizes: ModelS
     """Returns the batches that were measured, with images of one pixel, since lengths do not depend on them."""
     images = {"num_image_tokens": sizes.image_tokens, "image_token_id": 1, "image_size": 1, "projection_inputs": 1}
     stand_in = SimpleNamespace(**images, text_config=SimpleNamespace(vocab_size=sizes.language.vocabulary))
-    return [batch for step in script.batches(stand_in, script.STAGES[stage], script.WAYS[variant]) for batch in step]
+    return [
+        batch for step in script.batches(stand_in, script.STAGES[stage], script.VARIANTS[variant]) for batch in step
+    ]
 
 
 def batch_shape(batch: Batch) -> BatchShape:
@@ -76,7 +78,7 @@ def test_full_size_memory_is_planned_within_tolerance(
 ) -> None:
     sizes = model_sizes(benchmark_script.STAGES[stage].model)
     for name, options in VARIANTS.items():
-        fused = benchmark_script.WAYS[name].lean
+        fused = benchmark_script.VARIANTS[name].fused
         built = replace(sizes, language=replace(sizes.language, fused=fused))
         rows = [batch_shape(batch) for batch in measured_batches(benchmark_script, stage, name, sizes)]
         fullest = max(
@@ -93,7 +95,7 @@ def test_full_size_memory_is_planned_within_tolerance(
 def test_flops_match_training_counter(measured: dict[str, Any], benchmark_script: ModuleType, stage: str) -> None:
     """The same rule on both sides lets a measured MFU be used in a plan."""
     sizes = model_sizes(benchmark_script.STAGES[stage].model)
-    rows = [batch_shape(batch) for batch in measured_batches(benchmark_script, stage, "lean", sizes)]
+    rows = [batch_shape(batch) for batch in measured_batches(benchmark_script, stage, "fused", sizes)]
     samples, supervised = (sum(getattr(one, name) for one in rows) for name in ("samples", "supervised"))
     text = sum(one.positions for one in rows) / samples - sizes.image_tokens
     for name in VARIANTS:

@@ -46,7 +46,9 @@ def sample() -> Sample:
 
 def page(**facts: object) -> str:
     pixels = np.zeros((32, 32, 3), np.uint8)
-    return card_html(REPORT, DatasetStats(shards=3, shards_read=2, **facts), [ImagePair(pixels, pixels, 3.0, "near")], plain_marks)
+    return card_html(
+        REPORT, DatasetStats(shards=3, shards_read=2, **facts), [ImagePair(pixels, pixels, 3.0, "near")], plain_marks
+    )
 
 
 def test_text_of_samples_is_escaped_and_marked() -> None:

@@ -1,4 +1,4 @@
-"""Planted copies are found, and distinct images of sparse scenes are told apart."""
+"""Planted copies are found, and distinct images of sparse scenes are reported apart."""
 
 import io
 

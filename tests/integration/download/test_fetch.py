@@ -29,7 +29,7 @@ def test_a_body_cut_again_and_again_arrives_whole_and_only_the_rest_is_asked_for
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_file_that_changed_between_two_attempts_is_begun_anew(web, tmp_path):
+def test_a_file_that_changed_between_two_attempts_is_begun_from_scratch(web, tmp_path):
     old, new = random.Random(1).randbytes(1_000_000), random.Random(2).randbytes(1_000_000)
     web.files["/a.bin"] = old
     web.faults = Faults(1.0)
@@ -41,7 +41,7 @@ def test_a_file_that_changed_between_two_attempts_is_begun_anew(web, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == new
 
 
-def test_mirrors_are_asked_in_order_and_the_last_words_of_all_are_told(web, tmp_path):
+def test_mirrors_are_asked_in_order_and_the_last_words_of_all_are_reported(web, tmp_path):
     web.files["/second"] = b"good"
     found = fetch(mirrors(f"{web.url}/first", f"{web.url}/second"), tmp_path / "x", PATIENCE)
     assert found.origin.endswith("/second")

@@ -1,4 +1,4 @@
-"""Every kind of damage that strangers' data brings goes out under its name or is mended as documented, and nothing is lost unseen."""
+"""Every kind of damage that strangers' data brings goes out under its name or is repaired as documented, and nothing is lost unseen."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def flipped(data, place):
 
 GOOD = encoded(photo(0))
 PNG = encoded(photo(0), "PNG")
-# bytes of an image -> the reason it goes for, or what is mended ("" where it simply stays)
+# bytes of an image -> the reason it goes for, or what is repaired ("" where it simply stays)
 IMAGES = {
     "truncated jpeg": (GOOD[: len(GOOD) // 2], "damaged image"),
     "jpeg without its last rows": (encoded(photo(9, (200, 200)), quality=95)[:-400], "damaged image"),
@@ -191,7 +191,7 @@ def test_what_came_in_is_what_stayed_and_what_went(curated):
     assert all(Sample.from_row(row).content_hash() == row["id"] for row in kept)
 
 
-def test_colours_after_mending():
+def test_colours_after_repairing():
     from mgpt.config.sources import CurateSettings
     from mgpt.curation.image_checks import check_image
 

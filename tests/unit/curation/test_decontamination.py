@@ -150,7 +150,7 @@ def test_without_decontamination_all_stay(folder, tmp_path):
     assert lost(curated(folder, store, decontaminate=False), store) == []
 
 
-def test_each_way_of_finding_is_told(tmp_path):
+def test_each_way_of_finding_is_reported(tmp_path):
     one, two = photo(1, (120, 100)), photo(2, (120, 100))
     files = {
         "same.jpg": encoded(one),
@@ -176,7 +176,7 @@ def test_each_way_of_finding_is_told(tmp_path):
 
 
 def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
-    """Predictions are told apart by the key: the second answer would overwrite the first."""
+    """Predictions are reported apart by the key: the second answer would overwrite the first."""
     asked = [
         {"image": "a.jpg", "question": f"what of {number}?", "answer": "this", "key": "7", "split": "test"}
         for number in range(2)

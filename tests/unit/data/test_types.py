@@ -14,7 +14,7 @@ FIELDS = {
     "dataset": "refcoco",
     "split": "train",
     "task": "refer",
-    "image": b"\xff\xd8picture",
+    "image": b"\xff\xd8image",
     "width": 64,
     "height": 48,
     "turns": (Turn("user", "red circle", ("red circle", "the round one")), Turn("assistant", "<box:0>")),

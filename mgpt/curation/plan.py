@@ -12,8 +12,8 @@ from pathlib import Path
 from mgpt.config.sources import CurateSettings, DatasetSettings, SourceSettings
 from mgpt.data.archives import RejectedMember
 from mgpt.data.datasets import READERS, Part
+from mgpt.data.extract import source_folder
 from mgpt.data.synthetic.formats import DATASETS
-from mgpt.download import source_folder
 from mgpt.storage import Manifest, Store, is_remote
 
 _LARGE_BYTES = 64 << 20

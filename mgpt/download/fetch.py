@@ -19,7 +19,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Patience:
-    """How often one mirror is tried, how long a silent connection is kept (seconds) and the first pause between attempts."""
+    """How often one mirror is tried, how long a silent connection is kept (seconds) and the first pause between
+    attempts.
+    """
 
     attempts: int = 5
     timeout_seconds: float = 30

@@ -1,4 +1,6 @@
-"""Where files come from: a local folder, the package itself, HTTP, S3 or a hub, behind one face: list the files, open one at an offset."""
+"""Where files come from: a local folder, the package itself, HTTP, S3 or a hub, behind one face: list the files,
+open one at an offset.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Unreliable(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file at a location: its name relative to the source's folder, and its size in bytes where the location tells."""
+    """A file at a location: its name relative to the source's folder, and its size in bytes where the location
+    tells.
+    """
 
     name: str
     uri: str
@@ -36,7 +40,8 @@ class Remote:
 
 @dataclass
 class Body:
-    """An open file: `stream` starts at byte `offset` (0 where the server ignored the wish), `total` bytes in all where known; `version` is
+    """An open file: `stream` starts at byte `offset` (0 where the server ignored the wish), `total` bytes in all
+    where known; `version` is
     the server's mark of this content (ETag), which a later request for the rest names."""
 
     stream: IO[bytes]

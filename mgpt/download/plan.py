@@ -1,4 +1,6 @@
-"""What a source consists of, and how it travels: single files as they are, folders of many small files as tar bundles."""
+"""What a source consists of, and how it travels: single files as they are, folders of many small files as tar
+bundles.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Item:
 
 
 def source_key(name: str, source: SourceSettings) -> str:
-    """The folder of a source's bytes: what decides them, but not the mirrors added behind the first, so that adding one loses nothing."""
+    """The folder of a source's bytes: what decides them, but not the mirrors added behind the first, so that
+    adding one loses nothing.
+    """
     content = source.model_dump(mode="json", include={"kind", "include", "sha256", "seed", "counts"})
     content["first"] = [*source.locations[:1], *(mirrors[0] for _, mirrors in sorted(source.files.items()))]
     return f"{name}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]}"
@@ -75,13 +79,16 @@ def list_files(name: str, source: SourceSettings, patience: Patience) -> list[Fi
         mirrors[file] += [Mirror(locate(uri, ("*",)), Remote(file, uri)) for uri in uris]
     if not mirrors:
         raise ValueError(
-            f"sources.{name}: no file matches include {list(source.include)}: {'; '.join(problems) or 'the folders are empty'}"
+            f"sources.{name}: no file matches include {list(source.include)}: "
+            f"{'; '.join(problems) or 'the folders are empty'}"
         )
     return [File(file, tuple(found)) for file, found in sorted(mirrors.items())]
 
 
 def group(files: Sequence[File], bundle_files: int) -> list[Item]:
-    """Files as items: a folder with more than `bundle_files` small files becomes bundles of at most 512 MB, in order of name."""
+    """Files as items: a folder with more than `bundle_files` small files becomes bundles of at most 512 MB, in
+    order of name.
+    """
     folders: dict[str, list[File]] = defaultdict(list)
     for file in files:
         folders[str(PurePosixPath(file.name).parent)].append(file)

@@ -53,7 +53,9 @@ UrlListFetcher: TypeAlias = "Callable[[SourceFetch, Sequence[File], Path], list[
 
 
 class SourceFetch:
-    """Fetches one source. Progress is a small status file per item in the store, so any machine goes on where another stopped."""
+    """Fetches one source. Progress is a small status file per item in the store, so any machine goes on where
+    another stopped.
+    """
 
     def __init__(self, name: str, source: SourceSettings, settings: DownloadSettings, store: Store) -> None:
         self.name, self.source, self.settings, self.store = name, source, settings, store
@@ -109,7 +111,8 @@ class SourceFetch:
         return found
 
     def _spool(self, stack: ExitStack) -> Path:
-        # Beside a local store, so that a partial file survives and the last step is a move; with a remote store, in the user's cache.
+        # Beside a local store, so that a partial file survives and the last step is a move; with a remote store, in
+        # the user's cache.
         root = Path.home() / ".cache" / "mgpt" if is_remote(self.store.root) else Path(self.store.root)
         spool = root / "spool" / self.key
         spool.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,8 @@ class SourceFetch:
         missing = sorted(set(digests) - {file.name for file in files})
         if missing:
             raise ValueError(
-                f"sources.{self.name}: {CHECKSUMS} names files that are not there: {', '.join(missing[:5])}; get the whole source again"
+                f"sources.{self.name}: {CHECKSUMS} names files that are not there: {', '.join(missing[:5])}; "
+                "get the whole source again"
             )
         return digests
 

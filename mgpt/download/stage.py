@@ -24,7 +24,9 @@ class DownloadError(ValueError):
 
 @dataclass(frozen=True)
 class Download:
-    """`manifest` names the stored files, the same after any interruption; `items` also holds times and failures; `metrics` by source."""
+    """`manifest` names the stored files, the same after any interruption; `items` also holds times and failures;
+    `metrics` by source.
+    """
 
     manifest: Manifest
     items: list[Status]
@@ -45,7 +47,8 @@ def download(
 ) -> Download:
     """Brings every source into `store` and says what arrived.
 
-    An item that is already there is not asked for again unless its location says that it changed; failed ones are tried again.
+    An item that is already there is not asked for again unless its location says that it changed; failed ones are
+    tried again.
 
     Raises:
         DownloadError: a source is below its success floor; names the first failures of each.

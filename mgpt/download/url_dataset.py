@@ -1,7 +1,9 @@
 """Lists of image addresses (LAION, Conceptual Captions, SBU) as webdataset shards, with every lost address counted.
 
-Our own fetcher, not img2dataset: version 1.47 needs pandas < 3, webdataset < 1, opencv, albumentations and wandb beside the pins of this
-project, stores images padded to squares of one size (which version 2 of the model would enlarge again), and restarts a broken shard.
+Our own fetcher, not img2dataset: version 1.47 needs pandas < 3, webdataset < 1, opencv, albumentations and wandb
+beside the pins of this
+project, stores images padded to squares of one size (which version 2 of the model would enlarge again), and
+restarts a broken shard.
 The shards have img2dataset's layout, so shards made by it are read the same way.
 """
 

@@ -36,7 +36,7 @@ DESCRIBING = ("caption", "caption-bare", "describe", "grounding")
 
 @dataclass(frozen=True)
 class ExampleOptions:
-    """How samples become examples.
+    """Options of building examples from samples.
 
     Attributes:
         limit: examples a task, the first of a seeded order, so that a smaller limit gives a prefix of the same

@@ -45,5 +45,7 @@ def assert_on_device(condition: torch.Tensor) -> None:
 
 
 def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Makes a loaded layer an instance of a subclass with the same parameters; transformers offers no way to choose it."""
+    """Makes a loaded layer an instance of a subclass with the same parameters; transformers offers no way to
+    choose it.
+    """
     module.__class__ = kind

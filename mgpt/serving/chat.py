@@ -57,7 +57,8 @@ def predict(
     answers.
 
     A line's fields are kept; `text`, `plain`, `boxes` and `finished` are added. A relative image path is relative to
-    the questions' folder. The file of answers is written whole or not at all. `model` and `store` are as in `chat`; `report(done, all)` is called after
+    the questions' folder. The file of answers is written whole or not at all. `model` and `store` are as in `chat`;
+    `report(done, all)` is called after
     each batch.
 
     Raises:

@@ -38,10 +38,12 @@ def load_weights(folder: Path, backbones: Mapping[str, str] | None = None, preci
     """Loads trained weights of `save_trainable` on their backbones, in evaluation mode, on the GPU where there is one.
 
     Args:
-        backbones: folder or URI of each backbone by name, tried before the location recorded in the weights' config.json.
+        backbones: folder or URI of each backbone by name, tried before the location recorded in the weights'
+        config.json.
 
     Raises:
-        ValueError: the folder holds no trained weights, or a backbone is missing or not the one that they were trained on.
+        ValueError: the folder holds no trained weights, or a backbone is missing or not the one that they were
+        trained on.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; give a folder of trained weights, or models:/NAME@champion")

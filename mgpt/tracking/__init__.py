@@ -1,1 +1,3 @@
-"""MLflow tracking: one run per stage and fingerprint, logged in the background, with tags of code, data and backbones."""
+"""MLflow tracking: one run per stage and fingerprint, logged in the background, with tags of code, data and
+backbones.
+"""

@@ -1,4 +1,6 @@
-"""The curation stage: books that add up, evaluation kept apart, the same bytes after any interruption and with any number of workers."""
+"""The curation stage: books that add up, evaluation kept apart, the same bytes after any interruption and with any
+number of workers.
+"""
 
 import hashlib
 import json
@@ -101,7 +103,8 @@ SCRIPT = """
     manifest, source, root, folder = sys.argv[1:]
     store = Store(root)
     print("ready", flush=True)
-    curate(Manifest.load(manifest), {"world": SourceSettings(**json.loads(source))}, CurateSettings(workers=0), store, store.uri(folder))
+    settings = CurateSettings(workers=0)
+    curate(Manifest.load(manifest), {"world": SourceSettings(**json.loads(source))}, settings, store, store.uri(folder))
 """
 
 
@@ -230,7 +233,7 @@ def test_mistakes_in_the_entries_come_all_at_once(tmp_path):
     }
     source = SourceSettings(locations=(str(tmp_path / "own"),), datasets=wrong)
     with pytest.raises(
-        ValueError,
+        ValueError,  # noqa: E501
         match=r"a\.reader: 'nothing' is not a reader[\s\S]*b\.splits: \['validation'\] are not there; found: train[\s\S]*datasets\.c: ",
     ):
         run({"own": source}, Store(str(tmp_path / "store")))

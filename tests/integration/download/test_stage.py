@@ -208,5 +208,5 @@ def test_killed_ten_times_it_ends_with_the_bytes_of_an_uninterrupted_run(web, tm
 
 
 def test_importing_the_downloader_is_light():
-    code = "import sys, mgpt.download; assert not {'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules), sorted(sys.modules)"
+    code = "import sys, mgpt.download; assert not {'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules), sorted(sys.modules)"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})

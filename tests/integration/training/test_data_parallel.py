@@ -47,7 +47,9 @@ def work(rank, world_size, folder, settings):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Results of two workers, and the settings. In every third step worker 1 has no image, so no projection gradient."""
+    """Results of two workers, and the settings. In every third step worker 1 has no image, so no projection
+    gradient.
+    """
     folder = tmp_path_factory.mktemp("pair")
     settings = TrainingSettings(
         format="minigpt-v2",

@@ -1,4 +1,6 @@
-"""FSDP on two real processes with gloo, against DataParallel: the real model, with batches that differ between workers."""
+"""FSDP on two real processes with gloo, against DataParallel: the real model, with batches that differ between
+workers.
+"""
 
 from datetime import timedelta
 

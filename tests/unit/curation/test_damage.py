@@ -1,4 +1,6 @@
-"""Every kind of damage that strangers' data brings goes out under its name or is repaired as documented, and nothing is lost unseen."""
+"""Every kind of damage that strangers' data brings goes out under its name or is repaired as documented, and
+nothing is lost unseen.
+"""
 
 import io
 import json

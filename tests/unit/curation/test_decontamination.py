@@ -1,4 +1,5 @@
-"""No training record shows an evaluation image: the same file, the same image of COCO under another number or name, or nearly the
+"""No training record shows an evaluation image: the same file, the same image of COCO under another number or
+name, or nearly the
 look."""
 
 import json
@@ -51,7 +52,8 @@ def question(image: str, number: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """RefCOCO's test on one image of COCO; everything else trains on that image and on another. Each file has pixels of its own, as if
+    """RefCOCO's test on one image of COCO; everything else trains on that image and on another. Each file has
+    pixels of its own, as if
     every dataset had cut and encoded its copies beyond recognition: only names can tell."""
     root = tmp_path_factory.mktemp("sources")
     seeds = iter(range(100))

@@ -66,7 +66,8 @@ def test_a_pixel_box_comes_back_within_one_unit(data, width: int, height: int):
     box = Box(x[0], y[0], x[1], y[1])
     (back,) = parse_boxes(format_box(box, width, height), width, height)
     sides_of_corners = (width, height, width, height)
-    # A corner on the grid comes back to within float64's rounding, on either side: 0.85 of 5 pixels is 17 units, which are
+    # A corner on the grid comes back to within float64's rounding, on either side: 0.85 of 5 pixels is 17 units,
+    # which are
     # 0.8500000000000001 pixels.
     assert all(
         -1e-9 <= (given - found) / side <= 0.01 + 1e-9
@@ -100,7 +101,7 @@ def test_a_thousand_digits_do_not_hang_the_parser():
 
 
 def test_phrases_keep_their_boxes():
-    text = "a <p>red circle</p> {<1><2><3><4>}<delim>{<5><6><7><8>} near <p>a wall</p> and <p>blue square</p>{<0><0><9><9>}"
+    text = "a <p>red circle</p> {<1><2><3><4>}<delim>{<5><6><7><8>} near <p>a wall</p> and <p>blue square</p>{<0><0><9><9>}"  # noqa: E501
     assert parse_grounded(text) == [
         ("red circle", ((1, 2, 3, 4), (5, 6, 7, 8))),
         ("a wall", ()),

@@ -127,7 +127,7 @@ def test_any_weights_give_a_stream_of_their_shares(weights: dict[str, float], ba
 def test_every_mistake_is_named_at_once():
     with pytest.raises(
         ValueError,
-        match=r"weight of a is -1.*b has a weight but 0 rows.*c has a weight but no known number.*global_batch_size is 0",
+        match=r"weight of a is -1.*b has a weight but 0 rows.*c has a weight but no known number.*global_batch_size is 0",  # noqa: E501
     ):
         Mixture(0, {"a": -1, "b": 1, "c": 2}, {"a": 5, "b": 0}, 0)
     with pytest.raises(ValueError, match="no dataset has a weight above 0"):

@@ -56,7 +56,7 @@ def test_pools_have_the_sizes_of_the_original():
         (
             "vqa-unanswerable",
             "what?",
-            "[vqa] The question is 'what?' Based on the image, answer the question with a single word or phrase. and reply 'unanswerable' "
+            "[vqa] The question is 'what?' Based on the image, answer the question with a single word or phrase. and reply 'unanswerable' "  # noqa: E501
             "when the provided information is insufficient",
         ),
         ("hateful-meme", "haha", "This is an image writting 'haha'. Is this image hateful? Answer yes or no. Answer:"),
@@ -238,7 +238,7 @@ def test_an_answer_without_the_form_of_its_task_is_refused(tmp_path, answer: str
 def test_every_mistake_of_a_tasks_file_is_named_at_once(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "caption: {instructions: ['x']}\nempty: {instructions: []}\nodd: {instructions: ['x'], colour: red}\n"
-        "boxed: {instructions: ['x'], boxes: {template: '$x1'}}\nitems: {instructions: ['x'], items: {template: '5 $'}}\n"
+        "boxed: {instructions: ['x'], boxes: {template: '$x1'}}\nitems: {instructions: ['x'], items: {template: '5 $'}}\n"  # noqa: E501
     )
     with pytest.raises(ValueError, match="caption: the name is taken") as error:
         load_tasks(tmp_path / "mine.yaml")

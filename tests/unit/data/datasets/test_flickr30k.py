@@ -52,7 +52,7 @@ def test_caption_to_phrases_and_phrase_to_box(dataset, said):
 
 
 SENTENCES = (
-    "[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] at [/EN#3/bodyparts their hands] in [/EN#0/notvisual the yard] .\n"
+    "[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] at [/EN#3/bodyparts their hands] in [/EN#0/notvisual the yard] .\n"  # noqa: E501
     "[/EN#1/people Two men] near [/EN#4/scene a bush] .\n"
 )
 VOC = """<annotation><filename>36979.jpg</filename><size><width>64</width><height>48</height></size>
@@ -73,7 +73,7 @@ def test_entities_rebuild_grounded_captions(dataset, said):
     entities(dataset)
     first, second = dataset.samples("flickr30k_entities_grounded_caption")
     assert said(first)[1][1] == (
-        "<p>Two young guys</p> <box:0><box:1> with <p>shaggy hair</p> <box:2> at <p>their hands</p> <box:3> in the yard ."
+        "<p>Two young guys</p> <box:0><box:1> with <p>shaggy hair</p> <box:2> at <p>their hands</p> <box:3> in the yard ."  # noqa: E501
     )
     assert first.boxes == (Box(1, 2, 20, 30), Box(21, 2, 40, 30), Box(5, 5, 9, 9), Box(5, 5, 9, 9))
     assert said(second)[1][1] == "<p>Two men</p> <box:0><box:1> near <p>a bush</p> <box:2> ."

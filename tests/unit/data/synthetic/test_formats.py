@@ -1,4 +1,6 @@
-"""The world on disk: every dataset is read by its reader, bytes are reproducible, splits do not mix, planted flaws are there."""
+"""The world on disk: every dataset is read by its reader, bytes are reproducible, splits do not mix, planted flaws
+are there.
+"""
 
 import hashlib
 import io

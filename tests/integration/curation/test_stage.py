@@ -233,8 +233,8 @@ def test_mistakes_in_the_entries_come_all_at_once(tmp_path):
     }
     source = SourceSettings(locations=(str(tmp_path / "own"),), datasets=wrong)
     with pytest.raises(
-        ValueError,  # noqa: E501
-        match=r"a\.reader: 'nothing' is not a reader[\s\S]*b\.splits: \['validation'\] are not there; found: train[\s\S]*datasets\.c: ",
+        ValueError,
+        match=r"a\.reader: 'nothing' is not a reader[\s\S]*b\.splits: \['validation'\] are not there; found: train[\s\S]*datasets\.c: ",  # noqa: E501
     ):
         run({"own": source}, Store(str(tmp_path / "store")))
 

@@ -1,4 +1,4 @@
-"""Packs of features: what is written is read, from a folder and from a bucket, and one altered byte is found."""
+"""Feature packs in a folder and in a bucket."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def write(root: str, name: str, numbers: list[int], dtype: torch.dtype) -> torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_images_come_from_any_pack_in_the_order_asked(tmp_path, dtype):
+def test_read_across_packs(tmp_path, dtype):
     first, second = write(str(tmp_path), "a", [0, 1], dtype), write(str(tmp_path), "b", [3, 2], dtype)
     reader = FeatureReader(str(tmp_path))
     found = reader.read([image_digest(IMAGES[number]) for number in (2, 0, 2, 1)])
@@ -30,18 +30,18 @@ def test_images_come_from_any_pack_in_the_order_asked(tmp_path, dtype):
     assert {pack.seconds for pack in reader.packs} == {2.5}
 
 
-def test_images_come_from_a_bucket(bucket):
+def test_read_from_bucket(bucket):
     features = write(bucket, "a", [4, 0, 1], torch.float32)
     assert torch.equal(FeatureReader(bucket).read([image_digest(IMAGES[1])])[0], features[2])
 
 
-def test_image_without_features_is_named(tmp_path):
+def test_missing_image(tmp_path):
     write(str(tmp_path), "a", [0], torch.float32)
     with pytest.raises(ValueError, match=f"no features of 1 images.*{image_digest(IMAGES[4]).hex()}"):
         FeatureReader(str(tmp_path)).read([image_digest(IMAGES[4])])
 
 
-def test_one_altered_byte_is_found_where_it_is_read(tmp_path):
+def test_altered_byte(tmp_path):
     features = write(str(tmp_path), "a", [0, 1], torch.float32)
     path = tmp_path / "a.safetensors"
     content = bytearray(path.read_bytes())
@@ -54,7 +54,7 @@ def test_one_altered_byte_is_found_where_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"12345678", b"\x02\0\0\0\0\0\0\0{}"])
-def test_file_that_is_no_pack_is_named(tmp_path, content):
+def test_file_is_not_a_pack(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.safetensors: not a feature pack"):
         FeatureReader(str(tmp_path))

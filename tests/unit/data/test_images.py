@@ -1,4 +1,4 @@
-"""Names of images."""
+"""Digests of images."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ from mgpt.data.images import NO_IMAGE, image_digest, write_image_digests
 from mgpt.storage import Store
 
 
-def test_a_shards_names_stand_in_the_order_of_its_rows_and_text_has_none(tmp_path):
+def test_digests_follow_row_order(tmp_path):
     shard, named = Store(str(tmp_path / "data")), Store(str(tmp_path / "images"))
     content = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array([b"one", None, b"two"], pa.binary())}), content)

@@ -1,4 +1,4 @@
-"""Packed rows against the same samples one by one, on the real model with random weights."""
+"""Packed rows give the same results as single rows, on the real model with random weights."""
 
 from contextlib import contextmanager
 from itertools import pairwise
@@ -23,7 +23,7 @@ def model(tmp_path_factory):
     model = MiniGPTForConditionalGeneration.from_backbones(**backbones, merge=4, lora={"r": 4, "lora_alpha": 8})
     torch.manual_seed(1)
     for name, parameter in model.trainable_parameters().items():
-        if "lora_B" in name:  # zero at the start, and then nothing would flow through LoRA
+        if "lora_B" in name:  # initialized to zero, with which LoRA's A gets no gradient
             torch.nn.init.normal_(parameter, std=0.1)
     return model.train(), MiniGPTProcessor.from_config(model.config, backbones["language"])
 
@@ -89,13 +89,13 @@ def attention(model, implementation):
     model.language_model.set_attn_implementation(implementation)
     with torch.compiler.set_stance(
         "force_eager"
-    ):  # flex attention compiles itself, for minutes on a CPU; the mask is what is tested
+    ):  # compiling flex attention takes minutes on a CPU, and only the mask is tested
         yield
     model.language_model.set_attn_implementation(before)
 
 
 def plans(tensors, implementation):
-    """Everything in one row; and two samples a row at most, where an implementation takes several rows."""
+    """Returns a plan with one row; and one with several, if the implementation supports it."""
     lengths = tensors["attention_mask"].sum(1).tolist()
     return [plan_packs(lengths, COUNTS, 1000)] + (
         [plan_packs(lengths, COUNTS, 90)] if implementation in ("sdpa", "eager") else []
@@ -104,8 +104,8 @@ def plans(tensors, implementation):
 
 @pytest.mark.parametrize(
     "implementation", ["sdpa", "eager", "varlen"]
-)  # torch has no gradient of flex attention on a CPU
-def test_packed_rows_give_the_gradients_of_single_rows(model, implementation):
+)  # torch has no backward pass of flex attention on a CPU
+def test_gradients_match_single_rows(model, implementation):
     model, processor = model
     tensors = rows(processor)
     one_loss, one_count, plain = gradients(model, tensors)
@@ -120,7 +120,7 @@ def test_packed_rows_give_the_gradients_of_single_rows(model, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention", "varlen"])
-def test_logits_do_not_change_with_what_a_sample_is_packed_with(model, implementation):
+def test_logits_are_independent_of_packing(model, implementation):
     model, processor = model
     tensors = rows(processor)
     with torch.no_grad():
@@ -138,8 +138,8 @@ def test_logits_do_not_change_with_what_a_sample_is_packed_with(model, implement
                 assert torch.allclose(mine, alone[number, : lengths[number]], atol=1e-5)
 
 
-def test_varlen_on_rows_that_are_not_packed_is_sdpa(model):
-    """Padded rows and generation keep their masks."""
+def test_varlen_falls_back_to_sdpa(model):
+    """Padded rows and generation use their masks."""
     model, processor = model
     tensors = rows(processor)
     expected = gradients(model, tensors)[2]
@@ -152,7 +152,7 @@ def test_varlen_on_rows_that_are_not_packed_is_sdpa(model):
         assert torch.equal(model.generate(**prompts, max_new_tokens=4), tokens)
 
 
-def test_forms_of_the_mask_agree():
+def test_masks_agree():
     segments = torch.tensor([[1, 1, 1, 2, 2, 3]])
     dense = dense_mask(segments)[0, 0]
     blocks = block_mask(segments)
@@ -174,11 +174,11 @@ def test_forms_of_the_mask_agree():
     assert sequence_bounds(segments)["max_length_q"] == 3
 
 
-def test_no_row_of_a_mask_is_empty():
+def test_padding_attends_to_itself():
     assert bool(dense_mask(torch.tensor([[1, 2, 0, 0]])).any(-1).all())
 
 
-def test_first_token_of_a_sample_is_no_target_of_the_sample_before(model):
+def test_first_tokens_are_no_targets(model):
     tensors = {
         "input_ids": torch.arange(1, 7).reshape(2, 3),
         "attention_mask": torch.ones(2, 3, dtype=torch.long),
@@ -192,7 +192,7 @@ def test_first_token_of_a_sample_is_no_target_of_the_sample_before(model):
     st.integers(50, 200),
     st.integers(3, 8),
 )
-def test_plan_holds_every_sample_once_within_its_budgets(samples, tokens, images):
+def test_plan_respects_budgets(samples, tokens, images):
     lengths, counts = [length for length, _ in samples], [count for _, count in samples]
     packs = plan_packs(lengths, counts, tokens, images)
     assert sorted(number for pack in packs for number in pack) == list(range(len(samples)))
@@ -201,10 +201,12 @@ def test_plan_holds_every_sample_once_within_its_budgets(samples, tokens, images
         for pack in packs
     )
     fullest = sorted(sum(lengths[number] for number in pack) for pack in packs)
-    assert len(packs) == 1 or sum(counts) > 0 or fullest[0] + fullest[1] > tokens  # no two rows could have been one
+    assert (
+        len(packs) == 1 or sum(counts) > 0 or fullest[0] + fullest[1] > tokens
+    )  # the two emptiest rows do not fit in one
 
 
-def test_sample_beyond_the_budget_is_named():
+def test_sample_beyond_budget():
     with pytest.raises(ValueError, match="sample 1: 70 tokens and 0 images do not fit a row of 64 tokens"):
         plan_packs([10, 70], [0, 0], 64)
 
@@ -213,6 +215,6 @@ def test_sample_beyond_the_budget_is_named():
     ("segments", "implementation", "message"),
     [([[1, 0]], "flash_attention_2", "without padding"), ([[1]], "paged", "cannot run packed")],
 )
-def test_what_an_implementation_cannot_take_is_refused(segments, implementation, message):
+def test_unsupported_rows(segments, implementation, message):
     with pytest.raises(ValueError, match=message):
         attention_inputs(torch.tensor(segments), implementation)

@@ -1,4 +1,4 @@
-"""Tasks as data: exact protocol prompts, pools of the right size, rendering, and tasks that users add in YAML."""
+"""Task definitions: protocol prompts, instruction pools, rendering, and users' own tasks."""
 
 import json
 import random
@@ -27,12 +27,12 @@ def sample(task: str, *turns: Turn, boxes=(), image=b"image") -> Sample:
     )
 
 
-def asked(task: str, content: str = "", boxes=()) -> str:
+def prompt_text(task: str, content: str = "", boxes=()) -> str:
     (message,) = prompt(sample(task, Turn("user", content), Turn("assistant", "x"), boxes=boxes))
     return message["content"]
 
 
-def test_pools_have_the_sizes_of_the_original():
+def test_pool_sizes():
     sizes = {name: len(set(task.instructions)) for name, task in shipped_tasks().items()}
     assert {name: sizes[name] for name in ("caption", "refer", "identify", "vqa", "grounding", "describe")} == {
         "caption": 17,
@@ -56,18 +56,19 @@ def test_pools_have_the_sizes_of_the_original():
         (
             "vqa-unanswerable",
             "what?",
-            "[vqa] The question is 'what?' Based on the image, answer the question with a single word or phrase. and reply 'unanswerable' "  # noqa: E501
+            "[vqa] The question is 'what?' Based on the image, answer the question with a single word or phrase. and "
+            "reply 'unanswerable' "
             "when the provided information is insufficient",
         ),
         ("hateful-meme", "haha", "This is an image writting 'haha'. Is this image hateful? Answer yes or no. Answer:"),
         ("instruction", "Why is it red?", "Why is it red?"),
     ],
 )
-def test_evaluation_prompts_are_the_protocol(task: str, content: str, expected: str):
-    assert asked(task, content) == "<Img><ImageHere></Img> " + expected
+def test_evaluation_prompts(task: str, content: str, expected: str):
+    assert prompt_text(task, content) == "<Img><ImageHere></Img> " + expected
 
 
-def test_the_four_prompts_of_the_second_stage_are_the_originals():
+def test_describe_prompts():
     assert shipped_tasks()["describe"].instructions == (
         "Describe this image in detail.",
         "Take a look at this image and describe what you notice.",
@@ -76,21 +77,21 @@ def test_the_four_prompts_of_the_second_stage_are_the_originals():
     )
 
 
-def test_every_instruction_of_a_task_with_content_has_its_place():
+def test_instructions_have_placeholders():
     for name in ("refer", "identify", "vqa", "statement", "hateful-meme", "vqa-unanswerable"):
         assert all(instruction.count("{}") == 1 for instruction in shipped_tasks()[name].instructions), name
     for name in ("caption", "grounding", "describe"):
         assert all("{}" not in instruction for instruction in shipped_tasks()[name].instructions), name
 
 
-def test_identify_puts_the_box_into_the_question():
+def test_identify_prompt():
     assert (
-        asked("identify", "<box:0>", boxes=[(20, 10, 60, 40)])
+        prompt_text("identify", "<box:0>", boxes=[(20, 10, 60, 40)])
         == "<Img><ImageHere></Img> [identify] what is this {<10><10><30><40>}"
     )
 
 
-def test_several_boxes_of_a_phrase_are_joined_by_the_delimiter():
+def test_adjacent_boxes_are_joined():
     one = sample(
         "detection",
         Turn("user", "dog"),
@@ -104,7 +105,7 @@ def test_several_boxes_of_a_phrase_are_joined_by_the_delimiter():
     ]
 
 
-def test_instructions_are_drawn_evenly_and_by_the_generator_alone():
+def test_instructions_are_drawn_uniformly():
     one = sample("refer", Turn("user", "it"), Turn("assistant", "<box:0>"), boxes=[(0, 0, 9, 9)])
     drawn = Counter(render(one, random.Random(seed))[0]["content"] for seed in range(1400))
     assert len(drawn) == 7
@@ -120,7 +121,7 @@ def test_answers_are_drawn_by_frequency():
     assert 630 < drawn["2"] < 770
 
 
-def test_only_the_first_user_turn_of_a_conversation_gets_the_image():
+def test_image_precedes_the_first_turn():
     turns = [
         Turn("user", "What is it?"),
         Turn("assistant", "A dog."),
@@ -141,7 +142,7 @@ def test_only_the_first_user_turn_of_a_conversation_gets_the_image():
     ]
 
 
-def test_bare_captions_have_no_prompt_and_text_has_no_image():
+def test_bare_captions_and_text():
     one = sample("caption", Turn("user", ""), Turn("assistant", "a dog"))
     assert render(one, random.Random(0), task="caption-bare") == [
         {"role": "user", "content": "<ImageHere>"},
@@ -151,8 +152,8 @@ def test_bare_captions_have_no_prompt_and_text_has_no_image():
     assert render(text, random.Random(0))[0]["content"] == "Add 1 and 1."
 
 
-def test_a_content_with_braces_is_left_as_it_is():
-    assert asked("vqa", "what is {} in {<1>}?").endswith("answer: what is {} in {<1>}?")
+def test_content_with_braces():
+    assert prompt_text("vqa", "what is {} in {<1>}?").endswith("answer: what is {} in {<1>}?")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_a_content_with_braces_is_left_as_it_is():
         ),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(one: Sample, message: str):
+def test_invalid_samples(one: Sample, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         render(one, random.Random(0))
 
@@ -191,7 +192,7 @@ triples:
 """
 
 
-def test_open_set_detection_as_json_is_a_task_in_yaml(tmp_path):
+def test_json_detection_task(tmp_path):
     (tmp_path / "mine.yaml").write_text(DETECTION_AS_JSON)
     tasks = load_tasks(tmp_path / "mine.yaml")
     answer = json.dumps([{"label": 'a "red" circle', "box": "<box:0>"}, {"label": "cup", "box": "<box:1>"}])
@@ -208,7 +209,7 @@ def test_open_set_detection_as_json_is_a_task_in_yaml(tmp_path):
     assert render(nothing, random.Random(0), tasks=tasks)[1]["content"] == "[]"
 
 
-def test_table_to_triples_is_a_task_in_yaml(tmp_path):
+def test_triples_task(tmp_path):
     (tmp_path / "mine.yaml").write_text(TRIPLES)
     facts = [
         {"subject": "Oslo", "relation": "country", "object": "Norway"},
@@ -228,17 +229,18 @@ def test_table_to_triples_is_a_task_in_yaml(tmp_path):
         ('{"subject": "a"}', "must be a JSON list of objects"),
     ],
 )
-def test_an_answer_without_the_form_of_its_task_is_refused(tmp_path, answer: str, message: str):
+def test_invalid_items(tmp_path, answer: str, message: str):
     (tmp_path / "mine.yaml").write_text(TRIPLES)
     broken = sample("triples", Turn("user", "t"), Turn("assistant", answer), image=None)
     with pytest.raises(ValueError, match=message):
         render(broken, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
 
 
-def test_every_mistake_of_a_tasks_file_is_named_at_once(tmp_path):
+def test_all_errors_of_a_file_are_reported(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "caption: {instructions: ['x']}\nempty: {instructions: []}\nodd: {instructions: ['x'], colour: red}\n"
-        "boxed: {instructions: ['x'], boxes: {template: '$x1'}}\nitems: {instructions: ['x'], items: {template: '5 $'}}\n"  # noqa: E501
+        "boxed: {instructions: ['x'], boxes: {template: '$x1'}}\n"
+        "items: {instructions: ['x'], items: {template: '5 $'}}\n"
     )
     with pytest.raises(ValueError, match="caption: the name is taken") as error:
         load_tasks(tmp_path / "mine.yaml")

@@ -1,4 +1,4 @@
-"""The original's text normalisation."""
+"""Normalization of training text, as in the original."""
 
 import pytest
 from hypothesis import given
@@ -25,13 +25,13 @@ def test_examples(text: str, expected: str):
 
 
 @given(st.text())
-def test_at_most_fifty_words_and_no_punctuation_of_the_list_survive(text: str):
+def test_words_and_punctuation_are_limited(text: str):
     once = normalize_text(text)
     assert len(once.split(" ")) <= 50
     assert not set('.!"()*#:;~') & set(once)
 
 
-def test_box_tokens_survive_and_chosen_roles_only_are_touched():
+def test_normalize_sample():
     turns = (Turn("user", "What is at <box:0>?"), Turn("assistant", "A Dog.", ("A Dog.", "The DOG!")))
     sample = Sample.create(
         dataset="x",

@@ -1,10 +1,12 @@
+"""Words and sentences."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpt.data.text_utils import is_ended, normalize_answer, sentences, words
 
 
-def test_normalised_ignores_case_punctuation_and_articles():
+def test_normalize_answer():
     assert normalize_answer("  The Red-circle, <unk>left of a dog's bowl! ") == "red circle left of dog's bowl"
 
 

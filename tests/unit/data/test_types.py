@@ -1,4 +1,4 @@
-"""The record: its id, its Parquet form, and what it refuses."""
+"""`Sample`: ids, rows and validation."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def sample(**changes) -> Sample:
     return Sample.create(**(FIELDS | changes))
 
 
-def test_a_row_comes_back_from_parquet_as_it_was():
+def test_row_round_trip():
     rows = [
         sample(),
         sample(image=None, boxes=(), turns=(Turn("user", "größe?"), Turn("assistant", "10")), task="text", extra={}),
@@ -38,7 +38,7 @@ def test_a_row_comes_back_from_parquet_as_it_was():
     assert [Sample.from_row(row) for row in table.to_pylist()] == rows
 
 
-def test_a_row_may_hold_numpy_arrays():
+def test_rows_of_numpy_arrays():
     table = pa.Table.from_pylist([sample().to_row()], schema=SCHEMA)
     assert Sample.from_row(table.to_pandas().iloc[0].to_dict()) == sample()
 
@@ -48,7 +48,7 @@ def test_a_row_may_hold_numpy_arrays():
     st.text(st.characters(exclude_categories=["Cs"])),
     st.lists(st.floats(allow_nan=False, width=32), min_size=4, max_size=4),
 )
-def test_any_text_and_box_survives_the_row(text: str, corners: list[float]):
+def test_any_text_and_box_round_trips(text: str, corners: list[float]):
     one = sample(
         turns=(Turn("user", ""), Turn("assistant", text)) if "<box:" not in text else (Turn("user", ""),),
         boxes=(Box(*corners),),
@@ -69,26 +69,26 @@ def test_any_text_and_box_survives_the_row(text: str, corners: list[float]):
         {"turns": (Turn("user", "red circle"), Turn("assistant", "<box:0>"))},
     ],
 )
-def test_the_id_changes_with_the_content(change):
+def test_id_depends_on_content(change):
     assert sample(**change).id != sample().id
 
 
 @pytest.mark.parametrize("change", [{"split": "test"}, {"licence": "none"}, {"source": "elsewhere"}])
-def test_the_id_does_not_change_with_where_it_was_found(change):
+def test_id_ignores_provenance(change):
     assert sample(**change).id == sample().id
 
 
-def test_revising_gives_the_id_of_the_new_content():
+def test_revise_updates_the_id():
     assert sample().revise(boxes=(Box(0, 0, 1, 1),)) == sample(boxes=(Box(0, 0, 1, 1),))
     assert sample().revise() == sample()
 
 
-def test_a_sample_cannot_be_changed_in_place():
+def test_samples_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         sample().task = "vqa"  # type: ignore[misc]
 
 
-def test_references_are_those_of_the_last_answer():
+def test_references():
     assert sample().references == ("<box:0>",)
     answers = ("2", "2", "two")
     assert sample(turns=(Turn("user", "how many?"), Turn("assistant", "2", answers))).references == answers
@@ -105,6 +105,6 @@ def test_references_are_those_of_the_last_answer():
         ((Turn("user", "caf\udce9"),), "UTF-16"),
     ],
 )
-def test_a_record_that_makes_no_sense_is_refused(turns, message: str):
+def test_invalid_samples(turns, message: str):
     with pytest.raises(ValueError, match=message):
         sample(turns=turns)

@@ -1,3 +1,5 @@
+"""Object vocabularies."""
+
 import pytest
 
 from mgpt.data.vocabulary import load_vocabulary
@@ -33,11 +35,11 @@ def test_coco(text, expected):
     assert load_vocabulary("coco").mentions(text) == expected
 
 
-def test_coco_has_its_eighty_classes():
+def test_coco_has_80_classes():
     assert len(set(load_vocabulary("coco").nouns.values())) == 80
 
 
-def test_a_noun_alone_is_present_when_one_of_its_kind_is():
+def test_noun_alone_matches_any_attribute():
     shapes = load_vocabulary("shapes")
     assert shapes.is_present("circle", ["red circle"])
     assert not shapes.is_present("blue circle", ["red circle"])
@@ -51,13 +53,13 @@ def test_own_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "nouns: {}", "nouns: {a: []}\nverbs: {}", ""])
-def test_a_file_of_another_form_is_refused(tmp_path, content):
+def test_invalid_file(tmp_path, content):
     own = tmp_path / "own.yaml"
     own.write_text(content)
     with pytest.raises(ValueError, match="must be a mapping with 'nouns'"):
         load_vocabulary(str(own))
 
 
-def test_an_unknown_name_is_refused():
+def test_unknown_name():
     with pytest.raises(ValueError, match="use one of coco, shapes"):
         load_vocabulary("imagenet")

@@ -1,4 +1,4 @@
-"""The backbones that ship: as pinned, small, and never taught what the pipeline is to teach."""
+"""The toy backbones: checksums, size, and training data without the pipeline's tasks."""
 
 import re
 import shutil
@@ -25,14 +25,14 @@ from tools.toy_backbones.targets import BINS, FEATURES, as_features, cell_target
 IDENTIFIERS = ("[vqa]", "[caption]", "[grounding]", "[refer]", "[identify]", "[detection]")
 
 
-def test_files_are_as_pinned_and_within_4_mb() -> None:
+def test_shipped_files_match_checksums() -> None:
     check(SHIPPED)
     assert {name.split("/")[0] for name in recorded_checksums(SHIPPED)} == {"vision", "qformer", "language"}
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 4_000_000
 
 
 @pytest.mark.parametrize("fault", ["altered", "missing", "not recorded"])
-def test_a_fault_names_the_file(tmp_path: Path, fault: str) -> None:
+def test_check_names_the_file(tmp_path: Path, fault: str) -> None:
     shutil.copytree(SHIPPED, tmp_path / "shapes")
     target = tmp_path / "shapes" / "vision" / "config.json"
     if fault == "altered":
@@ -46,12 +46,12 @@ def test_a_fault_names_the_file(tmp_path: Path, fault: str) -> None:
         check(tmp_path / "shapes")
 
 
-def test_checksums_do_not_count_themselves() -> None:
+def test_checksums_exclude_their_file() -> None:
     assert "SHA256SUMS" not in file_checksums(SHIPPED)
 
 
 @pytest.mark.parametrize("skill", [None, *SKILLS])
-def test_no_identifier_and_no_box_notation_about_a_image(skill: str | None) -> None:
+def test_no_protocol_in_image_examples(skill: str | None) -> None:
     world = list(scenes("train", 200, 5))
     with_scene = [e for e in islice(examples(world, 5, ("Repeat this.",), skill), 2000) if e.scene]
     assert len(with_scene) > 1000
@@ -66,13 +66,13 @@ def test_backbones_read_train_scenes_only() -> None:
     assert all(e.scene is None or e.scene.split == "train" for e in islice(examples(world, 5, ("Repeat this.",)), 200))
 
 
-def test_spread_is_read_back_exactly() -> None:
+def test_spread_is_invertible() -> None:
     pixels = np.array([0.0, 3.0, 17.5, 63.0, 64.0])
     marks = np.arange(BINS) * CANVAS / (BINS - 1)
     assert spread(pixels) @ marks == pytest.approx(pixels)
 
 
-def test_targets_hold_every_thing_once_as_owner() -> None:
+def test_targets_have_one_owner_per_thing() -> None:
     world = list(scenes("validation", 80, 3))
     dense, cells = patch_targets(world), cell_targets(world)
     assert dense.owner.sum(1).tolist() == [len(s.things) for s in world]
@@ -84,11 +84,11 @@ def test_targets_hold_every_thing_once_as_owner() -> None:
     assert as_features(cells).shape == (80, 16, FEATURES)
 
 
-def test_courses_name_diets_that_there_are() -> None:
+def test_phases_cover_all_skills() -> None:
     assert {skill for phase in PHASES for skill in phase.shares} == {None, *SKILLS}
 
 
-def test_places_are_asked_in_every_wording_and_form_and_answered_rightly() -> None:
+def test_location_questions_are_correct() -> None:
     rng = np.random.default_rng(3)
     questions = set()
     for scene in scenes("train", 300, 6):

@@ -1,4 +1,4 @@
-"""Evaluation sets in the benchmarks' own files, against records written by hand."""
+"""Readers of evaluation sets."""
 
 import json
 
@@ -9,7 +9,7 @@ def lines(*rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_okvqa_joins_questions_and_answers(dataset):
+def test_okvqa(dataset):
     dataset.image("val2014/COCO_val2014_000000297147.jpg")
     question = {"image_id": 297147, "question": "What sport?", "question_id": 2971475}
     dataset.file("okvqa_test_split.json", [question, question | {"question_id": 9}, "no question"])
@@ -28,7 +28,7 @@ def test_okvqa_joins_questions_and_answers(dataset):
     assert "annotations" in problem.detail
 
 
-def test_vsr(dataset, said):
+def test_vsr(dataset, turn_texts):
     dataset.image("images/train2017/000000085637.jpg")
     row = {
         "image": "000000085637.jpg",
@@ -39,8 +39,8 @@ def test_vsr(dataset, said):
     }
     dataset.file("test.jsonl", lines(row, row | {"label": 0}, row | {"label": "true"}) + "{broken\n")
     true, false, *problems = dataset.read("vsr")
-    assert said(true) == [("user", row["caption"]), ("assistant", "true")]
-    assert said(false)[1] == ("assistant", "false")
+    assert turn_texts(true) == [("user", row["caption"]), ("assistant", "true")]
+    assert turn_texts(false)[1] == ("assistant", "false")
     assert (true.split, true.task, true.extra) == (
         "test",
         "statement",
@@ -49,12 +49,16 @@ def test_vsr(dataset, said):
     assert [problem.reason for problem in problems] == ["missing answer", "unreadable record"]
 
 
-def test_iconvqa_keeps_its_choices(dataset, said):
+def test_iconvqa(dataset, turn_texts):
     dataset.image("107/image.png")
     row = {"image_id": "107", "question": "Which is next?", "choices": ["a_b", "c"], "answer": 1}
     dataset.file("choose_text_val.json", [row, row | {"answer": 2}, row | {"answer": "c"}, row | {"image_id": "108"}])
     sample, *problems = dataset.read("iconvqa")
-    assert (said(sample)[1], sample.extra["choices"], sample.split) == (("assistant", "c"), ["a_b", "c"], "validation")
+    assert (turn_texts(sample)[1], sample.extra["choices"], sample.split) == (
+        ("assistant", "c"),
+        ["a_b", "c"],
+        "validation",
+    )
     assert [problem.reason for problem in problems] == ["missing answer", "missing answer", "missing image"]
 
 
@@ -75,7 +79,7 @@ def test_vizwiz(dataset):
     assert problem.reason == "missing answer"
 
 
-def test_hateful_memes_keep_the_zeros_of_their_ids(dataset, said):
+def test_hateful_memes(dataset, turn_texts):
     dataset.image("img/08291.png")
     row = {"id": "08291", "img": "img/08291.png", "label": 1, "text": 'it\'s "fine"'}
     dataset.file(
@@ -87,7 +91,7 @@ def test_hateful_memes_keep_the_zeros_of_their_ids(dataset, said):
         ),
     )
     sample, *problems = dataset.read("hateful_memes")
-    assert (sample.split, sample.extra["key"], said(sample)[1]) == ("validation", "08291", ("assistant", "yes"))
+    assert (sample.split, sample.extra["key"], turn_texts(sample)[1]) == ("validation", "08291", ("assistant", "yes"))
     assert prompt(sample)[0]["content"].endswith(
         "This is an image writting 'it's \"fine\"'. Is this image hateful? Answer yes or no. Answer:"
     )

@@ -1,4 +1,4 @@
-"""Webdataset shards, COCO caption, TextCaps, cc_sbu_align, against records written by hand."""
+"""Readers of webdataset shards, COCO captions, TextCaps and cc_sbu_align."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ def facts(caption: object) -> bytes:
     return json.dumps({"url": "https://x/1.jpg", "caption": caption, "status": "success", "width": 64}).encode()
 
 
-def test_a_shard_gives_its_pairs_in_order(dataset, said):
+def test_shard(dataset, turn_texts):
     image = dataset.image("p.jpg")
     dataset.file(
         "00000.tar",
@@ -37,13 +37,13 @@ def test_a_shard_gives_its_pairs_in_order(dataset, said):
         64,
         48,
     )
-    assert said(first) == [("user", ""), ("assistant", "A dog.")]
+    assert turn_texts(first) == [("user", ""), ("assistant", "A dog.")]
     assert first.source == "00000.tar#000000000"
-    assert said(second)[1] == ("assistant", "A cat")
+    assert turn_texts(second)[1] == ("assistant", "A cat")
     assert READERS["laion"].card.normalized_roles == ("assistant",)
 
 
-def test_members_that_make_no_pair_are_named(dataset):
+def test_shard_reject_reasons(dataset):
     image = dataset.image("p.jpg")
     link = tarfile.TarInfo("000000009.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -73,7 +73,7 @@ def test_members_that_make_no_pair_are_named(dataset):
     ]
 
 
-def test_a_shard_that_breaks_off_gives_what_came_before(dataset):
+def test_damaged_shard(dataset):
     image = dataset.image("p.jpg")
     data = shard(
         *[(f"{n}.{end}", content) for n in range(4) for end, content in (("jpg", image), ("txt", b"a caption"))]
@@ -90,13 +90,13 @@ def test_a_shard_that_breaks_off_gives_what_came_before(dataset):
     assert dataset.reasons("laion") == [("00000.tar", "unreadable file")]
 
 
-def test_a_damaged_image_is_left_to_curation(dataset):
+def test_damaged_image_is_kept(dataset):
     dataset.file("00000.tar", shard(("1.jpg", b"no image at all"), ("1.txt", b"a caption")))
     (sample,) = dataset.samples("laion")
     assert (sample.image, sample.width, sample.height) == (b"no image at all", 0, 0)
 
 
-def test_coco_captions_train_on_train2014_only(dataset, said):
+def test_coco_captions_of_train2014(dataset, turn_texts):
     dataset.image("images/train2014/COCO_train2014_000000000009.jpg", 30, 20)
     rows = [
         {"image": "train2014/COCO_train2014_000000000009.jpg", "caption": "A man.", "image_id": "coco_9"},
@@ -107,12 +107,12 @@ def test_coco_captions_train_on_train2014_only(dataset, said):
     dataset.file("coco_karpathy_train.json", rows)
     sample, *problems = dataset.read("coco_caption")
     assert (sample.split, sample.width, sample.height, sample.extra) == ("train", 30, 20, {})
-    assert said(sample) == [("user", ""), ("assistant", "A man.")]
+    assert turn_texts(sample) == [("user", ""), ("assistant", "A man.")]
     assert [problem.reason for problem in problems] == ["not used", "missing image", "missing field"]
     assert "COCO_train2014_000000000010.jpg" in problems[1].detail
 
 
-def test_coco_captions_of_other_splits_are_one_sample_a_image_with_its_objects(dataset):
+def test_coco_captions_for_evaluation(dataset):
     dataset.image("val2014/COCO_val2014_000000000042.jpg")
     dataset.file(
         "coco_karpathy_val.json",
@@ -134,7 +134,7 @@ def test_coco_captions_of_other_splits_are_one_sample_a_image_with_its_objects(d
 
 
 @pytest.mark.parametrize("folder", ["", "train_images/"])
-def test_textcaps(dataset, said, folder: str):
+def test_textcaps(dataset, turn_texts, folder: str):
     dataset.image(f"{folder}0054c91397f2fe05.jpg")
     row = {
         "image_id": "0054c91397f2fe05",
@@ -145,18 +145,18 @@ def test_textcaps(dataset, said, folder: str):
     dataset.file("TextCaps_0.1_train.json", {"dataset_name": "textcaps", "data": [row, row | {"caption_str": None}]})
     dataset.file("TextCaps_0.1_val.json", {"data": [row | {"caption_str": "It says stop."}]})
     train, problem, validation = dataset.read("textcaps")
-    assert said(train) == [("user", ""), ("assistant", "A sign.")]
+    assert turn_texts(train) == [("user", ""), ("assistant", "A sign.")]
     assert problem.reason == "missing field"
     assert (validation.split, validation.references) == ("validation", ("It says stop.", "A sign."))
 
 
-def test_cc_sbu_align_is_raw_and_conversational(dataset, said):
+def test_cc_sbu_align(dataset, turn_texts):
     dataset.image("image/2.jpg")
     dataset.file(
         "filter_cap.json",
         {"annotations": [{"image_id": "2", "caption": "The image shows: a Dog!"}, {"image_id": 3, "caption": "x"}]},
     )
     sample, problem = dataset.read("cc_sbu_align")
-    assert (sample.task, said(sample)) == ("describe", [("user", ""), ("assistant", "The image shows: a Dog!")])
+    assert (sample.task, turn_texts(sample)) == ("describe", [("user", ""), ("assistant", "The image shows: a Dog!")])
     assert (problem.source, problem.reason) == ("filter_cap.json#1", "missing image")
     assert READERS["cc_sbu_align"].card.normalized_roles == ()

@@ -1,4 +1,4 @@
-"""LLaVA's files, multi-task conversations, Unnatural Instructions, against records written by hand."""
+"""Readers of LLaVA's files, multi-task conversations and Unnatural Instructions."""
 
 import json
 
@@ -18,12 +18,12 @@ ROW = {"id": "000000033471", "image": "000000033471.jpg", "conversations": TALK}
 @pytest.mark.parametrize(
     "path", ["train2014/COCO_train2014_000000033471.jpg", "000000033471.jpg", "images/train2017/000000033471.jpg"]
 )
-def test_conversations_keep_every_turn(dataset, said, path: str):
+def test_llava_conversation(dataset, turn_texts, path: str):
     dataset.image(path)
     dataset.file("conversation_58k.json", [ROW])
     (sample,) = dataset.samples("llava_conversation")
     assert sample.task == "instruction"
-    assert said(sample) == [
+    assert turn_texts(sample) == [
         ("user", "What colour is\nthe bus?"),
         ("assistant", "White: and\nred."),
         ("user", "Why?"),
@@ -34,14 +34,14 @@ def test_conversations_keep_every_turn(dataset, said, path: str):
 @pytest.mark.parametrize(
     ("reader", "file"), [("llava_detail", "detail_23k.json"), ("llava_reason", "complex_reasoning_77k.json")]
 )
-def test_detail_and_reasoning_keep_the_first_turn_and_delete_line_breaks(dataset, said, reader: str, file: str):
+def test_llava_first_turn(dataset, turn_texts, reader: str, file: str):
     dataset.image("COCO_train2014_000000033471.jpg")
     dataset.file(file, [ROW, ROW | {"conversations": TALK[:3]}])
     for sample in dataset.samples(reader):
-        assert said(sample) == [("user", "What colour isthe bus?"), ("assistant", "White: and\nred.")]
+        assert turn_texts(sample) == [("user", "What colour isthe bus?"), ("assistant", "White: and\nred.")]
 
 
-def test_conversations_that_break_off_are_named(dataset):
+def test_conversation_reject_reasons(dataset):
     dataset.image("COCO_train2014_000000033471.jpg")
     rows = [
         ROW | {"conversations": TALK[:3]},
@@ -64,7 +64,7 @@ def test_conversations_that_break_off_are_named(dataset):
 
 
 @pytest.mark.parametrize("file", ["multitask_conversation.json", "multi_task_conversation.json"])
-def test_multitask_boxes_become_pixels(dataset, said, file: str):
+def test_multitask_conversation(dataset, turn_texts, file: str):
     dataset.image("COCO_train2014_000000033471.jpg", 200, 100)
     talk = [
         {"from": "human", "value": "[refer] the bus"},
@@ -80,7 +80,7 @@ def test_multitask_boxes_become_pixels(dataset, said, file: str):
         ],
     )
     sample, problem = dataset.read("multitask_conversation")
-    assert [text for _, text in said(sample)] == [
+    assert [text for _, text in turn_texts(sample)] == [
         "[refer] the bus",
         "<p>bus</p> <box:0><box:1>",
         "[identify] <box:2>",
@@ -94,7 +94,7 @@ INSTANCE = {"instruction_with_input": "Sort: b, a.", "input": "b, a", "constrain
 
 
 @pytest.mark.parametrize("lines", [False, True])
-def test_unnatural_instructions_add_their_constraints(dataset, said, lines: bool):
+def test_unnatural_instructions(dataset, turn_texts, lines: bool):
     rows = [
         {"instances": [INSTANCE, {}]},
         {"instances": [INSTANCE | {"constraints": None}]},
@@ -107,6 +107,6 @@ def test_unnatural_instructions_add_their_constraints(dataset, said, lines: bool
         dataset.file("unnatural_instructions.json", rows)
     first, second, *problems = dataset.read("unnatural_instructions")
     assert (first.image, first.task) == (None, "text")
-    assert said(first) == [("user", "Sort: b, a. Use commas."), ("assistant", "a, b")]
-    assert said(second)[0] == ("user", "Sort: b, a.")
+    assert turn_texts(first) == [("user", "Sort: b, a. Use commas."), ("assistant", "a, b")]
+    assert turn_texts(second)[0] == ("user", "Sort: b, a.")
     assert [problem.reason for problem in problems] == ["missing field", "missing answer"]

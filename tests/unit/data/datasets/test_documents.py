@@ -1,4 +1,4 @@
-"""The examples of the documentation are read and rendered as it says."""
+"""The examples in the documentation work."""
 
 import random
 import re
@@ -27,7 +27,7 @@ def photographs(dataset):
     return dataset
 
 
-def test_the_lines_on_own_data_are_read(photographs):
+def test_own_data_lines(photographs):
     (lines,) = blocks("own-data.md", "jsonl")
     photographs.file("mine.jsonl", lines)
     samples = photographs.samples("jsonl")
@@ -35,13 +35,13 @@ def test_the_lines_on_own_data_are_read(photographs):
     assert render(samples[3], random.Random(0))[1]["content"] == "<p>the blossom</p> {<3><2><93><93>}"
 
 
-def test_the_source_on_own_data_is_a_valid_setting():
+def test_own_data_source():
     (text,) = blocks("own-data.md", "yaml")
     source = SourceSettings(**yaml.safe_load(text)["sources"]["holiday"])
     assert source.datasets["holiday"].reader in READERS
 
 
-def test_the_tasks_are_rendered_as_documented(photographs, tmp_path):
+def test_tasks(photographs, tmp_path):
     tasks_file = tmp_path / "mine.yaml"
     tasks_file.write_text("\n".join(blocks("tasks.md", "yaml")))
     tasks = load_tasks(tasks_file)

@@ -1,4 +1,4 @@
-"""Flickr30k's three files and the same rebuilt from Entities, against records written by hand."""
+"""Readers of the grounded sets on Flickr30k."""
 
 import random
 
@@ -8,11 +8,11 @@ from mgpt.data.tasks import render
 CAPTION = "a <p>wooden table</p> {<10><20><50><60>}<delim>{<0><0><9><9>} in <p>the room</p> {<29><0><100><100>}"
 
 
-def test_grounded_captions_come_back_to_the_same_text(dataset, said):
+def test_grounded_caption_round_trip(dataset, turn_texts):
     dataset.image("flickr30k-images/1000092795.jpg", 500, 333)
     dataset.file("groundedcaption.json", [{"image_id": "1000092795", "grounded_caption": CAPTION}])
     (sample,) = dataset.samples("flickr_grounded_caption")
-    assert said(sample) == [
+    assert turn_texts(sample) == [
         ("user", ""),
         ("assistant", "a <p>wooden table</p> <box:0><box:1> in <p>the room</p> <box:2>"),
     ]
@@ -20,7 +20,7 @@ def test_grounded_captions_come_back_to_the_same_text(dataset, said):
     assert render(sample, random.Random(0))[1]["content"] == CAPTION
 
 
-def test_caption_to_phrases_and_phrase_to_box(dataset, said):
+def test_phrases(dataset, turn_texts):
     dataset.image("17.jpg", 100, 100)
     dataset.file(
         "captiontobbox.json",
@@ -41,18 +41,19 @@ def test_caption_to_phrases_and_phrase_to_box(dataset, said):
         ],
     )
     (caption,) = dataset.samples("flickr_caption_to_phrase")
-    assert (caption.task, said(caption)) == (
+    assert (caption.task, turn_texts(caption)) == (
         "detection",
         [("user", "A man and a dog."), ("assistant", "<p>man</p> <box:0> <p>dog</p> <box:1>")],
     )
     phrase, *problems = dataset.read("flickr_phrase_to_box")
-    assert said(phrase) == [("user", "a dog"), ("assistant", "<p>a dog</p> <box:0>")]
+    assert turn_texts(phrase) == [("user", "a dog"), ("assistant", "<p>a dog</p> <box:0>")]
     assert phrase.boxes == (Box(5, 5, 6, 6),)
     assert [problem.reason for problem in problems] == ["missing box", "missing image"]
 
 
 SENTENCES = (
-    "[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] at [/EN#3/bodyparts their hands] in [/EN#0/notvisual the yard] .\n"  # noqa: E501
+    "[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] at "
+    "[/EN#3/bodyparts their hands] in [/EN#0/notvisual the yard] .\n"
     "[/EN#1/people Two men] near [/EN#4/scene a bush] .\n"
 )
 VOC = """<annotation><filename>36979.jpg</filename><size><width>64</width><height>48</height></size>
@@ -69,26 +70,27 @@ def entities(dataset, sentences: str = SENTENCES, annotation: str = VOC) -> None
     dataset.file("Annotations/36979.xml", annotation)
 
 
-def test_entities_rebuild_grounded_captions(dataset, said):
+def test_entities_grounded_captions(dataset, turn_texts):
     entities(dataset)
     first, second = dataset.samples("flickr30k_entities_grounded_caption")
-    assert said(first)[1][1] == (
-        "<p>Two young guys</p> <box:0><box:1> with <p>shaggy hair</p> <box:2> at <p>their hands</p> <box:3> in the yard ."  # noqa: E501
+    assert turn_texts(first)[1][1] == (
+        "<p>Two young guys</p> <box:0><box:1> with <p>shaggy hair</p> <box:2> at "
+        "<p>their hands</p> <box:3> in the yard ."
     )
     assert first.boxes == (Box(1, 2, 20, 30), Box(21, 2, 40, 30), Box(5, 5, 9, 9), Box(5, 5, 9, 9))
-    assert said(second)[1][1] == "<p>Two men</p> <box:0><box:1> near <p>a bush</p> <box:2> ."
+    assert turn_texts(second)[1][1] == "<p>Two men</p> <box:0><box:1> near <p>a bush</p> <box:2> ."
     assert first.split == "train"
 
 
-def test_entities_rebuild_phrases(dataset, said):
+def test_entities_phrases(dataset, turn_texts):
     entities(dataset)
     caption = dataset.samples("flickr30k_entities_caption_to_phrase")[1]
-    assert said(caption) == [
+    assert turn_texts(caption) == [
         ("user", "Two men near a bush ."),
         ("assistant", "<p>Two men</p> <box:0><box:1> <p>a bush</p> <box:2>"),
     ]
     phrases = dataset.samples("flickr30k_entities_phrase_to_box")
-    assert [said(sample)[0][1] for sample in phrases] == [
+    assert [turn_texts(sample)[0][1] for sample in phrases] == [
         "Two young guys",
         "shaggy hair",
         "their hands",
@@ -98,14 +100,14 @@ def test_entities_rebuild_phrases(dataset, said):
     assert phrases[0].boxes == (Box(1, 2, 20, 30), Box(21, 2, 40, 30))
 
 
-def test_entities_with_few_phrases_are_left_out_and_named(dataset):
+def test_entities_with_few_phrases(dataset):
     entities(dataset, SENTENCES.splitlines()[1] + "\n")
     (problem,) = dataset.read("flickr30k_entities_grounded_caption")
     assert (problem.reason, problem.detail) == ("not used", "2 grounded phrases, fewer than 5")
     assert len(dataset.samples("flickr30k_entities_phrase_to_box")) == 2
 
 
-def test_entities_take_splits_from_the_lists(dataset):
+def test_entities_splits(dataset):
     entities(dataset)
     dataset.file("val.txt", "36979\n404\n")
     sample, *_, problem = dataset.read("flickr30k_entities_grounded_caption")
@@ -113,7 +115,7 @@ def test_entities_take_splits_from_the_lists(dataset):
     assert (problem.source, problem.reason) == ("val.txt#404", "missing box")
 
 
-def test_damaged_annotations_are_named(dataset):
+def test_damaged_annotations(dataset):
     for annotation in (
         "<annotation><object>",
         '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>',

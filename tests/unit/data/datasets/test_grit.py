@@ -1,4 +1,4 @@
-"""GRIT in Parquet and in shards: boxes from 0 to 1, spans of the caption, one reader a task."""
+"""The reader of GRIT in Parquet files and shards."""
 
 import io
 import json
@@ -52,22 +52,23 @@ def write(dataset, rows, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["folder", "column", "shard"])
-def test_the_three_tasks(dataset, said, layout: str):
+def test_three_tasks(dataset, turn_texts, layout: str):
     write(dataset, [ROW], layout)
     (refer,) = dataset.samples("grit_refer")
-    assert said(refer) == [("user", "A dog on a red sofa"), ("assistant", "<box:0>")]
+    assert turn_texts(refer) == [("user", "A dog on a red sofa"), ("assistant", "<box:0>")]
     assert refer.boxes == (Box(0, 12, 32, 36),)
     (identify,) = dataset.samples("grit_identify")
-    assert said(identify) == [("user", "<box:0>"), ("assistant", "A dog on a red sofa")]
+    assert turn_texts(identify) == [("user", "<box:0>"), ("assistant", "A dog on a red sofa")]
     (grounding,) = dataset.samples("grit_grounding")
     assert (
-        said(grounding)[1][1] == "<p>A dog</p> <box:0> on <p>a red sofa</p> <box:1> in <p>the room</p> <box:2><box:3>"
+        turn_texts(grounding)[1][1]
+        == "<p>A dog</p> <box:0> on <p>a red sofa</p> <box:1> in <p>the room</p> <box:2><box:3>"
     )
     assert grounding.boxes[1] == Box(32, 24, 64, 48)
     assert (refer.width, refer.height) == (64, 48)
 
 
-def test_rows_without_places_are_named(dataset):
+def test_reject_reasons(dataset):
     wrong = [[0.0, 99.0, 0.0, 0.0, 1.0, 1.0, 0.9]]
     write(
         dataset,
@@ -87,7 +88,7 @@ def test_rows_without_places_are_named(dataset):
     ]
 
 
-def test_a_damaged_parquet_file_is_named(dataset):
+def test_damaged_parquet_file(dataset):
     write(dataset, [ROW], "folder")
     data = (dataset.root / "grit.parquet").read_bytes()
     for broken in (data[:-20], b"", data[:30] + b"\0" * (len(data) - 200) + data[-170:]):

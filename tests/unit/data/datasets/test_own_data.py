@@ -1,4 +1,4 @@
-"""People's own JSON Lines: four forms, clear refusals, real photographs."""
+"""The reader of users' own JSON Lines, on real photographs."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def write(dataset, *rows) -> None:
     dataset.file("mine.jsonl", "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
 
 
-def test_the_four_forms(dataset, said):
+def test_four_forms(dataset, turn_texts):
     write(
         dataset,
         {"image": "china.jpg", "caption": "A temple behind trees.", "licence": "CC BY 4.0"},
@@ -45,7 +45,7 @@ def test_the_four_forms(dataset, said):
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
     )
     caption, several, question, refer, identify, talk, text = dataset.samples("jsonl")
-    assert (caption.task, caption.licence, caption.width, caption.height, said(caption)[1][1]) == (
+    assert (caption.task, caption.licence, caption.width, caption.height, turn_texts(caption)[1][1]) == (
         "caption",
         "CC BY 4.0",
         640,
@@ -58,13 +58,13 @@ def test_the_four_forms(dataset, said):
         {"key": "f1", "objects": ["flower"]},
     )
     assert question.turns == (Turn("user", "Which colour?"), Turn("assistant", "orange", ("orange", "orange", "red")))
-    assert (refer.task, said(refer), refer.boxes) == (
+    assert (refer.task, turn_texts(refer), refer.boxes) == (
         "refer",
         [("user", "the roof"), ("assistant", "<box:0>")],
         (Box(100, 50, 400.5, 200),),
     )
-    assert (identify.task, said(identify)) == ("identify", [("user", "<box:0>"), ("assistant", "the roof")])
-    assert (talk.task, said(talk)[1][1]) == ("instruction", "At <box:0>.")
+    assert (identify.task, turn_texts(identify)) == ("identify", [("user", "<box:0>"), ("assistant", "the roof")])
+    assert (talk.task, turn_texts(talk)[1][1]) == ("instruction", "At <box:0>.")
     assert (text.task, text.image) == ("text", None)
     assert all(render(sample, random.Random(0)) for sample in (caption, several, question, refer, identify, talk, text))
 
@@ -104,14 +104,14 @@ def test_the_four_forms(dataset, said):
         ("[1, 2]", "unreadable record", "not list"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(dataset, row, reason: str, detail: str):
+def test_reject_reasons(dataset, row, reason: str, detail: str):
     write(dataset, row)
     (problem,) = dataset.read("jsonl")
     assert (problem.source, problem.reason) == ("mine.jsonl#1", reason)
     assert detail in problem.detail
 
 
-def test_bytes_that_are_no_utf8_spoil_only_their_line(dataset):
+def test_invalid_utf8_costs_one_line(dataset):
     write(dataset)
     good = json.dumps({"image": "china.jpg", "caption": "fine"}).encode()
     dataset.file("mine.jsonl", b"\xef\xbb\xbf" + good + b'\n{"image": "china.jpg", "caption": "caf\xe9"}\n\n' + good)
@@ -119,7 +119,7 @@ def test_bytes_that_are_no_utf8_spoil_only_their_line(dataset):
     assert [getattr(record, "reason", "fine") for record in records] == ["fine", "unreadable record", "fine"]
 
 
-def test_items_are_kept_as_json(dataset, said):
+def test_items_become_json(dataset, turn_texts):
     items = [{"label": "roof", "box": "<box:0>"}]
     row = {
         "image": "china.jpg",
@@ -129,16 +129,16 @@ def test_items_are_kept_as_json(dataset, said):
     }
     write(dataset, row)
     (sample,) = dataset.samples("jsonl")
-    assert (sample.task, json.loads(said(sample)[1][1])) == ("detect-json", items)
+    assert (sample.task, json.loads(turn_texts(sample)[1][1])) == ("detect-json", items)
 
 
-def test_a_folder_without_the_format_says_what_was_expected(dataset):
+def test_folder_without_files(dataset):
     dataset.file("notes.txt", "nothing")
     with pytest.raises(ValueError, match=r"jsonl: no \*.jsonl below .* expected: \*.jsonl with image and caption"):
         READERS["jsonl"].files(str(dataset.root))
 
 
-def test_a_reader_may_carry_another_name(dataset):
+def test_reader_with_name(dataset):
     write(dataset, {"image": "china.jpg", "caption": "x"})
     reader = READERS["jsonl"].with_name("holiday")
     assert [record.dataset for record in reader.records(reader.files(str(dataset.root)))] == ["holiday"]

@@ -1,4 +1,4 @@
-"""RefCOCO both ways, its evaluation lists, Visual Genome regions, against records written by hand."""
+"""Readers of RefCOCO, its evaluation lists, and Visual Genome regions."""
 
 import os
 import pickle
@@ -40,7 +40,7 @@ def released(dataset, references, protocol: int = 2, name: str = "refs(unc).p") 
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_reference_is_one_sample_with_all_its_expressions(dataset, protocol: int):
+def test_refcoco(dataset, protocol: int):
     released(dataset, [REFERENCE], protocol)
     (refer,) = dataset.samples("refcoco")
     assert (refer.dataset, refer.split, refer.task, refer.source) == ("refcoco", "train", "refer", "refs(unc).p#41")
@@ -57,7 +57,7 @@ def test_a_reference_is_one_sample_with_all_its_expressions(dataset, protocol: i
     assert identify.task == "identify"
 
 
-def test_refcocog_is_read_by_the_name_its_release_has(dataset):
+def test_refcocog(dataset):
     released(dataset, [REFERENCE | {"split": "val"}], name="refs(umd).p")
     (sample,) = dataset.samples("refcocog")
     assert (sample.split, sample.extra) == ("validation", {"key": "41"})
@@ -67,8 +67,8 @@ def test_refcocog_is_read_by_the_name_its_release_has(dataset):
     ("reader", "folder", "division"),
     [("refcoco", "refcoco", "unc"), ("invrefcocop", "refcoco+", "unc"), ("refcocog", "refcocog", "umd")],
 )
-def test_of_a_release_only_the_division_that_is_reported_on_is_read(dataset, reader: str, folder: str, division: str):
-    """REFER's zips hold `refs(google).p` too, whose training has images that the other division tests on."""
+def test_google_division_is_not_read(dataset, reader: str, folder: str, division: str):
+    """Its training split has images that the other division tests on."""
     for name, released_as in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
         dataset.file(f"{name}/refs({released_as}).p", pickle.dumps([REFERENCE]))
         dataset.file(f"{name}/refs(google).p", pickle.dumps([REFERENCE | {"ref_id": 6}]))
@@ -77,14 +77,14 @@ def test_of_a_release_only_the_division_that_is_reported_on_is_read(dataset, rea
     assert [sample.source for sample in dataset.samples(reader)] == [f"{folder}/refs({division}).p#41"]
 
 
-def test_instances_without_an_id_cost_no_reference(dataset):
+def test_instances_without_id_are_skipped(dataset):
     released(dataset, [REFERENCE])
     damaged = {kind: [{"bbox": [0, 0, 1, 1]}, *INSTANCES[kind]] for kind in ("images", "annotations")}
     dataset.file("instances.json", INSTANCES | damaged)
     assert len(dataset.samples("refcoco")) == 1
 
 
-def test_references_without_box_image_or_expression_are_named(dataset):
+def test_refcoco_reject_reasons(dataset):
     broken = [
         REFERENCE | {"ref_id": 1, "ann_id": 77},
         REFERENCE | {"ref_id": 2, "image_id": 12},
@@ -102,23 +102,23 @@ def test_references_without_box_image_or_expression_are_named(dataset):
     ]
 
 
-class Thief:
+class Payload:
     def __reduce__(self):
-        return os.system, ("touch /tmp/stolen-by-pickle",)
+        return os.system, ("touch /tmp/pickle-ran-code",)
 
 
 @pytest.mark.parametrize(
     "content",
-    [pickle.dumps([Thief()]), b"", b"\x80\x04no pickle", pickle.dumps({"a": 1}), pickle.dumps([REFERENCE])[:-40]],
+    [pickle.dumps([Payload()]), b"", b"\x80\x04no pickle", pickle.dumps({"a": 1}), pickle.dumps([REFERENCE])[:-40]],
 )
-def test_a_pickle_with_code_or_damage_is_not_run(dataset, content: bytes):
+def test_unsafe_or_damaged_pickle(dataset, content: bytes):
     released(dataset, [])
     dataset.file("refs(unc).p", content)
     assert dataset.reasons("refcoco") == [("refs(unc).p", "unreadable file")]
-    assert not Path("/tmp/stolen-by-pickle").exists()
+    assert not Path("/tmp/pickle-ran-code").exists()
 
 
-def test_evaluation_lists_are_keyed_by_reference_and_expression(dataset):
+def test_evaluation_keys(dataset):
     dataset.image("COCO_train2014_000000000042.jpg")
     row = {
         "img_id": "COCO_train2014_000000000042_0",
@@ -147,7 +147,7 @@ def test_evaluation_lists_are_keyed_by_reference_and_expression(dataset):
     assert len(dataset.samples("refcocog_evaluation")) == 1
 
 
-def test_evaluation_rows_that_cannot_be_asked_are_named(dataset):
+def test_evaluation_reject_reasons(dataset):
     row = {"img_id": "COCO_train2014_000000000042_0", "sents": "left dog", "bbox": [1, 2, 3, 4]}
     dataset.image("COCO_train2014_000000000042.jpg")
     dataset.file(
@@ -162,7 +162,7 @@ def test_evaluation_rows_that_cannot_be_asked_are_named(dataset):
     ]
 
 
-def test_visual_genome_takes_small_regions_and_two_parts_of_the_address(dataset, said):
+def test_visual_genome(dataset, turn_texts):
     dataset.image("VG_100K_2/107.jpg", 400, 300)
     dataset.file(
         "image_data.json",
@@ -184,13 +184,13 @@ def test_visual_genome_takes_small_regions_and_two_parts_of_the_address(dataset,
     ]
     dataset.file("region_descriptions.json", [{"id": 107, "regions": regions}, {"id": 108, "regions": []}])
     sample, *problems = dataset.read("visual_genome")
-    assert said(sample) == [("user", "A Clock."), ("assistant", "<box:0>")]
+    assert turn_texts(sample) == [("user", "A Clock."), ("assistant", "<box:0>")]
     assert sample.boxes == (Box(20, 30, 120, 193),)
     assert sample.source == "region_descriptions.json#5"
     assert [problem.reason for problem in problems] == ["not used", "missing image", "missing field"]
 
 
-def test_a_image_without_regions_costs_no_other_its_own(dataset):
+def test_damaged_visual_genome_rows(dataset):
     dataset.image("VG_100K/1.jpg", 400, 300)
     dataset.file("image_data.json", [None, {"image_id": 1, "url": "https://a/VG_100K/1.jpg"}])
     region = {"region_id": 5, "image_id": 1, "phrase": "clock", "x": 2, "y": 3, "width": 10, "height": 16}

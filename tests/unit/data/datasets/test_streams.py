@@ -1,4 +1,4 @@
-"""JSON in pieces, against the standard library; and what happens when a file breaks."""
+"""Streaming of JSON, compared with Python's json, and of damaged files."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def rows(data: bytes, key: str | None = None) -> list:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(values, max_size=6), st.sampled_from([None, 2]), st.booleans())
-def test_a_list_comes_out_as_it_went_in(content: list, indent: int | None, ascii_only: bool):
+def test_list_rows(content: list, indent: int | None, ascii_only: bool):
     data = json.dumps(content, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     if b"\xed\xa0" not in data and b"\xed\xb0" not in data:
         assert rows(data) == [(str(number), value) for number, value in enumerate(content)]
@@ -37,11 +37,11 @@ def test_a_list_comes_out_as_it_went_in(content: list, indent: int | None, ascii
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), values, max_size=6))
-def test_an_object_comes_out_by_its_keys(content: dict):
+def test_object_rows(content: dict):
     assert rows(json.dumps(content).encode()) == list(content.items())
 
 
-def test_rows_below_a_key_are_found_past_everything_before():
+def test_rows_under_a_key():
     data = json.dumps(
         {
             "info": {"data": [9]},
@@ -112,13 +112,13 @@ def test_record_without_end_is_not_held_in_memory(monkeypatch):
     assert file.tell() < 2000
 
 
-def test_lines_are_counted_with_the_empty_ones():
+def test_empty_lines_count():
     found = list(jsonl_rows(io.BytesIO(b'{"a": 1}\n\n  \nnope\n[2]')))
     assert [key for key, _ in found] == ["1", "4", "5"]
     assert isinstance(found[1][1], ValueError)
 
 
-def test_pickles_of_plain_values_only():
+def test_pickle_with_classes_is_rejected():
     import collections
     import pickle
 

@@ -1,4 +1,4 @@
-"""The VQA family against records written by hand."""
+"""Readers of visual question answering data."""
 
 import pytest
 
@@ -15,7 +15,7 @@ ROW = {
 
 
 @pytest.mark.parametrize("place", ["val2014/", "images/val2014/", "images/", ""])
-def test_vqav2_keeps_ten_answers_wherever_the_images_lie(dataset, place: str):
+def test_vqav2(dataset, place: str):
     dataset.image(f"{place}COCO_val2014_000000262148.jpg")
     dataset.file("vqa_train.json", [ROW])
     (sample,) = dataset.samples("vqav2")
@@ -23,7 +23,7 @@ def test_vqav2_keeps_ten_answers_wherever_the_images_lie(dataset, place: str):
     assert (sample.split, sample.task, sample.source, sample.extra) == ("train", "vqa", "vqa_train.json#262148000", {})
 
 
-def test_what_the_original_dropped_in_silence_is_named(dataset):
+def test_vqav2_reject_reasons(dataset):
     dataset.image("COCO_val2014_000000262148.jpg")
     rows = [
         ROW | {"question_id": 1, "image": "train2014/COCO_train2014_000000000001.jpg"},
@@ -45,7 +45,7 @@ def test_what_the_original_dropped_in_silence_is_named(dataset):
     assert (sample.split, sample.extra) == ("validation", {"key": "262148000"})
 
 
-def test_a_link_that_leaves_the_folder_is_not_followed(dataset, tmp_path_factory):
+def test_link_out_of_folder(dataset, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "secret.jpg"
     outside.write_bytes(b"secret")
     dataset.file("vqa_train.json", [ROW])
@@ -54,7 +54,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(dataset, tmp_path_factory
     assert dataset.reasons("vqav2") == [("vqa_train.json#262148000", "outside its folder")]
 
 
-def test_okvqa_is_read_from_its_own_file(dataset):
+def test_okvqa(dataset):
     dataset.image("val2014/COCO_val2014_000000262148.jpg")
     dataset.file("okvqa_train.json", [ROW])
     (sample,) = dataset.samples("okvqa")
@@ -80,7 +80,7 @@ AOKVQA = {
         ({"image_id": "000000299207"}, "000000299207.jpg"),
     ],
 )
-def test_both_layouts_of_aokvqa(dataset, naming, path: str):
+def test_aokvqa_layouts(dataset, naming, path: str):
     dataset.image(path)
     dataset.file("aokvqa_v1p0_train.json", [AOKVQA | naming])
     dataset.file("aokvqa_v1p0_val.json", [AOKVQA | naming])
@@ -93,12 +93,12 @@ def test_both_layouts_of_aokvqa(dataset, naming, path: str):
     assert validation.extra == {"key": "22MexNkBPpdZGX6sxbxVBH", "choices": ["a", "b", "c", "d"]}
 
 
-def test_aokvqa_without_a_image_name(dataset):
+def test_aokvqa_without_image_name(dataset):
     dataset.file("aokvqa_v1p0_train.json", [AOKVQA])
     assert dataset.reasons("aokvqa") == [("aokvqa_v1p0_train.json#22MexNkBPpdZGX6sxbxVBH", "missing field")]
 
 
-def test_both_layouts_of_gqa(dataset, said):
+def test_gqa_layouts(dataset, turn_texts):
     dataset.image("images/2354786.jpg")
     dataset.file(
         "train_balanced_questions.json",
@@ -109,18 +109,18 @@ def test_both_layouts_of_gqa(dataset, said):
         {"00777": {"imageId": "2354786", "question": "Who?", "answer": "man", "isBalanced": True}},
     )
     testdev, train = dataset.samples("gqa")
-    assert (train.source, said(train)) == (
+    assert (train.source, turn_texts(train)) == (
         "train_balanced_questions.json#02930152",
         [("user", "Is it overcast?"), ("assistant", "no")],
     )
-    assert (testdev.split, testdev.extra, said(testdev)) == (
+    assert (testdev.split, testdev.extra, turn_texts(testdev)) == (
         "testdev",
         {"key": "00777"},
         [("user", "Who?"), ("assistant", "man")],
     )
 
 
-def test_ocrvqa_gives_a_sample_a_question_and_keeps_leading_zeros(dataset):
+def test_ocrvqa(dataset):
     dataset.image("images/0001047655.jpg")
     book = {
         "imageURL": "http://x/51iNIsGIWoL._SX1_.jpg",

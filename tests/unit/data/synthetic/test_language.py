@@ -1,4 +1,4 @@
-"""What is said of a scene is true of it."""
+"""Texts about scenes agree with the scenes."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ RNG = np.random.default_rng(0)
 WORLD: list[Scene] = list(scenes("validation", 150, 11))
 
 
-def test_captions_name_every_thing_and_nothing_else() -> None:
+def test_captions_name_all_things() -> None:
     for scene in WORLD:
         text = language.caption(scene, RNG).replace("small ", "").replace("large ", "")
         rest = text
@@ -19,23 +19,23 @@ def test_captions_name_every_thing_and_nothing_else() -> None:
         assert not any(shape in rest for shape in ("circle", "square", "triangle", "cross"))
 
 
-def test_expressions_point_at_one_thing() -> None:
-    said = {}
+def test_expressions_are_unambiguous() -> None:
+    turn_texts = {}
     for scene in WORLD:
         for thing in scene.things:
             for phrase in language.expressions(scene, thing):
-                assert said.setdefault((scene.name, phrase), thing) is thing
+                assert turn_texts.setdefault((scene.name, phrase), thing) is thing
                 assert phrase.endswith(thing.kind)
 
 
-def test_grounded_captions_refer_to_each_box_once() -> None:
+def test_grounded_captions_use_each_box_once() -> None:
     for scene in WORLD:
         text, boxes = language.grounded_caption(scene)
         assert [text.count(f"<box:{i}>") for i in range(len(boxes))] == [1] * len(scene.things)
         assert boxes == [t.box for t in scene.things]
 
 
-def test_questions_have_ten_answers_and_balanced_yes_no() -> None:
+def test_questions_are_correct_and_balanced() -> None:
     answers = []
     for scene in WORLD:
         for question in language.questions(scene, RNG):
@@ -50,14 +50,14 @@ def test_questions_have_ten_answers_and_balanced_yes_no() -> None:
     assert answers.count("yes") == answers.count("no") > 100
 
 
-def test_descriptions_end_and_say_the_count() -> None:
+def test_descriptions_name_all_things() -> None:
     for scene in WORLD:
         text = language.description(scene)
         assert text.endswith(".")
         assert text.count("There is") == len(scene.things)
 
 
-def test_written_instructions_answer_themselves() -> None:
+def test_text_instructions_have_correct_answers() -> None:
     for _ in range(50):
         request, answer = language.text_instruction(RNG)
         listed = request.split(": ")[1].rstrip(".")

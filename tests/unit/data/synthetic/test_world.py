@@ -1,4 +1,4 @@
-"""The shapes world: deterministic, drawn exactly where its boxes say."""
+"""Scenes are deterministic, disjoint between splits, and drawn exactly within their boxes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from mgpt.data.synthetic.world import BACKGROUNDS, CANVAS, COLOURS, SIGN_WORDS, draw, scenes, split_of
 
 
-def test_a_scene_is_a_function_of_seed_split_and_index() -> None:
+def test_scenes_are_deterministic() -> None:
     short, long = list(scenes("test", 20, 7)), list(scenes("test", 40, 7))
     assert short == long[:20]
     assert all(split_of(s) == s.split == "test" for s in long)
@@ -15,7 +15,7 @@ def test_a_scene_is_a_function_of_seed_split_and_index() -> None:
     assert short != list(scenes("test", 20, 8))
 
 
-def test_every_scene_has_one_to_four_separate_things_inside_the_canvas() -> None:
+def test_things_do_not_overlap() -> None:
     for scene in scenes("train", 300, 3):
         assert 1 <= len(scene.things) <= 4
         boxes = [t.box for t in scene.things] + ([scene.sign.box] if scene.sign else [])
@@ -25,7 +25,7 @@ def test_every_scene_has_one_to_four_separate_things_inside_the_canvas() -> None
             assert all(a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1] for b in boxes[i + 1 :])
 
 
-def test_a_box_is_the_extent_of_what_is_drawn() -> None:
+def test_boxes_match_drawings() -> None:
     for scene in scenes("train", 60, 5):
         if len(scene.things) > 1 or scene.sign:
             continue
@@ -36,7 +36,7 @@ def test_a_box_is_the_extent_of_what_is_drawn() -> None:
         assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == pytest.approx(thing.box, abs=1)
 
 
-def test_words_are_legible_and_distinct() -> None:
+def test_words_are_distinct() -> None:
     plates = {}
     for scene in scenes("train", 600, 9):
         if scene.sign and scene.sign.word not in plates:

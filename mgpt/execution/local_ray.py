@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from mgpt.config.infrastructure import ClusterSettings
 from mgpt.execution.session import (
+    START_ATTEMPTS,
     START_SECONDS,
     LocalRay,
     environment_hashes,
@@ -29,7 +30,6 @@ from mgpt.execution.session import (
 from mgpt.storage import write_atomic
 
 _POLL_SECONDS = 1.0
-_STARTS = 3  # Ray's node gives up after 15 s on a very busy machine
 
 
 class _TerminatedError(Exception):
@@ -72,7 +72,7 @@ def _acquire(owner: IO[bytes], shared: LocalRay) -> bool:
 
 def _start_ray(shared: LocalRay, settings: ClusterSettings) -> tuple[subprocess.Popen[bytes], str]:
     """Returns the process of `ray start` and the address of its Ray. Raises RuntimeError."""
-    for _ in range(_STARTS):
+    for _ in range(START_ATTEMPTS):
         ports = dict(zip(("port", "ray-client-server-port", "dashboard-port"), _free_ports(3), strict=True))
         process = subprocess.Popen(_command(shared, settings, ports))
         started = {"pid": process.pid, "started": process_start(process.pid)}
@@ -80,7 +80,7 @@ def _start_ray(shared: LocalRay, settings: ClusterSettings) -> tuple[subprocess.
         if _answers(process, ports["port"]):
             return process, f"127.0.0.1:{ports['port']}"
         shared.end_ray()
-    raise RuntimeError(f"`ray start` failed {_STARTS} times; see its output above")
+    raise RuntimeError(f"`ray start` failed {START_ATTEMPTS} times; see its output above")
 
 
 def _command(shared: LocalRay, settings: ClusterSettings, ports: dict[str, int]) -> list[str]:

@@ -30,7 +30,8 @@ import psutil
 from mgpt.config.infrastructure import ClusterSettings
 from mgpt.storage import write_atomic
 
-START_SECONDS = 300  # limit for the start of the local Ray on a busy machine
+START_SECONDS = 300  # limit for the start of the local Ray on a busy machine, in all attempts
+START_ATTEMPTS = 3  # Ray's node gives up after 15 s on a very busy machine
 _IMPORT_SECONDS = 30  # limit for its owner to import and take the owner's lock
 # Ray ends a process that was idle for a second; the next task would import the model's code and load its files again.
 KEEP_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_num_workers_soft_limit": "8"}
@@ -217,7 +218,8 @@ def _environment(shared: LocalRay, project: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(shared.token),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's own limits are too short on a busy machine: the node would end while a helper process still imports.
-        "RAY_raylet_start_wait_time_s": str(START_SECONDS),
+        # `ray start` does not notice a raylet that died, so the wait for it leaves time for further attempts.
+        "RAY_raylet_start_wait_time_s": str(START_SECONDS // START_ATTEMPTS),
         "RAY_agent_register_timeout_ms": str(START_SECONDS * 1000),
         **KEEP_PROCESSES,
     }

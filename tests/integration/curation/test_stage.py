@@ -146,11 +146,10 @@ def test_own_photographs_go_through_by_an_entry_alone(tmp_path):
     assert {(row["dataset"], row["task"], row["width"], row["height"], row["licence"]) for row in kept} == {
         ("own", "caption", 640, 427, "CC0-1.0"), ("own", "instruction", 640, 427, "CC0-1.0"),
     }  # fmt: skip
-    found.save(tmp_path / "out")
-    card = (tmp_path / "out/card.html").read_text()
-    assert card.count("data:image/jpeg;base64,") == 2
-    assert "<mark>a temple roof before a cloudy sky" in card
-    assert "http" not in card.replace("http://www.w3.org", "")
+    page = card(found)
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "<mark>a temple roof before a cloudy sky" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_duplicates_by_each_rule(tmp_path):

@@ -49,7 +49,6 @@ def test_tags_lead_back_to_every_origin(registry):
     assert {
         "git.commit",
         "params.sha256",
-        "dvc.lock.sha256",
         "mgpt.data",
         "mgpt.test_data",
         "mgpt.backbone.vision.sha256",
@@ -156,12 +155,12 @@ def test_rollback_command(registry, monkeypatch, capsys):
     monkeypatch.chdir(registry.folder)
     monkeypatch.setenv("MGPT_STORAGE__ROOT", registry.store.root)
     monkeypatch.setenv("MGPT_TRACKING__URI", registry.uri)
-    assert main(["promote", MODEL, "--rollback", "--reason", "draws no boxes"]) == 0
+    assert main(["rollback", MODEL, "--reason", "draws no boxes"]) == 0
     printed = capsys.readouterr().out
     assert "version 2 is rolled back; champion: version 1" in printed
     assert "draws no boxes" in printed
     assert champion_number(registry) == 1
-    assert main(["promote", MODEL, "--rollback"]) == 2
+    assert main(["rollback", MODEL]) == 2
     assert "no earlier champion" in capsys.readouterr().err
 
 

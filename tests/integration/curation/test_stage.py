@@ -22,7 +22,7 @@ from mgpt.config.sources import DatasetSettings, DownloadSettings, SourceSetting
 from mgpt.curation.stage import NoSamplesError
 from mgpt.download import download
 from mgpt.storage import Store
-from tests.fixtures.worlds import card, encoded, lost, own_source, photo, rows, run, write_own
+from tests.fixtures.worlds import card, encoded, own_source, photo, rejected, rows, run, write_own
 
 WORLD = SourceSettings(
     kind="scenes",
@@ -55,7 +55,7 @@ def digests(store, folder):
 
 
 def test_records_in_are_rows_kept_plus_rows_quarantined(calm, world):
-    kept, went = rows(calm, world), lost(calm, world)
+    kept, went = rows(calm, world), rejected(calm, world)
     assert len(kept) + len(went) == calm.report["records"]
     assert len(kept) == calm.report["kept"] == sum(entry.meta["rows"] for entry in calm.manifest.entries)
     counted = sum(
@@ -167,7 +167,7 @@ def test_duplicates_by_each_rule(tmp_path):
     for rule in ("samples", "images", "records"):
         store = Store(str(tmp_path / rule))
         reasons[rule] = [
-            row["reason"] for row in lost(run({"own": own_source(tmp_path / "own", duplicates=rule)}, store), store)
+            row["reason"] for row in rejected(run({"own": own_source(tmp_path / "own", duplicates=rule)}, store), store)
         ]
     assert reasons == {
         "samples": ["duplicate sample"],

@@ -46,7 +46,7 @@ class RefusingHandler(ProxyHandler):
     def do_PUT(self) -> None:
         key = self.path.split("?")[0]
         self.server.asked[key] += 1
-        weights = "/checkpoints/" in key and key.endswith("trainables.safetensors")
+        weights = "/checkpoints/" in key and key.endswith("parameters.safetensors")
         if self.server.asked[key] <= (CLIENT_ATTEMPTS if weights else 2):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.answer(503, {}, b"", "503")
@@ -68,7 +68,7 @@ def test_training_survives_refused_writes(training, bucket, s3_endpoint, tmp_pat
     assert done.returncode == 0, done.stderr[-4000:]
     assert "upload: attempt 1 of 5 failed" in done.stdout + done.stderr
     assert (tmp_path / "out" / "weights" / "trainable.safetensors").exists()
-    uploads = {key: times for key, times in proxy.asked.items() if key.endswith("trainables.safetensors")}
+    uploads = {key: times for key, times in proxy.asked.items() if key.endswith("parameters.safetensors")}
     assert len(uploads) == 4
     assert min(uploads.values()) > CLIENT_ATTEMPTS
     stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(

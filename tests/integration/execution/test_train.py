@@ -148,7 +148,7 @@ def preempt_worker(run_uri, after):
 def damage_checkpoint(run_uri):
     """Alters the newest checkpoint when workers begin to start: the driver has found it whole, they will not."""
     until(training_workers, "a worker")
-    path = Path(CheckpointStore(run_uri).latest().uri) / "trainables.safetensors"
+    path = Path(CheckpointStore(run_uri).latest().uri) / "parameters.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"none")
 
 
@@ -164,7 +164,7 @@ def test_same_bits_after_every_disturbance(reference, training, folder, capsys):
         damaged.result()
     assert EVERY < saved < result.resumed_from < STEPS
     output = capsys.readouterr().out
-    assert "altered since it was written (trainables.safetensors" in output
+    assert "altered since it was written (parameters.safetensors" in output
     assert "resumes from step" in output
     assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
     assert [row["step"] for row in result.curve] == reference[0].tracker.steps

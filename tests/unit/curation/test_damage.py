@@ -17,7 +17,7 @@ from PIL import Image
 from mgpt.config.sources import DatasetSettings, SourceSettings
 from mgpt.data.types import Sample
 from mgpt.storage import Store
-from tests.fixtures.worlds import encoded, lost, own_source, photo, rows, run, write_own
+from tests.fixtures.worlds import encoded, own_source, photo, rejected, rows, run, write_own
 
 CAPTION = "a plain image"
 
@@ -160,7 +160,7 @@ def test_damaged_images(kind, curated):
     found, store, _ = curated
     number = list(IMAGES).index(kind) + 1
     reason = IMAGES[kind][1]
-    went = [row["reason"] for row in lost(found, store) if row["source"] == f"train.jsonl#{number}"]
+    went = [row["reason"] for row in rejected(found, store) if row["source"] == f"train.jsonl#{number}"]
     kept = [row for row in rows(found, store) if row["source"] == f"train.jsonl#{number}"]
     if reason and reason not in ("colour space", "16-bit", "transparency", "orientation"):
         assert went == [reason]
@@ -180,14 +180,14 @@ def test_damaged_images(kind, curated):
 def test_damaged_records(kind, curated):
     found, store, _ = curated
     number = len(IMAGES) + 1 + (list(LINES).index(kind) if kind in LINES else len(LINES) + 2 + list(RAW).index(kind))
-    assert [row["reason"] for row in lost(found, store) if row["source"] == f"train.jsonl#{number}"] == [
+    assert [row["reason"] for row in rejected(found, store) if row["source"] == f"train.jsonl#{number}"] == [
         (LINES | RAW)[kind][1]
     ]
 
 
 def test_what_came_in_is_what_stayed_and_what_went(curated):
     found, store, _ = curated
-    kept, went = rows(found, store), lost(found, store)
+    kept, went = rows(found, store), rejected(found, store)
     assert len(kept) + len(went) == found.report["records"] == len(IMAGES) + len(LINES) + len(RAW) + 2
     assert [row["reason"] for row in went].count("duplicate sample") == 1
     assert all(Sample.from_row(row).content_hash() == row["id"] for row in kept)
@@ -274,7 +274,7 @@ def test_archives_pickles_links_and_broken_shards(tmp_path, capsys):
         },
     )
     found = run({"s": source}, store)
-    reasons = {(row["dataset"], row["source"].split("#")[0], row["reason"]) for row in lost(found, store)}
+    reasons = {(row["dataset"], row["source"].split("#")[0], row["reason"]) for row in rejected(found, store)}
     assert ("(s)", "data.zip/../outside.jpg", "path-traversal") in reasons
     assert any(
         dataset == "(s)" and name == "broken.zip" and reason.startswith("damaged archive")
@@ -288,7 +288,7 @@ def test_archives_pickles_links_and_broken_shards(tmp_path, capsys):
     assert not list(tmp_path.rglob("outside.jpg"))
     assert not list(tmp_path.rglob("deep.jpg"))
     assert "must never run" not in capsys.readouterr().out
-    assert found.report["records"] == len(rows(found, store)) + len(lost(found, store))
+    assert found.report["records"] == len(rows(found, store)) + len(rejected(found, store))
 
 
 def test_a_link_to_another_place_is_not_followed(tmp_path):
@@ -299,4 +299,4 @@ def test_a_link_to_another_place_is_not_followed(tmp_path):
     )
     (folder / "a.jpg").symlink_to(tmp_path / "secret.jpg")
     found = run({"own": own_source(folder)}, store)
-    assert [(row["source"], row["reason"]) for row in lost(found, store)] == [("train.jsonl#1", "missing image")]
+    assert [(row["source"], row["reason"]) for row in rejected(found, store)] == [("train.jsonl#1", "missing image")]

@@ -10,7 +10,7 @@ import pytest
 from mgpt.config.sources import DatasetSettings, SourceSettings
 from mgpt.curation.image_aliases import ImageAliases
 from mgpt.storage import Store
-from tests.fixtures.worlds import card, encoded, lost, own_source, photo, rows, run, write_own
+from tests.fixtures.worlds import card, encoded, own_source, photo, rejected, rows, run, write_own
 
 HELD_OUT, FREE = 139, 776  # images of COCO: RefCOCO tests on the first, nothing tests on the second
 
@@ -128,7 +128,7 @@ def curated(folder, store, **settings):
 def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path):
     store = Store(str(tmp_path / "store"))
     found = curated(folder, store)
-    went = {row["dataset"]: (row["reason"], row["detail"]) for row in lost(found, store)}
+    went = {row["dataset"]: (row["reason"], row["detail"]) for row in rejected(found, store)}
     assert {dataset: reason for dataset, (reason, _) in went.items()} == dict.fromkeys(
         set(READERS) - {"refcoco"}, "evaluation image"
     )
@@ -149,7 +149,7 @@ def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path)
 
 def test_without_decontamination_all_stay(folder, tmp_path):
     store = Store(str(tmp_path / "store"))
-    assert lost(curated(folder, store, decontaminate=False), store) == []
+    assert rejected(curated(folder, store, decontaminate=False), store) == []
 
 
 def test_each_way_of_finding_is_reported(tmp_path):
@@ -189,7 +189,7 @@ def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
     write_own(tmp_path / "own", [*asked, *trained], {"a.jpg": encoded(photo(1)), "b.jpg": encoded(photo(2))})
     store = Store(str(tmp_path / "store"))
     found = run({"own": own_source(tmp_path / "own")}, store)
-    assert [(row["source"], row["reason"], row["detail"]) for row in lost(found, store)] == [
+    assert [(row["source"], row["reason"], row["detail"]) for row in rejected(found, store)] == [
         ("train.jsonl#2", "duplicate id", "key 7 is that of train.jsonl#1")
     ]
 

@@ -11,7 +11,8 @@ from sklearn.datasets import load_sample_images
 
 from mgpt.storage import Store
 from tests.fixtures.browser import Browser
-from tests.fixtures.worlds import card, encoded, own_source, run, write_own
+from tests.fixtures.worlds import card as card_of
+from tests.fixtures.worlds import encoded, own_source, run, write_own
 
 HOSTILE = 'a roof <script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
 TEXTS = "Array.from(document.querySelectorAll('figcaption .text')).map(one => one.textContent)"
@@ -40,7 +41,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "out").mkdir()
     found = run({"own": own_source(folder / "own", text="none")}, Store(str(folder / "store")))
     found.save(Path(folder / "out"))
-    (folder / "out" / "card.html").write_text(card(found), encoding="utf-8")
+    (folder / "out" / "card.html").write_text(card_of(found), encoding="utf-8")
     return (folder / "out" / "card.html").as_uri()
 
 

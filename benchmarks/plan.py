@@ -167,8 +167,8 @@ def make_loop(case: Case) -> Trainer:
     if case.fused:
         fuse_llama_layers(model.language_model)
     parameters, schedule = model.trainable_parameters(), make_lr_scheduler(training)
-    optimiser, parallel = make_optimizer(parameters, training), DataParallel(parameters, len(TOTALS))
-    return Trainer(model, optimiser, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
+    optimizer, parallel = make_optimizer(parameters, training), DataParallel(parameters, len(TOTALS))
+    return Trainer(model, optimizer, schedule, parallel, training, torch.device("cpu"), attention=case.attention)
 
 
 def planned(case: Case, sizes: ModelSizes) -> float:
@@ -186,7 +186,7 @@ def measure(case: Case) -> dict[str, Any]:
     loop, sizes = make_loop(case), model_sizes(settings_of(case), case.model_name)
     loop.batches = [make_batch(loop.model, case)]
     loop._train_step()
-    moments = [value for state in loop.optimiser.state.values() for value in state.values()]
+    moments = [value for state in loop.optimizer.state.values() for value in state.values()]
     persistent = [
         *loop.model.parameters(),
         *loop.model.buffers(),

@@ -93,10 +93,10 @@ def test_a_server_that_stays_down_ends_the_run_and_quarantines_nothing(web, faul
     store = Store(f"{faulty_s3.bucket}/store")
     manifest = download(sources, DownloadSettings(bundle_files=10**6), store, quiet).manifest
     calm = curate(manifest, sources, settings, store, store.uri("calm"), quiet)
-    faulty_s3.left_to_answer = 12
+    faulty_s3.responses_left = 12
     with pytest.raises(OSError, match=r"503|busy|Unavailable"):
         curate(manifest, sources, settings, store, store.uri("broken"), quiet)
-    faulty_s3.left_to_answer = -1
+    faulty_s3.responses_left = -1
     again = curate(manifest, sources, settings, store, store.uri("broken"), quiet)
     assert again.report == calm.report
     assert digests(store, "broken") == digests(store, "calm")

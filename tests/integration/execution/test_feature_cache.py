@@ -34,7 +34,7 @@ def packs(features_folder):
 def test_each_image_is_computed_once(cached, short):
     assert (cached.cached.computed, short.cached) == (48, None)
     reader = FeatureReader(cached.cached.folder)
-    assert sum(len(pack.digests) for pack in reader.packs) == len(reader.places) == 48
+    assert sum(len(pack.digests) for pack in reader.packs) == len(reader.locations) == 48
     assert cached.cached.size == 48 * reader.packs[0].size
     effect = cached.cached.effect(0.1, 20)
     assert f"on: {SHOWN}, 0 MB of features; computed 48 in" in effect
@@ -63,7 +63,7 @@ def test_half_precision_has_its_own_cache(cached, training, features_folder):
     whole, halves = FeatureReader(cached.cached.folder), FeatureReader(half.folder)
     assert half.folder != cached.cached.folder
     assert half.size * 2 == cached.cached.size
-    names = sorted(whole.places)
+    names = sorted(whole.locations)
     assert torch.equal(halves.read(names), whole.read(names).to(torch.bfloat16))
 
 
@@ -96,7 +96,7 @@ def test_batches_hold_features_in_place_of_pixels(cached, training, pack_tokens)
     plan = DataPlan.from_settings(
         settings(pack_tokens=pack_tokens, **STEPS), training[1], ModelSpec(training[0], None, INIT)
     )
-    model = plan.model.model()
+    model = plan.model.load_model()
     plain, fed = (
         BatchBuilder(replace(plan, features=features)).batches(1, 0, 1) for features in (None, cached.cached.folder)
     )

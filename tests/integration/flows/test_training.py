@@ -66,7 +66,7 @@ def ray():
 
 settings = load_settings("params.yaml", {})
 flows.training.backbones = lambda context, model: {}
-store = SimpleNamespace(uri=lambda *parts: "/".join(parts))
+store = SimpleNamespace(uri=lambda *parts: "/".join(parts), root="x")
 places = {"run_uri": "x", "out": Path("x"), "tracker": None, "store": store, "ray": ray}
 inputs = {"manifest": lambda *stages: Manifest([]), "weights": dict, "model_name": "minigpt4"}
 context = SimpleNamespace(settings=settings, section=settings.pretrain["minigpt4"], **inputs, **places)

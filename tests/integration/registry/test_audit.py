@@ -50,15 +50,15 @@ def test_foreign_versions_altered_weights_and_decisions_are_found(two):
     findings = audit(two.store, two.uri, MODEL)
     assert len(findings) == 3
     assert f"decision 1 of {MODEL} was changed" in findings[0]
-    assert findings[1].startswith(f"{MODEL} version 1: {two.weights_uri(1)}: ")
-    assert "altered" in findings[1]
+    assert findings[1].startswith(f"{MODEL} version 1: weights registered for {MODEL}: {two.weights_uri(1)}: ")
+    assert "altered or added: trainable.safetensors" in findings[1]
     assert f"{MODEL} version 3 was not registered by the promote stage" in findings[2]
 
 
 def test_missing_weights_are_found(two):
     two.store.delete(two.weights_uri(2))
     (finding,) = audit(two.store, two.uri)
-    assert finding.startswith(f"{MODEL} version 2: {two.weights_uri(2)}: ")
+    assert finding.startswith(f"{MODEL} version 2: weights registered for {MODEL}: {two.weights_uri(2)}: ")
     assert "gone" in finding
 
 

@@ -164,7 +164,7 @@ def test_same_bits_after_every_disturbance(reference, training, folder, capsys):
         damaged.result()
     assert EVERY < saved < result.resumed_from < STEPS
     output = capsys.readouterr().out
-    assert "altered since it was written (parameters.safetensors" in output
+    assert "altered since it was written (sha256 of parameters.safetensors differs)" in output
     assert "resumes from step" in output
     assert (result.sha256, losses(result)) == (reference[1].sha256, losses(reference[1]))
     assert [row["step"] for row in result.curve] == reference[0].tracker.steps

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mgpt.config.sources import DownloadSettings, SourceSettings
-from mgpt.download import DownloadError, download, source_folder
+from mgpt.data.extract import source_folder
+from mgpt.download import DownloadError, download
 from mgpt.storage import Store
 from tests.fixtures.faulty import Faults
 

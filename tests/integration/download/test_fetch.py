@@ -1,4 +1,4 @@
-"""One file over a bad line."""
+"""Fetches of one file from faulty servers."""
 
 import hashlib
 import random
@@ -21,7 +21,7 @@ def mirrors(*urls):
     return [Mirror(location, location.list()[0]) for location in (locate(url, ("*",)) for url in urls)]
 
 
-def test_a_body_cut_again_and_again_arrives_whole_and_only_the_rest_is_asked_for(web, tmp_path):
+def test_cut_body_is_resumed(web, tmp_path):
     body = random.Random(1).randbytes(3_000_000)
     web.files["/a.bin"] = body
     web.faults = Faults(0.7, seed=3)
@@ -34,7 +34,7 @@ def test_a_body_cut_again_and_again_arrives_whole_and_only_the_rest_is_asked_for
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_file_that_changed_between_two_attempts_is_begun_from_scratch(web, tmp_path):
+def test_changed_file_is_fetched_from_scratch(web, tmp_path):
     old, new = random.Random(1).randbytes(1_000_000), random.Random(2).randbytes(1_000_000)
     web.files["/a.bin"] = old
     web.faults = Faults(1.0)
@@ -46,7 +46,7 @@ def test_a_file_that_changed_between_two_attempts_is_begun_from_scratch(web, tmp
     assert (tmp_path / "a.bin").read_bytes() == new
 
 
-def test_mirrors_are_asked_in_order_and_the_last_words_of_all_are_reported(web, tmp_path):
+def test_mirrors_are_tried_in_order(web, tmp_path):
     web.files["/second"] = b"good"
     found = fetch(mirrors(f"{web.url}/first", f"{web.url}/second"), tmp_path / "x", FAST)
     assert found.origin.endswith("/second")
@@ -55,7 +55,7 @@ def test_mirrors_are_asked_in_order_and_the_last_words_of_all_are_reported(web, 
     assert not (tmp_path / "y").exists()
 
 
-def test_bytes_with_another_digest_are_not_taken(web, tmp_path):
+def test_wrong_digest_is_rejected(web, tmp_path):
     web.files["/bad"], web.files["/good"] = b"evil", b"fine"
     declared = hashlib.sha256(b"fine").hexdigest()
     found = fetch(mirrors(f"{web.url}/bad", f"{web.url}/good"), tmp_path / "x", TWICE, declared)

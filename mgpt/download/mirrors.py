@@ -66,7 +66,7 @@ class Location(Protocol):
     """One mirror of a source."""
 
     def list(self) -> list[RemoteFile]:
-        """Returns the files there, by name. Raises NotFoundError if there are none, TransientError if it failed."""
+        """Returns its files in order of name. Raises NotFoundError if there are none, or TransientError."""
 
     def open(self, remote: RemoteFile, offset: int, timeout: float, version: str = "") -> AbstractContextManager[Body]:
         """Yields the file's content from byte `offset` on. Raises NotFoundError or TransientError."""

@@ -116,7 +116,7 @@ class SourceFetcher:
         if missing:
             raise ValueError(
                 f"sources.{self.name}: {CHECKSUMS} names files that are not there: {', '.join(missing[:5])}; "
-                "get the whole source again"
+                "download the whole source again"
             )
         return digests
 

@@ -1,6 +1,5 @@
-"""Fetching sources into the store: resumable, checked, in parallel, with every loss counted."""
+"""The download stage: fetches sources into the store, resumably and in parallel, and counts every failed file."""
 
-from mgpt.data.extract import backbone_folders, source_folder
 from mgpt.download.stage import Download, DownloadError, download
 
-__all__ = ["Download", "DownloadError", "backbone_folders", "download", "source_folder"]
+__all__ = ["Download", "DownloadError", "download"]

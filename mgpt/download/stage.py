@@ -1,4 +1,4 @@
-"""The download stage: sources in, a manifest of stored files out."""
+"""Download of all sources into the store, and the manifest of the stored files."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from pathlib import Path
 
 from mgpt.config.sources import DownloadSettings, SourceSettings
 from mgpt.data.archives import BUNDLE
-from mgpt.download.source import SourceFetch, Status
+from mgpt.download.source import ItemStatus, SourceFetcher
 from mgpt.download.url_dataset import fetch_url_lists
 from mgpt.storage import Entry, Manifest, Store
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class DownloadError(ValueError):
-    """A source stayed below its success floor; what arrived is kept, and the next run asks only for the rest."""
+    """A source is below its success floor. Fetched files are kept, and the next run requests only the others."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """`manifest` names the stored files, the same after any interruption; `items` also holds times and failures;
-    `metrics` by source.
+    """The outcome of the stage.
+
+    manifest: the stored files; it does not depend on interruptions. items: also failures and times. metrics: numbers
+    of files, failures and bytes, success rate and seconds, by source.
     """
 
     manifest: Manifest
-    items: list[Status]
+    items: list[ItemStatus]
     metrics: dict[str, dict[str, float]]
 
     def save(self, out: Path) -> None:
@@ -43,31 +45,30 @@ class Download:
 
 
 def download(
-    sources: Mapping[str, SourceSettings], settings: DownloadSettings, store: Store, report: Report = print
+    sources: Mapping[str, SourceSettings], settings: DownloadSettings, store: Store, log: Log = print
 ) -> Download:
-    """Brings every source into `store` and says what arrived.
+    """Fetches every source into `store`, and logs a line for each.
 
-    An item that is already there is not asked for again unless its location says that it changed; failed ones are
-    tried again.
+    A stored item is fetched again only if its location reports a change. Failed items are tried again.
 
     Raises:
-        DownloadError: a source is below its success floor; names the first failures of each.
+        DownloadError: a source is below its success floor; the message names its first failures.
         ValueError: a source has no reachable location.
     """
-    items: list[Status] = []
+    items: list[ItemStatus] = []
     metrics = {}
     for name, source in sources.items():
         started = time.monotonic()
-        found = SourceFetch(name, source, settings, store).fetch(fetch_url_lists)
-        items += found
-        metrics[name] = _measure(found) | {"seconds": round(time.monotonic() - started, 3)}
-        report(_line(name, metrics[name]))
+        statuses = SourceFetcher(name, source, settings, store).fetch(fetch_url_lists)
+        items += statuses
+        metrics[name] = _measure(statuses) | {"seconds": round(time.monotonic() - started, 3)}
+        log(_summary_line(name, metrics[name]))
     _check_floors(sources, settings, items, metrics)
-    entries = [_entry(item, sources[item.source]) for item in items if item.status == "ok"]
+    entries = [_manifest_entry(item, sources[item.source]) for item in items if item.status == "ok"]
     return Download(Manifest(entries), items, metrics)
 
 
-def _measure(items: list[Status]) -> dict[str, float]:
+def _measure(items: list[ItemStatus]) -> dict[str, float]:
     files = sum(item.files for item in items)
     failed = sum(item.failed for item in items)
     return {
@@ -78,33 +79,33 @@ def _measure(items: list[Status]) -> dict[str, float]:
     }
 
 
-def _line(name: str, found: Mapping[str, float]) -> str:
-    share = f"{100 * found['success_rate']:.1f} %"
-    arrived = f"{found['files'] - found['failed']} of {found['files']} files ({share})"
-    return f"download {name}: {arrived}, {found['bytes'] / 1e6:.1f} MB, {found['seconds']:.1f} s"
+def _summary_line(name: str, found: Mapping[str, float]) -> str:
+    rate = f"{100 * found['success_rate']:.1f} %"
+    fetched = f"{found['files'] - found['failed']} of {found['files']} files ({rate})"
+    return f"download {name}: {fetched}, {found['bytes'] / 1e6:.1f} MB, {found['seconds']:.1f} s"
 
 
 def _check_floors(
     sources: Mapping[str, SourceSettings],
     settings: DownloadSettings,
-    items: list[Status],
+    items: list[ItemStatus],
     metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    broken = []
+    problems = []
     for name, source in sources.items():
         floor = settings.success_floor if source.success_floor is None else source.success_floor
         if metrics[name]["success_rate"] < floor:
             failures = [f"{item.name}: {item.reason}" for item in items if item.source == name and item.failed][:5]
-            broken.append(
+            problems.append(
                 f"sources.{name}: success {metrics[name]['success_rate']:.3f} is below its floor {floor}\n    "
                 + "\n    ".join(failures)
             )
-    if broken:
+    if problems:
         fix = "run again to fetch only what failed, add a mirror to its locations, or lower success_floor"
-        raise DownloadError("\n  ".join(["download is incomplete:", *broken, fix]))
+        raise DownloadError("\n  ".join(["download is incomplete:", *problems, fix]))
 
 
-def _entry(item: Status, source: SourceSettings) -> Entry:
+def _manifest_entry(item: ItemStatus, source: SourceSettings) -> Entry:
     unpack = item.name.endswith(BUNDLE) or any(
         fnmatch.fnmatchcase(item.name.lower(), pattern) for pattern in source.unpack
     )

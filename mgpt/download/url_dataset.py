@@ -1,10 +1,7 @@
-"""Lists of image addresses (LAION, Conceptual Captions, SBU) as webdataset shards, with every lost address counted.
+"""Download of image URL lists (LAION, Conceptual Captions, SBU) as webdataset shards; every failed URL is counted.
 
-Our own fetcher, not img2dataset: version 1.47 needs pandas < 3, webdataset < 1, opencv, albumentations and wandb
-beside the pins of this
-project, stores images padded to squares of one size (which version 2 of the model would enlarge again), and
-restarts a broken shard.
-The shards have img2dataset's layout, so shards made by it are read the same way.
+The shards have img2dataset's layout, so that shards of either are read by the same readers. See
+docs/decisions/url-lists.md for the reasons against img2dataset itself.
 """
 
 from __future__ import annotations
@@ -23,54 +20,54 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mgpt.data.archives import write_tar
 from mgpt.data.datasets.streams import json_rows
 from mgpt.download.fetch import FetchError, Mirror, fetch
 from mgpt.download.mirrors import locate
-from mgpt.download.plan import File
-from mgpt.download.source import SourceFetch, Status
+from mgpt.download.plan import SourceFile
+from mgpt.download.source import ItemStatus, SourceFetcher, name_hash
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """An address and its caption; `key` is its number in the list, nine digits or more."""
+class UrlRow:
+    """An image URL and its caption; `key` is the number of its row in the list, with at least nine digits."""
 
     key: str
     url: str
     caption: str
 
 
-def fetch_url_lists(source: SourceFetch, files: Sequence[File], spool: Path) -> list[Status]:
-    """Fetches every address of every list into shards `LIST/NNNNN.tar`; gives a status a shard.
+def fetch_url_lists(fetcher: SourceFetcher, files: Sequence[SourceFile], spool: Path) -> list[ItemStatus]:
+    """Fetches the images of every list into shards `LIST/NNNNN.tar`, and returns the status of each shard.
 
-    A shard with losses is opened again by the next run, which asks for the lost addresses only.
+    For a shard with failures, the next run requests only the failed URLs.
 
     Raises:
-        ValueError: a list has no `url` and `caption`, or is of a kind that is not read.
-        FetchError: a list itself cannot be had.
+        ValueError: a list has no `url` and `caption`, or is of an unknown format.
+        FetchError: a list itself cannot be fetched.
     """
-    found = []
+    statuses = []
     for file in files:
-        path = spool / "lists" / hashlib.sha256(file.name.encode()).hexdigest()[:24]
+        path = spool / "lists" / name_hash(file.name)
         if not path.exists():
-            fetch(file.mirrors, path, source.patience, source.source.sha256.get(file.name))
+            fetch(file.mirrors, path, fetcher.settings, fetcher.source.sha256.get(file.name))
         rows = read_list(path, file.name)
         shard = 0
-        while piece := list(islice(rows, source.settings.images_per_shard)):
-            found.append(_shard(source, f"{file.name.rsplit('.', 1)[0]}/{shard:05d}.tar", piece, spool))
+        while shard_rows := list(islice(rows, fetcher.settings.images_per_shard)):
+            name = f"{file.name.rsplit('.', 1)[0]}/{shard:05d}.tar"
+            statuses.append(_fetch_shard(fetcher, name, shard_rows, spool))
             shard += 1
-    return found
+    return statuses
 
 
-def read_list(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a `.json` list, `.jsonl`, `.tsv`, `.csv` or `.parquet` file with columns `url` and `caption`."""
+def read_list(path: Path, name: str) -> Iterator[UrlRow]:
+    """Yields the rows of a `.json`, `.jsonl`, `.tsv`, `.csv` or `.parquet` file with columns `url` and `caption`."""
     for number, record in enumerate(_records(path, name)):
         try:
-            yield Row(f"{number:09d}", str(record["url"]), str(record["caption"]))
+            yield UrlRow(f"{number:09d}", str(record["url"]), str(record["caption"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{name}: row {number} has no url and caption; an address list needs both") from error
+            raise ValueError(f"{name}: row {number} has no url and caption; a URL list needs both") from error
 
 
 def _records(path: Path, name: str) -> Iterator[dict[str, str]]:
@@ -87,81 +84,71 @@ def _records(path: Path, name: str) -> Iterator[dict[str, str]]:
         with open(path, "rb") as file:
             yield from (record for _, record in json_rows(file))
     else:
-        raise ValueError(f"{name}: an address list is .json, .jsonl, .tsv, .csv or .parquet")
+        raise ValueError(f"{name}: a URL list is .json, .jsonl, .tsv, .csv or .parquet")
 
 
-def _shard(source: SourceFetch, name: str, rows: Sequence[Row], spool: Path) -> Status:
+def _fetch_shard(fetcher: SourceFetcher, name: str, rows: Sequence[UrlRow], spool: Path) -> ItemStatus:
     stamp = hashlib.sha256(json.dumps([[row.key, row.url, row.caption] for row in rows]).encode()).hexdigest()
-    if done := source.recall(name, stamp):
+    if done := fetcher.saved_status(name, stamp):
         return done
-    uri = source.store.uri("sources", source.key, name)
-    have = _earlier(source, uri, rows)
-    place = spool / hashlib.sha256(name.encode()).hexdigest()[:24]
-    with ThreadPoolExecutor(source.settings.parallel) as pool:
-        results = list(pool.map(lambda row: have.get(row.key) or _image(source, row, place), rows))
-    lost = [(row, reason) for row, reason in zip(rows, results, strict=True) if isinstance(reason, str)]
-    members = (
-        member
-        for row, data in zip(rows, results, strict=True)
-        if isinstance(data, bytes)
-        for member in _members(row, data)
-    )
-    with source.store.open(uri, "wb") as target:
-        write_tar(target, members)
-    lines = "".join(
-        json.dumps({"key": row.key, "url": row.url, "reason": reason}, sort_keys=True) + "\n" for row, reason in lost
-    )
-    source.store.write(uri.removesuffix(".tar") + ".lost.jsonl", lines.encode())
-    entry = source.store.entry(name, uri)
-    reasons = "; ".join(reason for _, reason in lost[:3])
-    status = source.done(name, stamp, len(rows), len(lost), uri, entry.size, entry.sha256, reasons)
-    source.remember(status)
-    shutil.rmtree(place, ignore_errors=True)
+    uri = fetcher.store.uri("sources", fetcher.key, name)
+    stored = _stored_images(fetcher, uri, rows)
+    folder = spool / name_hash(name)
+    with ThreadPoolExecutor(fetcher.settings.parallel) as pool:
+        results = list(pool.map(lambda row: stored.get(row.key) or _fetch_image(fetcher, row, folder), rows))
+    images = [(row, data) for row, data in zip(rows, results, strict=True) if isinstance(data, bytes)]
+    failures = [(row, error) for row, error in zip(rows, results, strict=True) if isinstance(error, str)]
+    members = (member for row, data in images for member in _members(row, data))
+    status = fetcher.store_tar(name, stamp, members, len(rows), [error for _, error in failures])
+    lines = [json.dumps({"key": row.key, "url": row.url, "reason": error}, sort_keys=True) for row, error in failures]
+    fetcher.store.write(uri.removesuffix(".tar") + ".lost.jsonl", "".join(line + "\n" for line in lines).encode())
+    fetcher.save_status(status)
+    shutil.rmtree(folder, ignore_errors=True)
     return status
 
 
-def _image(source: SourceFetch, row: Row, place: Path) -> bytes | str:
-    """The image's bytes, or why there are none."""
-    path = place / row.key
+def _fetch_image(fetcher: SourceFetcher, row: UrlRow, folder: Path) -> bytes | str:
+    """Returns the image's bytes, or an error message."""
+    path = folder / row.key
     try:
         if not path.exists():
             location = locate(row.url, ("*",))
-            fetch([Mirror(location, location.list()[0])], path, source.patience)
+            fetch([Mirror(location, location.list()[0])], path, fetcher.settings)
         data = path.read_bytes()
     except (FetchError, OSError, IndexError) as error:
         return str(error)
-    return data if extension(data) else f"{row.url}: not an image, starts with {data[:12]!r}"
+    return data if image_extension(data) else f"{row.url}: not an image, starts with {data[:12]!r}"
 
 
-def extension(data: bytes) -> str:
-    """The file extension that the first bytes of an image ask for; empty for what is no image."""
+def image_extension(data: bytes) -> str:
+    """Returns the file extension of the format that the first bytes show, or an empty string if it is no image."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), "")
 
 
-def _members(row: Row, data: bytes) -> Iterator[tuple[str, bytes]]:
-    facts = {"caption": row.caption, "key": row.key, "sha256": hashlib.sha256(data).hexdigest(), "url": row.url}
-    yield f"{row.key}.{extension(data)}", data
-    yield f"{row.key}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+def _members(row: UrlRow, data: bytes) -> Iterator[tuple[str, bytes]]:
+    record = {"caption": row.caption, "key": row.key, "sha256": hashlib.sha256(data).hexdigest(), "url": row.url}
+    yield f"{row.key}.{image_extension(data)}", data
+    yield f"{row.key}.json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
     yield f"{row.key}.txt", row.caption.encode()
 
 
-def _earlier(source: SourceFetch, uri: str, rows: Sequence[Row]) -> dict[str, bytes]:
-    """Images by key of an earlier, incomplete form of the shard, where the key still means the same address."""
-    if not source.store.exists(uri):
+def _stored_images(fetcher: SourceFetcher, uri: str, rows: Sequence[UrlRow]) -> dict[str, bytes]:
+    """Returns the images of an earlier, incomplete shard by key, except those whose key now has another URL."""
+    if not fetcher.store.exists(uri):
         return {}
-    addresses = {row.key: row.url for row in rows}
+    urls = {row.key: row.url for row in rows}
     images: dict[str, bytes] = {}
-    same: set[str] = set()
-    with tarfile.open(fileobj=io.BytesIO(source.store.read(uri))) as tar:
+    unchanged: set[str] = set()
+    with tarfile.open(fileobj=io.BytesIO(fetcher.store.read(uri))) as tar:
         for member in tar:
             key, _, kind = member.name.partition(".")
             data = tar.extractfile(member)
             if data is None or kind == "txt":
                 continue
-            if kind == "json":
-                same |= {key} if json.loads(data.read())["url"] == addresses.get(key) else set()
-            else:
+            if kind != "json":
                 images[key] = data.read()
-    return {key: data for key, data in images.items() if key in same}
+            elif json.loads(data.read())["url"] == urls.get(key):
+                unchanged.add(key)
+    return {key: data for key, data in images.items() if key in unchanged}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mgpt.config import Settings, load_settings, section
 from mgpt.curation.dataset_stats import collect_stats, token_marks
-from mgpt.download import backbone_folders
+from mgpt.data.extract import backbone_folders
 from mgpt.models.loading import ModelSpec
 from mgpt.reporting.data_card import write_data_card
 from mgpt.storage import Manifest, Store

@@ -8,6 +8,7 @@ are closed.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from typing import IO, Any
 from mgpt.storage.s3 import s3_options
 
 _READ_ONLY = ("http", "https", "hf", "package", "file")  # schemes that fsspec knows and no store can be
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 def is_remote(uri: str) -> bool:
@@ -72,12 +75,21 @@ def _client(scheme: str, process: int) -> Any:
     return fsspec.url_to_fs(f"{scheme}://bucket/prefix", **(s3_options() if scheme == "s3" else {}))[0]
 
 
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Returns True for the name of a local file that is being written; a killed process leaves such a file behind."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
 @contextmanager
 def write_local(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a local file for writing; it replaces the old one when the block ends well, not when it raises."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    part = _unfinished(target)
     try:
         with open(part, "wb") as file:
             yield file
@@ -116,7 +128,7 @@ def create_local(uri: str, data: bytes) -> bool:
     """Writes a local file that must not exist; returns False where it does."""
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    part = _unfinished(target)
     part.write_bytes(data)
     try:
         os.link(part, target)  # fails when the name is taken, and shows the whole content at once

@@ -22,6 +22,7 @@ from mgpt.storage.filesystem import (
     create_remote,
     filesystem,
     is_remote,
+    is_unfinished,
     scheme_of,
     write_local,
     write_remote,
@@ -106,10 +107,11 @@ class Store:
     def list(self, prefix: str) -> list[str]:
         """Returns the URIs of every file below the folder `prefix`, sorted; empty where there is none.
 
-        Keys that end in `/`, which S3 consoles make for folders, are no files.
+        Keys that end in `/`, which S3 consoles make for folders, are no files. Neither are local files that a killed
+        process did not finish.
         """
         if not is_remote(prefix):
-            return sorted(str(path) for path in Path(prefix).rglob("*") if path.is_file())
+            return sorted(str(path) for path in Path(prefix).rglob("*") if path.is_file() and not is_unfinished(path))
         found = filesystem(prefix).find(prefix.rstrip("/") + "/", detail=True)
         keys = [key for key, info in found.items() if info["type"] == "file" and not key.endswith("/")]
         return sorted(f"{scheme_of(prefix)}://{key.lstrip('/')}" for key in keys)

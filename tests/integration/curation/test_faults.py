@@ -1,4 +1,4 @@
-"""Curation straight from servers that fail on purpose."""
+"""Curation of data on faulty servers."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def shard(first: int) -> bytes:
 
 
 def published(web) -> SourceSettings:
-    """A shard, and a list of records beside single images, one of which is not there."""
+    """Returns a source of a webdataset shard and of records with single images, one of which is missing."""
     own = [{"image": f"{number}.jpg", "caption": f"words about {number}"} for number in range(IMAGES)]
     web.files |= {f"/own/{number}.jpg": encoded(photo(100 + number)) for number in range(IMAGES - 1)}
     web.files |= {
@@ -56,7 +56,7 @@ def quiet(line: str) -> None:
     pass
 
 
-def test_faulty_servers_and_good_ones_give_the_same_bytes(web, faulty_s3):
+def test_faulty_servers_give_same_shards(web, faulty_s3):
     sources, settings = {"all": published(web)}, CurateSettings(workers=0)
     outputs = []
     for folder, share in (("good", 0.0), ("bad", 0.05)):
@@ -87,16 +87,16 @@ def test_faulty_servers_and_good_ones_give_the_same_bytes(web, faulty_s3):
     assert outputs[0] == outputs[1]
 
 
-def test_a_server_that_stays_down_ends_the_run_and_quarantines_nothing(web, faulty_s3):
-    """The network's fault is not the record's: the stage fails, and goes on where it was when the server is back."""
+def test_server_down_fails_without_rejecting_records(web, faulty_s3):
+    """The stage fails, rejects no record, and resumes when the server is back."""
     sources, settings = {"all": published(web)}, CurateSettings(workers=0)
     store = Store(f"{faulty_s3.bucket}/store")
     manifest = download(sources, DownloadSettings(bundle_files=10**6), store, quiet).manifest
-    calm = curate(manifest, sources, settings, store, store.uri("calm"), quiet)
+    expected = curate(manifest, sources, settings, store, store.uri("expected"), quiet)
     faulty_s3.responses_left = 12
     with pytest.raises(OSError, match=r"503|busy|Unavailable"):
-        curate(manifest, sources, settings, store, store.uri("broken"), quiet)
+        curate(manifest, sources, settings, store, store.uri("interrupted"), quiet)
     faulty_s3.responses_left = -1
-    again = curate(manifest, sources, settings, store, store.uri("broken"), quiet)
-    assert again.report == calm.report
-    assert digests(store, "broken") == digests(store, "calm")
+    again = curate(manifest, sources, settings, store, store.uri("interrupted"), quiet)
+    assert again.report == expected.report
+    assert digests(store, "interrupted") == digests(store, "expected")

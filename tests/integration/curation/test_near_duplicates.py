@@ -1,4 +1,4 @@
-"""Planted copies are found, and distinct images of sparse scenes are reported apart."""
+"""Near-duplicate images: planted copies are found, distinct images are kept."""
 
 import io
 
@@ -44,12 +44,12 @@ def resized(image, factor):
 
 
 CHANGES = {
-    "encoded again at 60": lambda image, rng: encoded(image, "JPEG", quality=60),
-    "encoded again at 90": lambda image, rng: encoded(image, "JPEG", quality=90),
+    "re-encoded at quality 60": lambda image, rng: encoded(image, "JPEG", quality=60),
+    "re-encoded at quality 90": lambda image, rng: encoded(image, "JPEG", quality=90),
     "enlarged by a quarter": lambda image, rng: encoded(resized(image, 1.25)),
     "reduced by a quarter": lambda image, rng: encoded(resized(image, 0.75), "JPEG", quality=85),
     "cropped by a twentieth": lambda image, rng: encoded(cropped(image, rng)),
-    "cropped and encoded again": lambda image, rng: encoded(cropped(image, rng), "JPEG", quality=85),
+    "cropped and re-encoded": lambda image, rng: encoded(cropped(image, rng), "JPEG", quality=85),
 }
 
 
@@ -64,7 +64,7 @@ def originals(images):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_copies_are_found(change, images, originals):
+def test_modified_copies_are_found(change, images, originals):
     rng = np.random.default_rng(3)
     copies = np.stack([thumbnail(CHANGES[change](image, rng)) for image in images[:COPIES]])
     both = np.concatenate([originals[:COPIES], copies])
@@ -72,38 +72,38 @@ def test_changed_copies_are_found(change, images, originals):
     assert len(found) >= 0.95 * COPIES
 
 
-def test_of_what_is_dropped_at_least_99_of_100_are_copies(images, originals):
+def test_precision_is_at_least_99_percent(images, originals):
     rng = np.random.default_rng(5)
     copies = [thumbnail(change(image, rng)) for change in CHANGES.values() for image in images[:COPIES]]
     everything = np.concatenate([originals, np.stack(copies)])
     dropped = [pair.second for pair in find_near_duplicates(everything, np.arange(len(everything)))]
     planted = sum(place >= len(originals) for place in dropped)
     assert planted >= 0.95 * len(copies)
-    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were taken for copies"
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} distinct scenes were dropped as copies"
 
 
-def test_the_same_pairs_as_of_comparing_each_with_each(images, originals):
+def test_matches_equal_brute_force(images, originals):
     rng = np.random.default_rng(9)
     copies = [thumbnail(change(image, rng)) for change in CHANGES.values() for image in images[:30]]
     everything = np.concatenate([originals[:1200], np.stack(copies), originals[:10]])
     points = _coefficients(everything).astype(np.float64)
     first, second = np.nonzero(np.triu(np.stack([((points - point) ** 2).sum(1) for point in points]) <= RADIUS**2, 1))
-    gone: dict[int, NearDuplicate] = {}
+    dropped: dict[int, NearDuplicate] = {}
     for pair in sorted(_verify(everything, first, second), key=lambda pair: (pair.second, pair.first)):
-        if pair.first not in gone and pair.second not in gone:
-            gone[pair.second] = pair
+        if pair.first not in dropped and pair.second not in dropped:
+            dropped[pair.second] = pair
     assert len(first) > 10_000
-    assert len(gone) > 170
+    assert len(dropped) > 170
     found = {pair.second: pair for pair in find_near_duplicates(everything, np.arange(len(everything)))}
     assert {second: pair.first for second, pair in found.items()} == {
-        second: pair.first for second, pair in gone.items()
+        second: pair.first for second, pair in dropped.items()
     }
     np.testing.assert_allclose(
-        [found[second].distance for second in gone], [pair.distance for pair in gone.values()], atol=0.01
+        [found[second].distance for second in dropped], [pair.distance for pair in dropped.values()], atol=0.01
     )
 
 
-def test_scenes_that_differ_in_one_small_thing_are_distinct():
+def test_small_difference_makes_scenes_distinct():
     base = Image.new("RGB", (64, 64), (128, 128, 128))
     one, moved, other = base.copy(), base.copy(), base.copy()
     one.paste((214, 40, 40), (20, 20, 34, 34))
@@ -113,7 +113,7 @@ def test_scenes_that_differ_in_one_small_thing_are_distinct():
     assert found == []
 
 
-def test_photographs_changed_and_unchanged():
+def test_modified_photographs():
     china, flower = (Image.fromarray(image) for image in load_sample_images().images)
     rng = np.random.default_rng(0)
     originals = [thumbnail(encoded(photo)) for photo in (china, flower)]
@@ -126,7 +126,7 @@ def test_photographs_changed_and_unchanged():
     ] * len(CHANGES)
 
 
-def test_registration_measures_the_cut():
+def test_registration_measures_the_crop():
     china = Image.fromarray(load_sample_images().images[0])
     cut = china.crop((32, 0, 640, 427 - 21))
     motion, difference = register(thumbnail(encoded(china))[None], thumbnail(encoded(cut))[None])
@@ -134,19 +134,19 @@ def test_registration_measures_the_cut():
     assert difference[0] < 20
 
 
-def test_many_equal_images_leave_one():
+def test_one_of_many_equal_images_stays():
     same = np.repeat(thumbnail(encoded(draw(next(scenes("train", 1, 1)))))[None], 300, axis=0)
     assert [pair.first for pair in find_near_duplicates(same, np.arange(300))] == [0] * 299
 
 
-def test_nothing_to_compare():
+def test_no_images():
     empty = np.zeros((0, 32, 32, 3), np.uint8)
     assert find_near_duplicates(empty, np.arange(0)) == []
     assert find_matches(empty, np.arange(0), np.arange(0)) == []
 
 
 def tiles(side=128):
-    """Pieces of two photographs that share no point: each is another view of a real scene."""
+    """Yields disjoint pieces of two photographs."""
     for image in load_sample_images().images:
         for top in range(0, image.shape[0] - side + 1, side):
             for left in range(0, image.shape[1] - side + 1, side):
@@ -154,7 +154,7 @@ def tiles(side=128):
 
 
 def textures(count, side=128):
-    """Noise of many scales, waves, and mosaics of random cells: as busy as photographs of foliage, cloth and walls."""
+    """Yields textures as dense as photographs of foliage, cloth and walls: noise of many scales, waves, mosaics."""
     rng = np.random.default_rng(8)
     down, across = np.mgrid[0:side, 0:side] / side
     for number in range(count):
@@ -178,7 +178,7 @@ def textures(count, side=128):
         yield Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def test_copies_of_realistic_images_are_found_and_nothing_else():
+def test_realistic_images_precision_and_recall():
     distinct = [*tiles(), *textures(90)]
     rng = np.random.default_rng(6)
     originals = [thumbnail(encoded(image)) for image in distinct]
@@ -191,5 +191,5 @@ def test_copies_of_realistic_images_are_found_and_nothing_else():
     assert min(recall.values()) >= 0.95, recall
     dropped = [pair.second for pair in find_near_duplicates(everything, np.arange(len(everything)))]
     planted = sum(place >= count for place in dropped)
-    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} of {count} distinct images were taken for copies"
+    assert planted >= 0.99 * len(dropped), f"{len(dropped) - planted} of {count} distinct images were dropped as copies"
     assert planted >= 0.95 * len(CHANGES) * count

@@ -1,6 +1,4 @@
-"""The curation stage: books that add up, evaluation kept apart, the same bytes after any interruption and with any
-number of workers.
-"""
+"""Curation stage: counts, splits, duplicates, and equal bytes after interruptions and with any number of workers."""
 
 import hashlib
 import json
@@ -37,16 +35,16 @@ WORLD = SourceSettings(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A small world that is downloaded once; tests curate it into folders of their own."""
+    """A store with a small downloaded world; each test curates it into its own folder."""
     store = Store(str(tmp_path_factory.mktemp("store")))
     download({"world": WORLD}, DownloadSettings(), store, lambda line: None)
     return store
 
 
 @pytest.fixture(scope="module")
-def calm(world):
-    """The curation that nobody interrupted."""
-    return run({"world": WORLD}, world, "calm")
+def expected(world):
+    """The curation without interruptions."""
+    return run({"world": WORLD}, world, "uninterrupted")
 
 
 def digests(store, folder):
@@ -54,27 +52,27 @@ def digests(store, folder):
     return {uri.removeprefix(prefix): hashlib.sha256(store.read(uri)).hexdigest() for uri in store.list(prefix)}
 
 
-def test_records_in_are_rows_kept_plus_rows_quarantined(calm, world):
-    kept, went = rows(calm, world), rejected(calm, world)
-    assert len(kept) + len(went) == calm.report["records"]
-    assert len(kept) == calm.report["kept"] == sum(entry.meta["rows"] for entry in calm.manifest.entries)
+def test_every_record_is_kept_or_quarantined(expected, world):
+    kept, went = rows(expected, world), rejected(expected, world)
+    assert len(kept) + len(went) == expected.report["records"]
+    assert len(kept) == expected.report["kept"] == sum(entry.meta["rows"] for entry in expected.manifest.entries)
     counted = sum(
-        row["kept"] + row["quarantined"] for splits in calm.report["datasets"].values() for row in splits.values()
+        row["kept"] + row["quarantined"] for splits in expected.report["datasets"].values() for row in splits.values()
     )
-    assert counted == calm.report["records"]
+    assert counted == expected.report["records"]
     assert all(row["reason"] and row["dataset"] and row["source"] for row in went)
-    for entry in calm.manifest.entries:
+    for entry in expected.manifest.entries:
         assert entry.name.startswith(f"{entry.meta['dataset']}/{entry.meta['split']}/")
-    calm.manifest.verify()
+    expected.manifest.verify()
 
 
-def test_planted_evaluation_images_leave_training(calm, world):
+def test_planted_evaluation_images_are_dropped(expected, world):
     from mgpt.config.sources import CurateSettings
     from mgpt.curation.image_checks import check_image
     from mgpt.curation.near_duplicates import find_matches
 
-    assert calm.report["datasets"]["laion"]["train"]["reasons"]["evaluation image"] >= 1
-    kept = [row for row in rows(calm, world) if row["image"]]
+    assert expected.report["datasets"]["laion"]["train"]["reasons"]["evaluation image"] >= 1
+    kept = [row for row in rows(expected, world) if row["image"]]
     images = {
         split: list({row["image"] for row in kept if (row["split"] == "train") == (split == "train")})
         for split in ("train", "held out")
@@ -88,11 +86,11 @@ def test_planted_evaluation_images_leave_training(calm, world):
     assert find_matches(np.stack(prints), np.arange(count), np.arange(count, len(prints))) == []
 
 
-def test_ray_workers_give_the_same_bytes_as_one_process(calm, world, ray_here):
-    found = run({"world": WORLD}, world, "rayed", workers=2)
-    assert found.manifest.digest == calm.manifest.digest
-    assert digests(world, "rayed") == digests(world, "calm")
-    assert card(found) == card(calm)
+def test_ray_workers_give_same_bytes(expected, world, ray_here):
+    found = run({"world": WORLD}, world, "ray", workers=2)
+    assert found.manifest.digest == expected.manifest.digest
+    assert digests(world, "ray") == digests(world, "uninterrupted")
+    assert card(found) == card(expected)
 
 
 SCRIPT = """
@@ -108,10 +106,10 @@ SCRIPT = """
 """
 
 
-def test_killed_ten_times_it_ends_with_the_bytes_of_an_uninterrupted_run(calm, world, tmp_path):
+def test_killed_runs_give_same_bytes(expected, world, tmp_path):
     manifest = download({"world": WORLD}, DownloadSettings(), world, lambda line: None).manifest
     manifest.save(tmp_path / "manifest.json")
-    arguments = [str(tmp_path / "manifest.json"), WORLD.model_dump_json(), world.root, "hard"]
+    arguments = [str(tmp_path / "manifest.json"), WORLD.model_dump_json(), world.root, "killed"]
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     delays, killed = random.Random(2), 0
@@ -125,10 +123,10 @@ def test_killed_ten_times_it_ends_with_the_bytes_of_an_uninterrupted_run(calm, w
         killed += process.wait() == -signal.SIGKILL
     subprocess.run(command, check=True, capture_output=True, env=environment)
     assert killed > 0
-    assert digests(world, "hard") == digests(world, "calm")
+    assert digests(world, "killed") == digests(world, "uninterrupted")
 
 
-def test_own_photographs_go_through_by_an_entry_alone(tmp_path):
+def test_own_photographs_need_only_a_source_entry(tmp_path):
     china, flower = (Image.fromarray(image) for image in load_sample_images().images)
     records = [
         {"image": "china.jpg", "caption": "a temple roof before a cloudy sky"},
@@ -152,7 +150,7 @@ def test_own_photographs_go_through_by_an_entry_alone(tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_duplicates_by_each_rule(tmp_path):
+def test_duplicate_rules(tmp_path):
     one, copy, other = encoded(photo(1)), encoded(photo(1), quality=60), encoded(photo(2))
     files = {"one.jpg": one, "copy.jpg": copy, "other.jpg": other}
     captions = [
@@ -176,7 +174,7 @@ def test_duplicates_by_each_rule(tmp_path):
     }
 
 
-def test_captions_caps_and_licences(tmp_path):
+def test_duplicate_captions_caps_and_licences(tmp_path):
     text = "a man in a red coat walks his dog along the sandy beach at sunset"
     records = [{"image": f"{n}.jpg", "caption": text + " today" * (n == 1)} for n in range(2)]
     records += [{"image": f"{n}.jpg", "caption": f"words of number {n}"} for n in range(2, 8)] + [
@@ -192,7 +190,7 @@ def test_captions_caps_and_licences(tmp_path):
     assert [row["id"] for row in rows(again, store)] == [row["id"] for row in kept]
 
 
-def test_shards_are_filled_to_the_asked_size(tmp_path):
+def test_shards_have_the_configured_size(tmp_path):
     write_own(
         tmp_path / "own",
         [{"image": f"{n}.jpg", "caption": f"words {n}"} for n in range(25)],
@@ -205,7 +203,7 @@ def test_shards_are_filled_to_the_asked_size(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_original_normalisation_is_a_named_step(tmp_path):
+def test_original_normalisation_is_optional(tmp_path):
     write_own(
         tmp_path / "vqa",
         [{"image": "a.jpg", "question": "At 11:30, what's IT?", "question_id": 1, "answer": ["A Cat."] * 10}],
@@ -223,7 +221,7 @@ def test_the_original_normalisation_is_a_named_step(tmp_path):
     assert texts == {"original": ["at 11 30, what's it?", "a cat"], "none": ["At 11:30, what's IT?", "A Cat."]}
 
 
-def test_mistakes_in_the_entries_come_all_at_once(tmp_path):
+def test_all_dataset_errors_are_reported_together(tmp_path):
     write_own(tmp_path / "own", [{"image": "a.jpg", "caption": "words"}], {"a.jpg": encoded(photo(1))})
     wrong = {
         "a": DatasetSettings(reader="nothing"),
@@ -238,7 +236,7 @@ def test_mistakes_in_the_entries_come_all_at_once(tmp_path):
         run({"own": source}, Store(str(tmp_path / "store")))
 
 
-def test_nothing_left_says_why(tmp_path):
+def test_no_samples_error_names_reasons(tmp_path):
     write_own(tmp_path / "own", [{"image": "a.jpg", "caption": "words"}], {"a.jpg": b""})
     with pytest.raises(NoSamplesError, match=r"no sample is left of 1 records; reasons: {'empty file': 1}"):
         run({"own": own_source(tmp_path / "own")}, Store(str(tmp_path / "store")))

@@ -1,4 +1,4 @@
-"""The download stage, from every kind of location, through faults and kills."""
+"""Download stage: kinds of locations, faults and kills."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mgpt.config.sources import DownloadSettings, SourceSettings
-from mgpt.download import DownloadError, download, source_folder
+from mgpt.data.extract import source_folder
+from mgpt.download import DownloadError, download
 from mgpt.storage import Store
 from tests.fixtures.faulty import Faults
 
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_folder_becomes_single_files_and_bundles_and_opens_to_what_it_was(folder, tmp_path):
+def test_folder_is_bundled_and_extracted_unchanged(folder, tmp_path):
     store = Store(str(tmp_path / "store"))
     found = download({"own": SourceSettings(locations=(str(folder),), licence="CC0-1.0")}, FAST, store, quiet)
     assert [(entry.name, entry.meta["files"]) for entry in found.manifest.entries] == [
@@ -59,7 +60,7 @@ def test_a_folder_becomes_single_files_and_bundles_and_opens_to_what_it_was(fold
     assert not (Path(opened) / ".hidden").exists()
 
 
-def test_saved_files_tell_each_item_with_status_and_time(folder, tmp_path):
+def test_saved_items_have_status_and_time(folder, tmp_path):
     found = download({"own": SourceSettings(locations=(str(folder),))}, FAST, Store(str(tmp_path / "store")), quiet)
     found.save(tmp_path / "out")
     items = [json.loads(line) for line in (tmp_path / "out/items.jsonl").read_text().splitlines()]
@@ -68,7 +69,7 @@ def test_saved_files_tell_each_item_with_status_and_time(folder, tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["own"]["files"] == 101
 
 
-def test_a_changed_file_is_brought_again_and_an_unchanged_one_is_not(folder, tmp_path):
+def test_only_changed_file_is_fetched_again(folder, tmp_path):
     store, source = Store(str(tmp_path / "store")), {"own": SourceSettings(locations=(str(folder),))}
     first = download(source, FAST, store, quiet)
     (folder / "captions.json").write_text('["more"]')
@@ -80,7 +81,7 @@ def test_a_changed_file_is_brought_again_and_an_unchanged_one_is_not(folder, tmp
     assert [item.when for item in first.items][1] == [item.when for item in second.items][1]
 
 
-def test_the_floor_fails_the_stage_and_the_next_run_asks_only_for_what_failed(web, tmp_path):
+def test_run_after_missed_floor_fetches_only_failures(web, tmp_path):
     web.files |= {f"/set/{n}.json": str(n).encode() for n in range(9)}
     names = tuple(f"{n}.json" for n in range(10))
     source = {"web": SourceSettings(locations=(f"{web.url}/set/",), include=names, success_floor=0.95)}
@@ -96,7 +97,7 @@ def test_the_floor_fails_the_stage_and_the_next_run_asks_only_for_what_failed(we
     assert len(found.manifest.entries) == 10
 
 
-def test_a_mirror_added_later_loses_nothing(web, tmp_path):
+def test_added_mirror_keeps_stored_files(web, tmp_path):
     web.files |= {"/a/one.json": b"1", "/b/one.json": b"1", "/b/two.json": b"2"}
     store, include = Store(str(tmp_path / "store")), ("one.json", "two.json")
     with pytest.raises(DownloadError):
@@ -107,7 +108,7 @@ def test_a_mirror_added_later_loses_nothing(web, tmp_path):
     assert [path for path, _ in web.requests] == ["/a/two.json", "/b/two.json"]
 
 
-def test_published_checksums_are_obeyed(tmp_path):
+def test_published_checksums_are_verified(tmp_path):
     origin = tmp_path / "origin"
     origin.mkdir()
     (origin / "weights.bin").write_bytes(b"good")
@@ -122,14 +123,14 @@ def test_published_checksums_are_obeyed(tmp_path):
         download(source, FAST, Store(str(tmp_path / "three")), quiet)
 
 
-def test_a_location_that_is_nowhere_is_named(tmp_path):
+def test_missing_location_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"sources\.x: no file matches include \['\*'\]: .*nowhere does not exist"):
         download(
             {"x": SourceSettings(locations=(str(tmp_path / "nowhere"),))}, FAST, Store(str(tmp_path / "store")), quiet
         )
 
 
-def test_a_faulty_web_server_and_a_good_one_give_the_same_store(web, tmp_path):
+def test_faulty_web_server_gives_same_store(web, tmp_path):
     web.files |= {f"/set/{n}.bin": random.Random(n).randbytes(20_000) for n in range(60)}
     source = {"web": SourceSettings(locations=(f"{web.url}/set/",), include=tuple(f"{n}.bin" for n in range(60)))}
     good, bad = Store(str(tmp_path / "good")), Store(str(tmp_path / "bad"))
@@ -141,7 +142,7 @@ def test_a_faulty_web_server_and_a_good_one_give_the_same_store(web, tmp_path):
     assert contents(bad) == contents(good)
 
 
-def test_a_faulty_s3_server_and_a_good_one_give_the_same_store(faulty_s3, tmp_path):
+def test_faulty_s3_server_gives_same_store(faulty_s3, tmp_path):
     origin = Store(f"{faulty_s3.bucket}/origin")
     for number in range(40):
         origin.write(origin.uri("set", f"{number}.bin"), random.Random(number).randbytes(5_000))
@@ -156,7 +157,7 @@ def test_a_faulty_s3_server_and_a_good_one_give_the_same_store(faulty_s3, tmp_pa
     assert contents(bad) == contents(good)
 
 
-def test_the_store_may_be_a_bucket(faulty_s3, folder):
+def test_store_in_a_bucket(faulty_s3, folder):
     store = Store(f"{faulty_s3.bucket}/store")
     found = download({"own": SourceSettings(locations=(str(folder),))}, FAST, store, quiet)
     assert all(entry.uri.startswith("s3://") for entry in found.manifest.entries)
@@ -178,17 +179,17 @@ SCRIPT = """
 """
 
 
-def test_killed_ten_times_it_ends_with_the_bytes_of_an_uninterrupted_run(web, tmp_path):
+def test_killed_runs_give_same_store(web, tmp_path):
     web.files |= {f"/set/{n}.bin": random.Random(n).randbytes(200_000) for n in range(60)}
     source = {"web": SourceSettings(locations=(f"{web.url}/set/",), include=tuple(f"{n}.bin" for n in range(60)))}
-    calm = Store(str(tmp_path / "calm"))
-    expected = download(source, FAST, calm, quiet)
+    uninterrupted = Store(str(tmp_path / "uninterrupted"))
+    expected = download(source, FAST, uninterrupted, quiet)
     command = [
         sys.executable,
         "-c",
         textwrap.dedent(SCRIPT),
         f"{web.url}/set/",
-        str(tmp_path / "hard"),
+        str(tmp_path / "killed"),
         str(tmp_path / "manifest.json"),
     ]
     delays = random.Random(4)
@@ -202,11 +203,11 @@ def test_killed_ten_times_it_ends_with_the_bytes_of_an_uninterrupted_run(web, tm
         killed += process.wait() == -signal.SIGKILL
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
     assert killed > 0
-    hard = Store(str(tmp_path / "hard"))
-    assert contents(hard) == contents(calm)
+    resumed = Store(str(tmp_path / "killed"))
+    assert contents(resumed) == contents(uninterrupted)
     assert json.loads((tmp_path / "manifest.json").read_text())["digest"] == expected.manifest.digest
 
 
-def test_importing_the_downloader_is_light():
+def test_import_is_light():
     code = "import sys, mgpt.download; assert not {'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules), sorted(sys.modules)"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})

@@ -1,4 +1,4 @@
-"""Lists of addresses become shards, and every lost address is counted."""
+"""Shards of URL lists, and their failures."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def members(store, entry):
         return {member.name: tar.extractfile(member).read() for member in tar}
 
 
-def test_shards_hold_images_captions_and_facts(listed, web, tmp_path):
+def test_shards_hold_images_captions_and_records(listed, web, tmp_path):
     store = Store(str(tmp_path / "store"))
     found = download({"web": listed}, FAST, store, print)
     assert [(entry.name, entry.meta["files"]) for entry in found.manifest.entries] == [
@@ -47,7 +47,7 @@ def test_shards_hold_images_captions_and_facts(listed, web, tmp_path):
     assert "HTTP 404" in found.items[2].reason
 
 
-def test_a_page_in_place_of_a_image_is_a_loss_and_only_losses_are_asked_again(listed, web, tmp_path):
+def test_only_failed_urls_are_fetched_again(listed, web, tmp_path):
     store = Store(str(tmp_path / "store"))
     web.files["/p/3"] = b"<html>gone</html>"
     with pytest.raises(DownloadError, match=r"success 0\.800 .*\n.*not an image"):
@@ -61,7 +61,7 @@ def test_a_page_in_place_of_a_image_is_a_loss_and_only_losses_are_asked_again(li
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "tsv", "csv", "parquet"])
-def test_every_kind_of_list_reads_the_same(kind, tmp_path):
+def test_list_formats_read_the_same(kind, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,7 +84,7 @@ def test_every_kind_of_list_reads_the_same(kind, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_list_without_captions_is_refused(tmp_path):
+def test_list_without_captions_is_rejected(tmp_path):
     from mgpt.download.url_dataset import read_list
 
     (tmp_path / "list.jsonl").write_text('{"url": "x"}')

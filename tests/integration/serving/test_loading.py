@@ -45,7 +45,7 @@ def test_champion_loads_from_moved_project(tmp_path, mlflow_uri):
 
 def test_reference_to_other_content_is_refused(registry):
     champion = find(registry.uri, f"models:/{MODEL}@champion").weights
-    with pytest.raises(ValueError, match="0{64} is gone"):
+    with pytest.raises(ValueError, match=r"0{64} is gone"):
         load(replace(champion, digest="0" * 64), registry.store)
 
 

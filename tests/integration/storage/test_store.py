@@ -198,3 +198,12 @@ def test_atomic_write_leaves_no_parts(tmp_path: Path) -> None:
     write_atomic(tmp_path / "new" / "file", b"1")
     write_atomic(tmp_path / "new" / "file", b"2")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_unfinished_local_write_is_not_listed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write(store.uri("done"), b"1")
+    with store.open(store.uri("half"), "wb") as file:
+        file.write(b"2")
+        assert store.list(store.root) == [store.uri("done")]
+    assert store.list(store.root) == [store.uri("done"), store.uri("half")]

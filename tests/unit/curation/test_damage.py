@@ -1,6 +1,4 @@
-"""Every kind of damage that strangers' data brings goes out under its name or is repaired as documented, and
-nothing is lost unseen.
-"""
+"""Damaged images, records and archives: rejected with a reason, or repaired."""
 
 import io
 import json
@@ -23,7 +21,7 @@ CAPTION = "a plain image"
 
 
 def png_header(width, height):
-    """A PNG that claims a size and has one compressed line."""
+    """Returns a PNG whose header claims the size and whose data holds one row."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -57,7 +55,7 @@ def flipped(data, place):
 
 GOOD = encoded(photo(0))
 PNG = encoded(photo(0), "PNG")
-# bytes of an image -> the reason it goes for, or what is repaired ("" where it simply stays)
+# image file, and its reject reason or repair ("" if it is kept unchanged)
 IMAGES = {
     "truncated jpeg": (GOOD[: len(GOOD) // 2], "damaged image"),
     "jpeg without its last rows": (encoded(photo(9, (200, 200)), quality=95)[:-400], "damaged image"),
@@ -93,7 +91,7 @@ IMAGES = {
     "bmp in a .jpg": (encoded(photo(12), "BMP"), ""),
     "jpeg with trailing bytes": (encoded(photo(13)) + b"trailing", ""),
 }
-# a line of the JSONL -> the reason it goes for
+# record of the JSONL, and its reject reason
 LINES = {
     "missing image": ({"image": "images/none.jpg", "caption": CAPTION}, "missing image"),
     "path traversal": ({"image": "../../etc/passwd", "caption": CAPTION}, "outside its folder"),
@@ -151,12 +149,12 @@ def curated(tmp_path_factory):
     return run({"own": own_source(folder, duplicates="samples")}, store, **settings), store, names
 
 
-def test_there_are_at_least_fifty_kinds():
+def test_at_least_fifty_kinds_of_damage():
     assert len(IMAGES) + len(LINES) + len(RAW) >= 50
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_damaged_images(kind, curated):
+def test_damaged_image(kind, curated):
     found, store, _ = curated
     number = list(IMAGES).index(kind) + 1
     reason = IMAGES[kind][1]
@@ -177,7 +175,7 @@ def test_damaged_images(kind, curated):
 
 
 @pytest.mark.parametrize("kind", [*LINES, *RAW])
-def test_damaged_records(kind, curated):
+def test_damaged_record(kind, curated):
     found, store, _ = curated
     number = len(IMAGES) + 1 + (list(LINES).index(kind) if kind in LINES else len(LINES) + 2 + list(RAW).index(kind))
     assert [row["reason"] for row in rejected(found, store) if row["source"] == f"train.jsonl#{number}"] == [
@@ -185,7 +183,7 @@ def test_damaged_records(kind, curated):
     ]
 
 
-def test_what_came_in_is_what_stayed_and_what_went(curated):
+def test_records_are_kept_or_rejected(curated):
     found, store, _ = curated
     kept, went = rows(found, store), rejected(found, store)
     assert len(kept) + len(went) == found.report["records"] == len(IMAGES) + len(LINES) + len(RAW) + 2
@@ -193,7 +191,7 @@ def test_what_came_in_is_what_stayed_and_what_went(curated):
     assert all(Sample.from_row(row).content_hash() == row["id"] for row in kept)
 
 
-def test_colours_after_repairing():
+def test_colours_of_repaired_images():
     from mgpt.config.sources import CurateSettings
     from mgpt.curation.image_checks import check_image
 
@@ -211,7 +209,7 @@ def test_colours_after_repairing():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_with_the_image(orientation, tmp_path):
+def test_boxes_follow_exif_orientation(orientation, tmp_path):
     plain = Image.new("RGB", (60, 40), (0, 0, 0))
     plain.paste((255, 255, 255), (10, 5, 30, 15))
     exif = Image.Exif()
@@ -226,7 +224,7 @@ def test_boxes_turn_with_the_image(orientation, tmp_path):
     assert (row["width"], row["height"]) == ((60, 40) if orientation < 5 else (40, 60))
 
 
-def test_a_small_overshoot_is_clipped_and_counted(tmp_path):
+def test_slightly_outside_box_is_clipped(tmp_path):
     store = Store(str(tmp_path / "store"))
     write_own(tmp_path / "own", [{"image": "a.jpg", "expression": "it", "box": [-0.5, 0, 48.9, 40]}], {"a.jpg": GOOD})
     found = run({"own": own_source(tmp_path / "own")}, store)
@@ -239,7 +237,7 @@ class Evil:
         return (print, ("this code must never run",))
 
 
-def test_archives_pickles_links_and_broken_shards(tmp_path, capsys):
+def test_damaged_archives_pickles_and_shards(tmp_path, capsys):
     folder, store = tmp_path / "files", Store(str(tmp_path / "store"))
     folder.mkdir()
     with zipfile.ZipFile(folder / "data.zip", "w") as archive:
@@ -291,7 +289,7 @@ def test_archives_pickles_links_and_broken_shards(tmp_path, capsys):
     assert found.report["records"] == len(rows(found, store)) + len(rejected(found, store))
 
 
-def test_a_link_to_another_place_is_not_followed(tmp_path):
+def test_link_out_of_the_folder_is_not_followed(tmp_path):
     folder, store = tmp_path / "own", Store(str(tmp_path / "store"))
     (tmp_path / "secret.jpg").write_bytes(GOOD)
     write_own(

@@ -1,6 +1,4 @@
-"""No training record shows an evaluation image: the same file, the same image of COCO under another number or
-name, or nearly the
-look."""
+"""Decontamination by file, near-duplicate and image name."""
 
 import json
 import pickle
@@ -52,9 +50,10 @@ def question(image: str, number: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """RefCOCO's test on one image of COCO; everything else trains on that image and on another. Each file has
-    pixels of its own, as if
-    every dataset had cut and encoded its copies beyond recognition: only names can tell."""
+    """Sources in which RefCOCO's test split has one image of COCO, and every training split has it and another one.
+
+    The pixels of every file differ, so that only the names can match.
+    """
     root = tmp_path_factory.mktemp("sources")
     seeds = iter(range(100))
 
@@ -125,7 +124,7 @@ def curated(folder, store, **settings):
     return run({"all": SourceSettings(locations=(str(folder),), datasets=datasets)}, store, **settings)
 
 
-def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path):
+def test_image_numbers_match_across_datasets(folder, tmp_path):
     store = Store(str(tmp_path / "store"))
     found = curated(folder, store)
     went = {row["dataset"]: (row["reason"], row["detail"]) for row in rejected(found, store)}
@@ -147,12 +146,12 @@ def test_coco_numbers_meet_across_datasets_whatever_the_pixels(folder, tmp_path)
     assert "refcoco/testA" in card(found)
 
 
-def test_without_decontamination_all_stay(folder, tmp_path):
+def test_decontamination_can_be_disabled(folder, tmp_path):
     store = Store(str(tmp_path / "store"))
     assert rejected(curated(folder, store, decontaminate=False), store) == []
 
 
-def test_each_way_of_finding_is_reported(tmp_path):
+def test_report_counts_each_kind_of_match(tmp_path):
     one, two = photo(1, (120, 100)), photo(2, (120, 100))
     files = {
         "same.jpg": encoded(one),
@@ -177,8 +176,8 @@ def test_each_way_of_finding_is_reported(tmp_path):
     assert [row["source"] for row in rows(found, store) if row["split"] == "train"] == ["train.jsonl#5"]
 
 
-def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
-    """Predictions are reported apart by the key: the second answer would overwrite the first."""
+def test_first_of_questions_with_same_key_stays(tmp_path):
+    """The key identifies a prediction, so the second answer would overwrite the first."""
     asked = [
         {"image": "a.jpg", "question": f"what of {number}?", "answer": "this", "key": "7", "split": "test"}
         for number in range(2)
@@ -194,7 +193,7 @@ def test_of_two_questions_with_one_key_the_first_is_asked(tmp_path):
     ]
 
 
-def test_names_that_records_tie_together_are_one_image():
+def test_aliases_are_transitive():
     names = ImageAliases(
         [
             (("vg:1", "coco:5"), ""),

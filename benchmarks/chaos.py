@@ -34,6 +34,7 @@ from typing import Any
 import psutil
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
+from mgpt.data.shards import SampleReader
 from mgpt.execution.checkpoints import CheckpointStore
 from mgpt.execution.curve import read_curve
 from mgpt.execution.types import CURVE, FINISHED, SAMPLE_LOG, TrainRequest
@@ -294,7 +295,7 @@ class Trials:
 
     def audited(self, name: str, steps: int = STEPS) -> dict[str, int]:
         """Returns how many samples the run lost and repeated."""
-        from mgpt.execution.data_feed import DataPlan, SampleReader
+        from mgpt.execution.data_feed import DataPlan
         from mgpt.models.loading import ModelSpec
 
         settings = SETTINGS.model_copy(update={"steps": steps})
@@ -302,7 +303,7 @@ class Trials:
         mixture, reader = plan.mixture(), SampleReader(plan.entries())
 
         def planned(step: int) -> list[str]:
-            samples = [reader.read(pick.dataset, pick.index) for pick in mixture.batch(step)]
+            samples = reader.read([(pick.dataset, pick.index) for pick in mixture.batch(step)])
             return [f"{sample.dataset}:{sample.id}" for sample in samples]
 
         lost, repeated = audit(self.sample_log(name), planned, steps)

@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 from train_step import machine
 
 from mgpt.config.training import TrainingSettings
+from mgpt.data.shards import write_shard
 from mgpt.data.synthetic import language
 from mgpt.data.synthetic.world import draw, scenes
-from mgpt.data.types import SCHEMA, Sample, Turn
+from mgpt.data.types import Sample, SampleImage, Turn
 from mgpt.execution.data_feed import BatchBuilder, DataPlan, stream, worker_dataset
 from mgpt.models.loading import ModelSpec
 from mgpt.storage import Manifest, Store
@@ -62,25 +61,20 @@ def write_samples(store: Store, count: int) -> Manifest:
             "source": f"scene#{scene.index}",
             "turns": turns,
         }
-        samples.append(
-            Sample.create(dataset="scenes", image=image.getvalue(), width=drawn.width, height=drawn.height, **about)
-        )
-    sink = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), sink, row_group_size=64
-    )
-    uri = store.uri("data", "scenes", "train", "0.parquet")
-    store.write(uri, sink.getvalue())
-    return Manifest([store.entry("scenes/train/0.parquet", uri, dataset="scenes", split="train", rows=count)])
+        images = (SampleImage(image.getvalue(), drawn.width, drawn.height),)
+        samples.append(Sample.create(dataset="scenes", images=images, **about))
+    uri = store.uri("data", "scenes", "train", "0.lance")
+    write_shard(store, uri, samples)
+    return Manifest([store.entry("scenes/train/0.lance", uri, dataset="scenes", split="train", rows=count)])
 
 
 def process_rate(plan: DataPlan, steps: int) -> float:
     """Returns the samples a second that one process builds into batches."""
     builder = BatchBuilder(plan)
-    builder.batches(0, 0, 1)
+    list(builder.batches([0], 0, 1))
     began = time.perf_counter()
-    for step in range(1, steps):
-        for batch in builder.batches(step, 0, 1):
+    for batches in builder.batches(range(1, steps), 0, 1):
+        for batch in batches:
             batch.to_bytes()
     return (steps - 1) * plan.global_batch_size / (time.perf_counter() - began)
 
@@ -95,7 +89,7 @@ def feed_rate(plan: DataPlan) -> float:
 
 def train_rate(plan: DataPlan, settings: TrainingSettings) -> dict[str, float]:
     """Returns the averages of the last rows of the curve."""
-    model = plan.model.model().train()
+    model = plan.model.load_model().train()
     parameters = model.trainable_parameters()
     curve = MetricsLogger(settings.log_every)
     parallel, device = DataParallel(parameters, len(TOTALS)), torch.device("cpu")

@@ -21,7 +21,6 @@ def body(context: StageContext) -> dict[str, object]:
         request = EvaluateRequest(
             model_name=context.model_name,
             settings=context.section,
-            store=context.store,
             curated=context.manifest("curate"),
             backbones=backbones(context, context.model_name),
             checkpoints=context.weights(),

@@ -7,8 +7,6 @@ repair, filters, and a person's review.
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mgpt.captioning.filters import Filters
 from mgpt.captioning.repair import changed_share, make_repairer
@@ -25,15 +21,16 @@ from mgpt.captioning.report import write_describe_report
 from mgpt.captioning.review import ReviewRow, digest, read_review, write_review
 from mgpt.captioning.types import Description, RepairedText
 from mgpt.config.evaluation import DescribeSettings
+from mgpt.data.mixture import Permutation
+from mgpt.data.shards import SUFFIX, SampleReader, write_shard
 from mgpt.data.tasks import IMAGE_PREFIX
-from mgpt.data.types import SCHEMA, Sample, Turn
+from mgpt.data.types import Sample, Turn
 from mgpt.inference.types import CheckpointRequest, GenerationBackend, GenerationOutput, GenerationRequest, ModelSource
-from mgpt.storage import Entry, Manifest, Store, write_atomic
+from mgpt.storage import Manifest, Store, write_atomic
 
 DATASET, TASK, SPLIT = "described", "describe", "train"
 CHECKPOINT = "pretrain"
 PARALLEL_REQUESTS = 8  # to a repair endpoint
-Position = tuple[int, int]  # number of a shard, row in it
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def describe(request: DescribeRequest, answer_all: GenerationBackend) -> Describ
     """
     settings = request.settings
     reviewed = read_review(settings.review) if settings.review else {}
-    samples = choose_images(request.store, request.curated, settings)
+    samples = choose_images(request.curated, settings)
     answers = _generate(request, samples, answer_all)
     filtered = _repair_and_filter(settings, samples, answers)
     descriptions = [_apply_review(settings, one, reviewed.get(one.sample.id)) for one in filtered]
@@ -113,29 +110,30 @@ def describe(request: DescribeRequest, answer_all: GenerationBackend) -> Describ
     return DescribeResult(manifest, counts, descriptions)
 
 
-def choose_images(store: Store, curated: Manifest, settings: DescribeSettings) -> list[Sample]:
+def choose_images(curated: Manifest, settings: DescribeSettings) -> list[Sample]:
     """Draws `settings.images` distinct images, or as many as there are, from training shards of the named datasets.
 
-    The draw is seeded. Only shards with a drawn row are read.
+    The draw is seeded. Only drawn rows are read, whatever the number of rows there are.
 
     Raises:
         ValueError: the datasets have no training samples, or these have no images.
     """
     training = sorted((entry for entry in curated.entries if entry.meta.get("split") == SPLIT), key=lambda e: e.name)
     entries = [entry for entry in training if entry.meta.get("dataset") in settings.datasets]
-    rows = [(number, row) for number, entry in enumerate(entries) for row in range(int(entry.meta["rows"]))]
+    rows = sum(int(entry.meta["rows"]) for entry in entries)
     if not rows:
         have = ", ".join(sorted({str(entry.meta.get("dataset")) for entry in training})) or "none"
         raise ValueError(
             f"describe.datasets: {', '.join(settings.datasets)} has no training samples; name one of the "
             f"curated datasets: {have}"
         )
-    drawn = [rows[i] for i in np.random.default_rng(settings.seed).permutation(len(rows))]
+    drawn, reader = Permutation(rows, settings.seed, DATASET), SampleReader({SPLIT: entries})
     chosen: dict[str, Sample] = {}
-    for start in range(0, len(drawn), settings.images):
-        for sample in _read_rows(store, entries, drawn[start : start + settings.images]):
-            if sample.image is not None and len(chosen) < settings.images:
-                chosen.setdefault(hashlib.sha256(sample.image).hexdigest(), sample)
+    for start in range(0, rows, settings.images):
+        positions = range(start, min(start + settings.images, rows))
+        for sample in reader.read([(SPLIT, drawn[position]) for position in positions]):
+            if sample.images and len(chosen) < settings.images:
+                chosen.setdefault(sample.images[0].sha256, sample)
         if len(chosen) == settings.images:
             break
     if not chosen:
@@ -146,17 +144,6 @@ def choose_images(store: Store, curated: Manifest, settings: DescribeSettings) -
     return list(chosen.values())
 
 
-def _read_rows(store: Store, entries: Sequence[Entry], positions: Sequence[Position]) -> list[Sample]:
-    """Reads the samples at the positions, in their order."""
-    found: dict[Position, Sample] = {}
-    for number in sorted({number for number, _ in positions}):
-        table = pq.read_table(io.BytesIO(store.read(entries[number].uri)))
-        rows = [row for shard, row in positions if shard == number]
-        for row, values in zip(rows, table.take(rows).to_pylist(), strict=True):
-            found[number, row] = Sample.from_row(values)
-    return [found[position] for position in positions]
-
-
 def _generate(
     request: DescribeRequest, samples: Sequence[Sample], answer_all: GenerationBackend
 ) -> list[GenerationOutput]:
@@ -164,7 +151,7 @@ def _generate(
     message = {"role": "user", "content": IMAGE_PREFIX + settings.prompt}
     requests = [
         CheckpointRequest(
-            GenerationRequest((sample.image or b"",), (message,)),
+            GenerationRequest((sample.images[0].data,), (message,)),
             (CHECKPOINT,),
             settings.max_new_tokens,
             settings.continue_below,
@@ -245,9 +232,7 @@ def _curated(one: Description) -> Sample:
         dataset=DATASET,
         split=SPLIT,
         task=TASK,
-        image=sample.image,
-        width=sample.width,
-        height=sample.height,
+        images=sample.images[:1],
         turns=(Turn("user", ""), Turn("assistant", one.repaired.text)),
         licence=sample.licence,
         source=f"{sample.dataset}/{sample.source}",
@@ -256,17 +241,14 @@ def _curated(one: Description) -> Sample:
 
 
 def write_samples(store: Store, folder: str, samples: Sequence[Sample], shard_rows: int) -> Manifest:
-    """Writes Parquet shards `<folder>/described/train/<n>.parquet` and returns their manifest.
+    """Writes shards `<folder>/described/train/<n>.lance` and returns their manifest.
 
     The same samples give the same bytes.
     """
     entries = []
     for number, start in enumerate(range(0, len(samples), shard_rows)):
-        rows = [sample.to_row() for sample in samples[start : start + shard_rows]]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
-        name = f"{DATASET}/{SPLIT}/{number:05d}.parquet"
+        name = f"{DATASET}/{SPLIT}/{number:05d}{SUFFIX}"
         uri = f"{folder.rstrip('/')}/{name}"
-        store.write(uri, buffer.getvalue())
-        entries.append(store.entry(name, uri, dataset=DATASET, split=SPLIT, rows=len(rows)))
+        rows = write_shard(store, uri, samples[start : start + shard_rows])
+        entries.append(store.entry(name, uri, dataset=DATASET, split=SPLIT, rows=rows))
     return Manifest(entries)

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mgpt.data.types import SCHEMA, Sample
-from mgpt.storage import Entry, Store
+from mgpt.data.shards import RowReader, scan
+from mgpt.data.types import METADATA, Sample
+from mgpt.storage import Entry
 
 MAX_SHARDS = 400  # of a larger set, evenly spaced shards are read
-_LIGHT_COLUMNS = [name for name in SCHEMA.names if name not in ("image", "extra")]
+_LIGHT_COLUMNS = [name for name in METADATA if name != "extra"]
 
 # From a conversation to pieces of text, each with whether the loss covers it.
+_Candidate = tuple[str, str, int]  # id, URI of its shard, row in it
 Marker = Callable[[list[dict[str, str]]], list[tuple[str, bool]]]
 
 
@@ -42,24 +42,24 @@ class DatasetStats:
     samples: list[Sample] = field(default_factory=list)
 
 
-def collect_stats(store: Store, entries: Sequence[Entry], samples: int) -> DatasetStats:
+def collect_stats(entries: Sequence[Entry], samples: int) -> DatasetStats:
     """Reads the light columns of at most 400 shards, and `samples` whole samples spread over datasets and tasks."""
     stats = DatasetStats(shards=len(entries))
     for entry in entries:
         stats.counts[entry.meta["dataset"], entry.meta["split"]] += entry.meta["rows"]
     positions = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), MAX_SHARDS)).astype(int))
     stats.shards_read = len(positions)
-    candidates: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (id, shard) by dataset and task
+    candidates: dict[tuple[str, str], list[_Candidate]] = defaultdict(list)  # by dataset and task
     for entry in (entries[position] for position in positions):
-        with store.open(entry.uri) as file:
-            rows = pq.read_table(file, columns=_LIGHT_COLUMNS).to_pylist()
+        rows = [row for batch in scan(entry.uri, _LIGHT_COLUMNS) for row in batch.to_pylist()]
         for row in rows:
             _count(stats, row)
         if entry.meta["split"] == "train":
-            for row in rows:
-                candidates[row["dataset"], row["task"]].append((row["id"], entry.uri))
+            for number, row in enumerate(rows):
+                candidates[row["dataset"], row["task"]].append((row["id"], entry.uri, number))
             candidates = defaultdict(list, {group: sorted(found)[:samples] for group, found in candidates.items()})
-    stats.samples = _read_samples(store, _choose(candidates, samples))
+    chosen = RowReader().rows([(uri, number) for _, uri, number in _choose(candidates, samples)])
+    stats.samples = [Sample.from_row(row) for row in chosen]
     return stats
 
 
@@ -68,36 +68,22 @@ def _count(stats: DatasetStats, row: dict[str, Any]) -> None:
     stats.licences[row["licence"] or "not stated"] += 1
     stats.lengths.append(sum(len(turn["text"].split()) for turn in row["turns"] if turn["role"] == "assistant"))
     stats.boxes_each.append(len(row["boxes"]))
-    if row["width"]:
-        stats.sides.append(min(row["width"], row["height"]))
-        area = row["width"] * row["height"]
-        stats.boxes += [max(0.0, (x2 - x1) * (y2 - y1)) / area for x1, y1, x2, y2 in row["boxes"]]
+    stats.sides += [min(image["width"], image["height"]) for image in row["images"]]
+    for (x1, y1, x2, y2), at in zip(row["boxes"], row["box_images"] or [0] * len(row["boxes"]), strict=True):
+        area = row["images"][at]["width"] * row["images"][at]["height"]
+        stats.boxes.append(max(0.0, (x2 - x1) * (y2 - y1)) / area)
 
 
-def _choose(candidates: dict[tuple[str, str], list[tuple[str, str]]], count: int) -> list[tuple[str, str]]:
+def _choose(candidates: dict[tuple[str, str], list[_Candidate]], count: int) -> list[_Candidate]:
     """Draws from every dataset and task in turn, smallest ids first; ids are hashes, so the draw is fixed but
     unbiased."""
     queues = [sorted(group) for _, group in sorted(candidates.items())]
-    chosen: list[tuple[str, str]] = []
+    chosen: list[_Candidate] = []
     for position in range(max((len(queue) for queue in queues), default=0)):
         for queue in queues:
             if position < len(queue) and len(chosen) < count:
                 chosen.append(queue[position])
     return chosen
-
-
-def _read_samples(store: Store, chosen: Sequence[tuple[str, str]]) -> list[Sample]:
-    found: dict[str, Sample] = {}
-    for uri in sorted({uri for _, uri in chosen}):
-        ids = pa.array([sample_id for sample_id, shard in chosen if shard == uri])
-        with store.open(uri) as opened:
-            file = pq.ParquetFile(opened)
-            for group in range(file.num_row_groups):  # only groups with a chosen sample are read whole
-                mask = pa.compute.is_in(file.read_row_group(group, columns=["id"]).column("id"), ids)
-                if pa.compute.any(mask).as_py():
-                    rows = file.read_row_group(group).filter(mask).to_pylist()
-                    found |= {row["id"]: Sample.from_row(row) for row in rows}
-    return [found[sample_id] for sample_id, _ in chosen]
 
 
 def plain_marks(messages: list[dict[str, str]]) -> list[tuple[str, bool]]:

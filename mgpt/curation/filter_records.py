@@ -3,7 +3,6 @@ rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import struct
@@ -11,7 +10,7 @@ import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ import pyarrow.parquet as pq
 from mgpt.config.sources import CurateSettings
 from mgpt.curation.image_checks import CheckedImage, InvalidImage, check_image, orient_box
 from mgpt.curation.plan import Unit
-from mgpt.curation.rules import InvalidSample, check_sample, fit_boxes
+from mgpt.curation.rules import InvalidSample, check_sample, fit_box
+from mgpt.data.boxes import Box
 from mgpt.data.datasets import READERS, RejectedRecord
 from mgpt.data.datasets.base import DATA_ERRORS
 from mgpt.data.text_normalization import normalize_sample
-from mgpt.data.types import SCHEMA, Sample
+from mgpt.data.types import IMAGE_BYTES, SCHEMA, Sample, SampleImage
 from mgpt.storage import Store
 
 # A sample, and what only the deduplication needs: its image's hash and names in other datasets, and the key under which
@@ -60,7 +60,7 @@ _GROUP_ROWS = 1_000
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Returns writer options for tables with images: encoded images are not compressed again, and neighbouring rows
     with the same image store it once (a large dictionary page)."""
-    encoded = ("image", "thumbnail")
+    encoded = [name for name in _leaf_columns(schema) if name.startswith((IMAGE_BYTES, "thumbnail"))]
     compression = {name: "NONE" if name in encoded else "ZSTD" for name in _leaf_columns(schema)}
     statistics = [name for name in _leaf_columns(schema) if name not in encoded]
     return {"compression": compression, "dictionary_pagesize_limit": _GROUP_BYTES * 4, "write_statistics": statistics}
@@ -174,39 +174,44 @@ class _UnitFilter:
         if self.unit.licence != "unknown" and sample.licence in ("", self.reader.card.licence):
             # A record's own licence overrides the source's, which overrides that of the published dataset.
             changes["licence"] = self.unit.licence
-        image: CheckedImage | None = None
-        if sample.image is not None:
-            checked = self.check_image(hashlib.sha256(sample.image).hexdigest(), sample.image)
-            if isinstance(checked, InvalidImage):
-                raise checked
-            image = checked
-            changes |= self._image_changes(sample, image)
+        images = [self._checked(image) for image in sample.images]
+        if images:
+            changes |= self._image_changes(sample, images)
         if self.unit.settings.text == "original":
             sample = normalize_sample(sample, self.reader.card.normalized_roles)
         sample = sample.revise(**changes) if changes else sample
         check_sample(sample, self.settings)
         dedup_fields = {
-            "image_sha256": image.sha256 if image else None,
+            "image_sha256": images[0].sha256 if images else None,
             "names": list(sample.names),
             "key": str(sample.extra.get("key", "")),
         }
-        self.rows.add(sample.to_row() | dedup_fields, len(sample.image or b""))
-        if image and image.sha256 not in self.seen_images:
+        self.rows.add(sample.to_row() | dedup_fields, sum(len(image.data) for image in sample.images))
+        for image in images:
+            self._add_image(image)
+
+    def _checked(self, image: SampleImage) -> CheckedImage:
+        checked = self.check_image(image.sha256, image.data)
+        if isinstance(checked, InvalidImage):
+            raise checked
+        return checked
+
+    def _add_image(self, image: CheckedImage) -> None:
+        if image.sha256 not in self.seen_images:
             self.seen_images.add(image.sha256)
             self.repairs.update(image.repairs)
             self.images.add({"sha256": image.sha256, "thumbnail": image.thumbnail}, len(image.thumbnail))
 
-    def _image_changes(self, sample: Sample, image: CheckedImage) -> dict[str, Any]:
-        """Returns the fields of the sample that the checked image changes: bytes, size and boxes."""
-        boxes = sample.boxes
-        if image.orientation != 1:
-            boxes = tuple(orient_box(box, image.orientation, image.stored_size) for box in boxes)
-        boxes = fit_boxes(boxes, image.width, image.height, self.settings)
-        if boxes != sample.boxes and image.orientation == 1:
+    def _image_changes(self, sample: Sample, checked: Sequence[CheckedImage]) -> dict[str, Any]:
+        """Returns the fields of the sample that the checked images change: images and boxes."""
+        images = tuple(SampleImage(one.data, one.width, one.height, one.sha256) for one in checked)
+        numbers = sample.box_images or (0,) * len(sample.boxes)
+        boxes = tuple(self._fit_box(box, checked[at]) for box, at in zip(sample.boxes, numbers, strict=True))
+        if boxes != sample.boxes and all(image.orientation == 1 for image in checked):
             self.repairs["box clipped"] += 1
-        changes: dict[str, Any] = {"image": image.data} if image.repairs else {}
-        if boxes != sample.boxes:
-            changes["boxes"] = boxes
-        if (sample.width, sample.height) != (image.width, image.height):
-            changes |= {"width": image.width, "height": image.height}
-        return changes
+        changes: dict[str, Any] = {"images": images} if images != sample.images else {}
+        return changes | ({"boxes": boxes} if boxes != sample.boxes else {})
+
+    def _fit_box(self, box: Box, image: CheckedImage) -> Box:
+        oriented = box if image.orientation == 1 else orient_box(box, image.orientation, image.stored_size)
+        return fit_box(oriented, image.width, image.height, self.settings)

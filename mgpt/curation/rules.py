@@ -26,7 +26,7 @@ class InvalidSample(ValueError):
 
 
 def check_sample(sample: Sample, settings: CurateSettings) -> None:
-    """Checks text, then licence; `fit_boxes` checks boxes.
+    """Checks text, then licence; `fit_box` checks boxes.
 
     Raises:
         InvalidSample: text too long, empty text, caption too short, junk text, licence not allowed.
@@ -56,16 +56,12 @@ def _check_answer(text: str, caption: bool, settings: CurateSettings) -> None:
         raise InvalidSample("junk text", repr(text[:60]))
 
 
-def fit_boxes(boxes: tuple[Box, ...], width: int, height: int, settings: CurateSettings) -> tuple[Box, ...]:
-    """Returns boxes clipped to an image of `width` x `height` pixels; overshoots up to `box_tolerance` are tolerated.
+def fit_box(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
+    """Returns a box clipped to an image of `width` x `height` pixels; overshoots up to `box_tolerance` are tolerated.
 
     Raises:
         InvalidSample: box not finite, box reversed, box outside, box degenerate.
     """
-    return tuple(_fit_box(box, width, height, settings) for box in boxes)
-
-
-def _fit_box(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
     detail = f"{tuple(box)} on {width}x{height}"
     if not all(math.isfinite(value) for value in box):
         raise InvalidSample("box not finite", detail)

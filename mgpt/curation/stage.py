@@ -23,6 +23,7 @@ from mgpt.curation.plan import Plan, make_plan
 from mgpt.curation.quarantine import summarize, write_quarantine
 from mgpt.curation.shards import ShardJob, shard_counts, write_shards
 from mgpt.curation.types import DedupResult, ImagePair
+from mgpt.data.shards import SUFFIX
 from mgpt.storage import Entry, Manifest, Store
 
 Log = Callable[[str], None]
@@ -95,7 +96,7 @@ def curate(
     report = summarize(plan, counts, result, entries, rejected)
     if not entries:
         raise NoSamplesError(report, quarantine)
-    stats = collect_stats(store, entries, settings.card_samples)
+    stats = collect_stats(entries, settings.card_samples)
     store.delete(parts)
     return Curation(Manifest(entries), quarantine, report, stats, result.pairs)
 
@@ -131,7 +132,7 @@ def _shard_jobs(plan: Plan, result: DedupResult, settings: CurateSettings, folde
                 continue
             first = next_shard[unit.dataset, split]
             next_shard[unit.dataset, split] += count
-            names = [f"{unit.dataset}/{split}/{first + n:05d}.parquet" for n in range(count)]
+            names = [f"{unit.dataset}/{split}/{first + n:05d}{SUFFIX}" for n in range(count)]
             meta = {"dataset": unit.dataset, "split": split}
             rows = f"{folder}/parts/{unit.name}.rows.parquet"
             jobs.append(ShardJob(rows, keep, names, f"{folder}/shards", settings.rows_per_shard, meta))

@@ -74,6 +74,20 @@ class Permutation:
             value = self._permute(value)
         return value
 
+    def values(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the values at many indices, (n,) int64: what `[]` gives for each."""
+        values = self._permute_all(indices.astype(np.uint64))
+        while (outside := values >= self.size).any():
+            values[outside] = self._permute_all(values[outside])
+        return values.astype(np.int64)
+
+    def _permute_all(self, values: np.ndarray) -> np.ndarray:
+        half, mask = np.uint64(self.half), np.uint64(self.mask)
+        left, right = values >> half, values & mask
+        for key in self.keys:
+            left, right = right, left ^ (_mix_all(right ^ np.uint64(key)) & mask)
+        return left << half | right
+
     def _permute(self, value: int) -> int:
         left, right = value >> self.half, value & self.mask
         for key in self.keys:
@@ -86,6 +100,13 @@ def _mix(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
     return value ^ (value >> 31)
+
+
+def _mix_all(values: np.ndarray) -> np.ndarray:
+    """Applies `_mix` to (n,) uint64; products wrap around."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 class Mixture:
@@ -141,7 +162,7 @@ class Mixture:
             epochs, rest = divmod(count, self.sizes[name])
             draws[name] = np.full(self.sizes[name], epochs, np.int32)
             order = _permutation(self.sizes[name], self.seed, name, epochs)
-            draws[name][[order[index] for index in range(rest)]] += 1
+            draws[name][order.values(np.arange(rest))] += 1
         return draws
 
     def realized_shares(self, steps: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import json
 import random
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -245,10 +245,8 @@ def _select_task(sample: Sample, task: str | None, tasks: Mapping[str, Task] | N
     where = f"{sample.dataset} {sample.source}"
     if name not in known:
         raise ValueError(f"{where}: task {name!r} is unknown; use one of {', '.join(sorted(known))}")
-    if known[name].image != (sample.image is not None):
-        conflict = (
-            "has no image, which task {!r} needs" if sample.image is None else "has an image; task {!r} takes none"
-        )
+    if known[name].image != bool(sample.images):
+        conflict = "has an image; task {!r} takes none" if sample.images else "has no image, which task {!r} needs"
         raise ValueError(f"{where}: the sample {conflict.format(name)}. Use another task")
     return known[name]
 
@@ -256,29 +254,32 @@ def _select_task(sample: Sample, task: str | None, tasks: Mapping[str, Task] | N
 def _message(sample: Sample, task: Task, number: int, text: str, instruction: str) -> Message:
     role = sample.turns[number].role
     if task.bare and role == "user":
-        return {"role": role, "content": BARE_IMAGE}
+        return {"role": role, "content": BARE_IMAGE * len(sample.images)}
     where = f"{sample.dataset} {sample.source}".strip()
     content = task.user(text, instruction) if role == "user" else task.assistant(text, where)
-    prefix = IMAGE_PREFIX if number == 0 and task.image else ""
-    return {
-        "role": role,
-        "content": prefix + write_boxes(content, sample.boxes, sample.width, sample.height, task.boxes),
-    }
+    prefix = IMAGE_PREFIX * len(sample.images) if number == 0 and task.image else ""
+    return {"role": role, "content": prefix + write_boxes(content, sample.boxes, sample.box_sizes, task.boxes)}
 
 
-def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, form: BoxFormat | None = None) -> str:
-    """Replaces the `<box:N>` tokens of a text by formatted boxes of a width x height image.
+def write_boxes(
+    text: str, boxes: Sequence[Box], sizes: Sequence[tuple[int, int]], form: BoxFormat | None = None
+) -> str:
+    """Replaces the `<box:N>` tokens of a text by formatted boxes.
 
     Boxes of adjacent tokens are joined by the delimiter.
 
+    Args:
+        sizes: width and height of the image of each box.
+
     Raises:
-        ValueError: a box is not inside the image.
+        ValueError: a box is not inside its image.
         IndexError: a token has no box (which `Sample` rules out).
     """
-    form, known = form or BoxFormat(), tuple(boxes)
+    form = form or BoxFormat()
 
     def format_run(run: re.Match[str]) -> str:
-        texts = [form.text(known[int(number)], width, height) for number in BOX_TOKEN.findall(run.group())]
+        numbers = map(int, BOX_TOKEN.findall(run.group()))
+        texts = [form.text(boxes[number], *sizes[number]) for number in numbers]
         return form.around.replace("{}", form.delimiter.join(texts), 1)
 
     return BOX_TOKENS.sub(format_run, text)

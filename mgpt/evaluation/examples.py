@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +74,7 @@ def build_examples(
 def _samples_of(samples: Sequence[Sample], task: str) -> list[Sample]:
     """Returns the samples with an image of the task, or of its first fallback that has any, by id."""
     for names in (DATA_TASKS[task], *((name,) for name in FALLBACKS.get(task, ()))):
-        by_id = {sample.id: sample for sample in samples if sample.task in names and sample.image is not None}
+        by_id = {sample.id: sample for sample in samples if sample.task in names and sample.images}
         if by_id:
             found = [by_id[i] for i in sorted(by_id)]
             return _first_of_each_image(found) if task in ONE_EXAMPLE_PER_IMAGE else found
@@ -98,7 +97,6 @@ def _expressions(sample: Sample, task: str) -> list[Sample]:
 def _example(
     sample: Sample, number: int, suffix: str, task: str, objects: Sequence[str], options: ExampleOptions
 ) -> Example:
-    assert sample.image is not None
     own = sample.task in DATA_TASKS[task]
     messages = prompt(sample, task=sample.task if own else DATA_TASKS[task][0], tasks=options.tasks)
     return Example(
@@ -106,11 +104,11 @@ def _example(
         key=str(sample.extra.get("key", sample.source or sample.id)) + suffix,
         task=task,
         dataset=sample.dataset,
-        image=sample.image,
-        width=sample.width,
-        height=sample.height,
+        image=sample.images[0].data,
+        width=sample.images[0].width,
+        height=sample.images[0].height,
         messages=tuple(messages),
-        references=tuple(write_boxes(text, sample.boxes, sample.width, sample.height) for text in sample.references),
+        references=tuple(write_boxes(text, sample.boxes, sample.box_sizes) for text in sample.references),
         phrases=_phrases(sample, task),
         objects=tuple(sorted(set(objects))),
         choices=tuple(map(str, sample.extra.get("choices", ()))),
@@ -119,7 +117,7 @@ def _example(
 
 
 def _image_hash(sample: Sample) -> str:
-    return hashlib.sha256(sample.image or b"").hexdigest()
+    return sample.images[0].sha256 if sample.images else ""
 
 
 def _objects_by_image(samples: Sequence[Sample], vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
@@ -158,7 +156,8 @@ def _boxes_in(text: str, sample: Sample) -> tuple[Box, ...]:
 def _slices(sample: Sample, task: str, objects: int, options: ExampleOptions) -> tuple[tuple[str, str], ...]:
     found = [("objects", str(objects))] if objects else []
     if task in ABOUT_ONE_BOX and sample.boxes:
-        share = sample.boxes[0].area / max(1, sample.width * sample.height)
+        width, height = sample.box_sizes[0]
+        share = sample.boxes[0].area / max(1, width * height)
         sizes = (name for name, limit in options.size_limits.items() if share <= limit)
         found.append(("size", next(sizes, list(options.size_limits)[-1])))
     if "kind" in sample.extra:

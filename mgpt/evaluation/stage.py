@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from mgpt.config.evaluation import ModelEvaluationSettings
+from mgpt.data.shards import scan_samples
 from mgpt.data.tasks import Task
 from mgpt.data.types import Sample
 from mgpt.evaluation.evaluator import evaluate_checkpoints
 from mgpt.evaluation.report import write_report
 from mgpt.evaluation.types import Evaluation
 from mgpt.inference.types import GenerationBackend
-from mgpt.storage import Manifest, Store
+from mgpt.storage import Manifest
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class EvaluateRequest:
 
     model_name: str
     settings: ModelEvaluationSettings
-    store: Store
     curated: Manifest
     backbones: Mapping[str, str | Path]
     checkpoints: Mapping[str, Path]
@@ -56,7 +53,7 @@ def evaluate(request: EvaluateRequest, answer_all: GenerationBackend) -> Evaluat
     evaluation = evaluate_checkpoints(
         request.model_name,
         settings,
-        list(read_samples(request.store, request.curated, settings.splits, settings.datasets)),
+        list(read_samples(request.curated, settings.splits, settings.datasets)),
         request.backbones,
         request.checkpoints,
         answer_all=answer_all,
@@ -71,9 +68,7 @@ def evaluate(request: EvaluateRequest, answer_all: GenerationBackend) -> Evaluat
     return evaluation
 
 
-def read_samples(
-    store: Store, curated: Manifest, splits: Sequence[str], datasets: Sequence[str] = ()
-) -> Iterator[Sample]:
+def read_samples(curated: Manifest, splits: Sequence[str], datasets: Sequence[str] = ()) -> Iterator[Sample]:
     """Yields the samples of the named splits and datasets (of all datasets where none is named), shard by shard.
 
     Raises:
@@ -89,5 +84,4 @@ def read_samples(
         requested = f"splits {', '.join(splits)}" + (f" of {', '.join(datasets)}" if datasets else "")
         raise ValueError(f"curated data has no shards of {requested}; it has {', '.join(have) or 'none'}")
     for entry in sorted(entries, key=lambda entry: entry.name):
-        for row in pq.read_table(io.BytesIO(store.read(entry.uri))).to_pylist():
-            yield Sample.from_row(row)
+        yield from scan_samples(entry.uri)

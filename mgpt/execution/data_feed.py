@@ -7,30 +7,27 @@ for any number of workers. Open-source Ray has no mid-epoch dataset state of its
 
 from __future__ import annotations
 
-import io
 import json
 import random
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 import ray.train
 
 from mgpt.config.training import TrainingSettings
-from mgpt.data.images import image_digest
 from mgpt.data.mixture import Mixture, SampleRef, sample_rng
+from mgpt.data.shards import SampleReader
 from mgpt.data.tasks import load_tasks, render
 from mgpt.data.types import Sample
 from mgpt.execution.checkpoints import CheckpointStore
 from mgpt.execution.compat import PollThrottle
 from mgpt.models.loading import ModelSpec
-from mgpt.storage import Entry, Manifest, Store, sha256_bytes
+from mgpt.storage import Entry, Manifest, sha256_bytes
 
 if TYPE_CHECKING:
     from mgpt.data.feature_packs import FeatureReader
@@ -41,46 +38,6 @@ if TYPE_CHECKING:
 # needs neither.
 DATASET = "train"  # its name in Ray Train
 _SAMPLES_PER_TASK = 256  # approximate number of samples that one Ray Data task prepares
-_CACHE_BYTES = 256 << 20  # decompressed row groups that a process keeps
-
-
-class SampleReader:
-    """Random access to the curated samples of some datasets. Keeps the most recently used row groups in memory."""
-
-    def __init__(self, entries: Mapping[str, list[Entry]]) -> None:
-        self._shards = {dataset: sorted(shards, key=lambda shard: shard.name) for dataset, shards in entries.items()}
-        self._ends = {
-            dataset: np.cumsum([shard.meta["rows"] for shard in shards]) for dataset, shards in self._shards.items()
-        }
-        self._files: dict[str, pq.ParquetFile] = {}
-        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
-
-    def read(self, dataset: str, index: int) -> Sample:
-        """Returns a sample by its index in the dataset, counted over the shards in the order of their names."""
-        number = int(np.searchsorted(self._ends[dataset], index, side="right"))
-        row = index - int(self._ends[dataset][number - 1]) if number else index
-        shard = self._shards[dataset][number]
-        file = self._file(shard.uri)
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if row < rows:
-                return Sample.from_row(self._group(shard.uri, group).slice(row, 1).to_pylist()[0])
-            row -= rows
-        raise ValueError(f"{shard.name}: has fewer rows than its manifest names; run curate again")
-
-    def _file(self, uri: str) -> pq.ParquetFile:
-        if uri not in self._files:
-            self._files[uri] = pq.ParquetFile(io.BytesIO(Store(uri.rsplit("/", 1)[0]).read(uri)))
-        return self._files[uri]
-
-    def _group(self, uri: str, number: int) -> pa.Table:
-        key = (uri, number)
-        if key not in self._groups:
-            self._groups[key] = self._file(uri).read_row_group(number)
-            while len(self._groups) > 1 and sum(table.nbytes for table in self._groups.values()) > _CACHE_BYTES:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
 
 
 @dataclass(frozen=True)
@@ -169,26 +126,33 @@ class BatchBuilder:
         self.processor = plan.model.load_processor()
         self.features = None if plan.features is None else _feature_reader(plan.features)
 
-    def batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
-        """Returns worker `rank`'s part of a step: every `world_size`-th pick, cut into batches of similar length."""
+    def batches(self, steps: Sequence[int], rank: int, world_size: int) -> Iterator[list[Batch]]:
+        """Yields worker `rank`'s part of each step: every `world_size`-th pick, cut into batches of similar length.
+
+        The samples of all the steps are read in one call.
+        """
+        picks = [self.mixture.batch(step)[rank::world_size] for step in steps]
+        samples = iter(self.reader.read([(pick.dataset, pick.index) for step in picks for pick in step]))
+        for step in picks:
+            yield self._cut(step, list(islice(samples, len(step))))
+
+    def _cut(self, picks: list[SampleRef], samples: list[Sample]) -> list[Batch]:
         from mgpt.data.packing import SINGLE_ROWS
         from mgpt.training.batch import cut_by_length, cut_packed
 
-        picks = self.mixture.batch(step)[rank::world_size]
-        samples = [self.reader.read(pick.dataset, pick.index) for pick in picks]
         conversations = [self._render(pick, sample) for pick, sample in zip(picks, samples, strict=True)]
-        images = [sample.image for sample in samples if sample.image]
+        images = [image for sample in samples for image in sample.images]
         tensors = self.processor(
-            images=images if images and self.features is None else None,
+            images=[image.data for image in images] if images and self.features is None else None,
             conversations=conversations,
             format=self.plan.format,
             labels=True,
             padding_side="right",
         )
         if images and self.features is not None:
-            tensors["image_features"] = self.features.read([image_digest(image) for image in images])
+            tensors["image_features"] = self.features.read([bytes.fromhex(image.sha256) for image in images])
         ids = [f"{sample.dataset}:{sample.id}" for sample in samples]
-        cut = (tensors, ids, [int(bool(sample.image)) for sample in samples], self.plan.micro_batch_size)
+        cut = (tensors, ids, [len(sample.images) for sample in samples], self.plan.micro_batch_size)
         if self.plan.pack_tokens is None:
             return cut_by_length(*cut)
         single = self.plan.model.loading.get("attn_implementation") in SINGLE_ROWS
@@ -221,7 +185,7 @@ def batch_builder(plan: DataPlan) -> BatchBuilder:
 
 def _build(table: pa.Table, plan: DataPlan, rank: int, world_size: int) -> pa.Table:
     builder, steps = batch_builder(plan), table["step"].to_pylist()
-    blobs = [[batch.to_bytes() for batch in builder.batches(step, rank, world_size)] for step in steps]
+    blobs = [[batch.to_bytes() for batch in batches] for batches in builder.batches(steps, rank, world_size)]
     return pa.table({"step": steps, "batches": pa.array(blobs, type=pa.list_(pa.large_binary()))})
 
 

@@ -1,49 +1,79 @@
 """The feature cache: output of the frozen tower (and Q-Former) for each distinct image of a training, computed on Ray.
 
-Below the store's `features/`, `images/<sha256 of a shard>` holds the image digests of a curated shard, 32 bytes a row,
-and `<key>/` the packs of one frozen part (`EncoderSpec.key`), one or more per shard. Every stage and model with that
-frozen part reads the same packs. They are whole or absent, so a killed computation resumes with the missing ones.
+Below the store's `features/`, `<key>/` holds the packs of one frozen part (`EncoderSpec.key`), one or more per curated
+shard. Every stage and model with that frozen part reads the same packs. They are whole or absent, so a killed
+computation resumes with the missing ones.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 
 from mgpt.config.training import TrainingSettings, WorkerSettings
 from mgpt.data.feature_packs import DTYPES, SUFFIX, FeatureReader, serialize_pack
-from mgpt.data.images import NO_IMAGE, image_digest, write_image_digests
+from mgpt.data.shards import RowReader, image_digests
+from mgpt.data.types import IMAGE_BYTES
 from mgpt.execution.data_feed import DataPlan
 from mgpt.execution.types import CacheReport
 from mgpt.execution.worker_env import worker_environment
 from mgpt.models.loading import ModelSpec
 from mgpt.storage import Entry, Store, sha256_bytes
 
-IMAGES = "images"
 _PACK_BYTES = 256 << 20  # approximate size of a pack
-_LOCAL_BYTES = 256 << 20  # shards up to this size are hashed here sooner than a process elsewhere starts
+_READERS = 16  # shards whose image names are read at the same time
 _BATCH = 32  # images per forward pass of the tower
 _ENCODERS: dict[str, _PackWriter] = {}  # of this process, by their arguments; Ray reuses a process for many tasks
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack to compute: the images of some rows of a shard."""
+    """A pack to compute: images of a shard, each as its row and its number in that row."""
 
     shard: str
-    rows: list[int]
+    images: list[tuple[int, int]]
     name: str
+
+
+@dataclass(frozen=True)
+class _Images:
+    """All images of some shards, in order.
+
+    Attributes:
+        digests: (images,) S32.
+        shards, rows, numbers: (images,) int; number of the shard, row in it, and number in the row.
+        positions: (images,) int; row counted over all shards.
+    """
+
+    digests: np.ndarray
+    shards: np.ndarray
+    rows: np.ndarray
+    numbers: np.ndarray
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> _Images:
+        with ThreadPoolExecutor(_READERS) as pool:
+            digests, counts = zip(*pool.map(image_digests, [entry.uri for entry in entries]), strict=True)
+        per_row = np.concatenate(counts)
+        rows = np.concatenate([np.arange(len(count)) for count in counts])
+        shards = np.repeat(np.arange(len(counts)), [len(count) for count in counts])
+        first = np.cumsum(per_row) - per_row  # number of the first image of each row
+        numbers = np.arange(int(per_row.sum())) - np.repeat(first, per_row)
+        repeated = (np.repeat(values, per_row) for values in (shards, rows, np.arange(len(per_row))))
+        shard, row, position = repeated
+        return cls(np.concatenate(digests), shard, row, numbers, position)
 
 
 def fill_cache(
@@ -61,21 +91,20 @@ def fill_cache(
     # Runs in that process meanwhile: this one needs neither the model's code nor the backbones.
     describe = ray.remote(num_cpus=0, runtime_env={"env_vars": worker_environment(workers)})(_describe_features)
     description = describe.remote(plan.model, settings.precision, settings.features_dtype, warmed)
-    store = Store(root)
     entries = [entry for shards in plan.entries().values() for entry in sorted(shards, key=lambda shard: shard.name)]
-    digests, times = _image_digests(store, entries), _times_shown(plan)
+    images, times = _Images.of(entries), _times_shown(plan)
     import_module("ray.train.torch")  # needed next; takes seconds, and the description is not ready yet
 
-    rows = np.flatnonzero((times > 0) & (digests != NO_IMAGE))
-    first = rows[np.sort(np.unique(digests[rows], return_index=True)[1])]  # first row of each distinct image
-    report = CacheReport(None, int(times[rows].sum()), len(first))
+    shown = np.flatnonzero(times[images.positions])
+    first = shown[np.sort(np.unique(images.digests[shown], return_index=True)[1])]  # first of each distinct image
+    report = CacheReport(None, int(times[images.positions[shown]].sum()), len(first))
     if not report.images or (settings.features == "auto" and report.shows <= settings.features_above * report.images):
         return report
     key, size = ray.get(description)
     report = replace(report, size=report.images * size)
     if settings.features == "auto" and report.size > settings.features_gigabytes * 1e9:
         return report
-    return _fill(replace(report, folder=store.uri(key)), plan.model, entries, digests, first, settings, workers)
+    return _fill(replace(report, folder=Store(root).uri(key)), plan.model, entries, images, first, settings, workers)
 
 
 def _describe_features(model: ModelSpec, precision: str, dtype: str, _warmed: Any) -> tuple[str, int]:
@@ -88,7 +117,7 @@ def _fill(
     report: CacheReport,
     model: ModelSpec,
     entries: Sequence[Entry],
-    digests: np.ndarray,
+    images: _Images,
     first: np.ndarray,
     settings: TrainingSettings,
     workers: WorkerSettings,
@@ -96,8 +125,8 @@ def _fill(
     """Computes the images that the report's folder does not hold."""
     assert report.folder is not None
     began, before = time.perf_counter(), FeatureReader(report.folder)
-    missing = np.array([row for row in first if _padded(digests[row]) not in before.locations], np.int64)
-    packs = list(_packs(entries, digests, missing, max(1, _PACK_BYTES * report.images // report.size)))
+    missing = np.array([at for at in first if _padded(images.digests[at]) not in before.locations], np.int64)
+    packs = list(_packs(entries, images, missing, max(1, _PACK_BYTES * report.images // report.size)))
     if packs:
         print(f"features: computing {len(missing)} of {report.images} images in {len(packs)} files", flush=True)
         _compute(packs, model, settings, workers, report.folder)
@@ -118,17 +147,16 @@ def _padded(digest: bytes) -> bytes:
     return bytes(digest).ljust(32, b"\0")  # numpy strips zeros at the end
 
 
-def _packs(entries: Sequence[Entry], digests: np.ndarray, missing: np.ndarray, rows_per_pack: int) -> Iterator[Pack]:
+def _packs(entries: Sequence[Entry], images: _Images, missing: np.ndarray, images_per_pack: int) -> Iterator[Pack]:
     """Yields packs cut at fixed rows of a shard: the rest of a killed computation is cut as before."""
-    start = 0
-    for entry in entries:
-        stop = start + int(entry.meta["rows"])
-        inside = missing[(missing >= start) & (missing < stop)] - start
-        for part in np.unique(inside // rows_per_pack):
-            rows = inside[inside // rows_per_pack == part].tolist()
-            content = sha256_bytes(b"".join(_padded(digests[start + row]) for row in rows))
-            yield Pack(entry.uri, rows, f"{entry.sha256[:16]}-{part}-{content[:8]}{SUFFIX}")
-        start = stop
+    for number, entry in enumerate(entries):
+        inside = missing[images.shards[missing] == number]
+        parts = images.rows[inside] // images_per_pack
+        for part in np.unique(parts):
+            chosen = inside[parts == part]
+            content = sha256_bytes(b"".join(map(_padded, images.digests[chosen])))
+            places = list(zip(images.rows[chosen].tolist(), images.numbers[chosen].tolist(), strict=True))
+            yield Pack(entry.uri, places, f"{entry.sha256[:16]}-{part}-{content[:8]}{SUFFIX}")
 
 
 def _times_shown(plan: DataPlan) -> np.ndarray:
@@ -137,22 +165,10 @@ def _times_shown(plan: DataPlan) -> np.ndarray:
     return np.concatenate([shown[name] for name in plan.entries()])
 
 
-def _image_digests(store: Store, entries: Sequence[Entry]) -> np.ndarray:
-    """Returns each row's image digest: (rows of all shards,) S32."""
-    uris = [store.uri(IMAGES, entry.sha256) for entry in entries]
-    new = [(entry, uri) for entry, uri in zip(entries, uris, strict=True) if not store.exists(uri)]
-    if sum(entry.size for entry, _ in new) < _LOCAL_BYTES:
-        for entry, uri in new:
-            write_image_digests(entry.uri, uri)
-    else:
-        ray.get([ray.remote(num_cpus=1)(write_image_digests).remote(entry.uri, uri) for entry, uri in new])
-    return np.frombuffer(b"".join(store.read(uri) for uri in uris), "S32")
-
-
 def _compute(
     packs: list[Pack], model: ModelSpec, settings: TrainingSettings, workers: WorkerSettings, folder: str
 ) -> None:
-    blocks = [pa.Table.from_pylist([{"shard": pack.shard, "rows": pack.rows, "name": pack.name}]) for pack in packs]
+    blocks = [pa.Table.from_pylist([asdict(pack)]) for pack in packs]
     arguments = (model, settings.precision, settings.features_dtype, folder)
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": workers.cpus_per_feed}
     if workers.gpus_per_worker:
@@ -194,12 +210,11 @@ class _PackWriter:
         return pa.table({"name": packs["name"]})
 
     def _write(self, pack: Pack) -> None:
-        shard = Store(pack.shard.rsplit("/", 1)[0]).read(pack.shard)
-        column = pq.read_table(io.BytesIO(shard), columns=["image"])["image"]
-        images = [column[row].as_py() for row in pack.rows]
+        rows = RowReader([IMAGE_BYTES]).rows([(pack.shard, row) for row, _ in pack.images])
+        images = [row[IMAGE_BYTES][number] for row, (_, number) in zip(rows, pack.images, strict=True)]
         began = time.perf_counter()
         batches = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
         features = [self.encoder(self.processor(batch).pixel_values).to(self.dtype) for batch in batches]
-        digests = [image_digest(image) for image in images]
+        digests = [hashlib.sha256(image).digest() for image in images]
         content = serialize_pack(digests, torch.cat(features), time.perf_counter() - began)
         Store(self.folder).write(f"{self.folder}/{pack.name}", content)

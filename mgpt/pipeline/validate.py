@@ -17,14 +17,14 @@ from mgpt.config.sources import CurateSettings, DatasetSettings, DownloadSetting
 from mgpt.curation.dataset_stats import Marker, plain_marks
 from mgpt.curation.stage import Curation, NoSamplesError, curate
 from mgpt.data.datasets import READERS
+from mgpt.data.shards import scan_samples
 from mgpt.data.tasks import render
-from mgpt.data.types import SCHEMA, Sample
+from mgpt.data.types import Sample
 from mgpt.download import download
 from mgpt.storage import Manifest, Store
 
 OFFENDERS = 5  # rejected rows that are listed
 SHOWN = 5  # conversations that are shown
-_BATCH_ROWS = 64  # rows in memory
 _FATAL = ("missing image",)
 
 
@@ -84,7 +84,7 @@ def validate(
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
         found, problem = _curate(path, reader, settings or CurateSettings(), store, report)
-        validation = Validation(found.report, _offenders(found.quarantine, store), _shown(found.manifest, store, mark))
+        validation = Validation(found.report, _offenders(found.quarantine, store), _shown(found.manifest, mark))
     if problem or not any(text.strip() for marks in validation.shown for text, supervised in marks if supervised):
         raise ValidationError(f"{path}: {problem or '0 supervised characters'}\n{validation.text()}")
     return validation
@@ -119,13 +119,11 @@ def _offenders(quarantine: Manifest, store: Store) -> list[dict[str, str]]:
     return pa.concat_tables([rejected.filter(fatal), rejected.filter(pc.invert(fatal))]).slice(0, OFFENDERS).to_pylist()
 
 
-def _shown(manifest: Manifest, store: Store, mark: Marker) -> list[list[tuple[str, bool]]]:
+def _shown(manifest: Manifest, mark: Marker) -> list[list[tuple[str, bool]]]:
     """Returns the first sample of each task that the first shards hold."""
     samples: dict[str, Sample] = {}
     for entry in manifest.entries[:SHOWN]:
-        with store.open(entry.uri) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=SCHEMA.names):
-                for row, task in enumerate(batch.column("task").to_pylist()):
-                    if task not in samples and len(samples) < SHOWN:
-                        samples[task] = Sample.from_row(batch.slice(row, 1).to_pylist()[0])
+        for sample in scan_samples(entry.uri):
+            if sample.task not in samples and len(samples) < SHOWN:
+                samples[sample.task] = sample
     return [mark(render(sample, random.Random(sample.id))) for sample in samples.values()]

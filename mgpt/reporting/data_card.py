@@ -120,9 +120,9 @@ def _pair_values(pair: ImagePair) -> dict[str, str]:
 
 
 def _sample_values(sample: Sample, mark: Marker) -> dict[str, Any]:
-    size = f"{sample.width}x{sample.height}" if sample.image else "no image"
+    size = ", ".join(f"{image.width}x{image.height}" for image in sample.images) or "no image"
     return {
-        "image": data_uri(_draw_boxes(sample)) if sample.image else "",
+        "image": data_uri(_draw_boxes(sample)) if sample.images else "",
         "alt": f"{sample.dataset} sample",
         "source": f"{sample.dataset} / {sample.task}, {size}, {sample.licence}",
         "text": mark(render(sample, random.Random(sample.id))),
@@ -130,8 +130,7 @@ def _sample_values(sample: Sample, mark: Marker) -> dict[str, Any]:
 
 
 def _draw_boxes(sample: Sample) -> Image.Image:
-    assert sample.image is not None
-    image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+    image = Image.open(io.BytesIO(sample.images[0].data)).convert("RGB")
     scale = _SIDE / max(image.size)
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(resized)

@@ -30,7 +30,7 @@ def training_card(project: Path, model_name: str, out: Path, stage: str | None =
     if not (curated / "manifest.json").is_file():
         raise ValueError(f"{curated / 'manifest.json'} does not exist; run `dvc repro curate` first")
     store = Store(settings.storage.root)
-    facts = collect_stats(store, Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
+    facts = collect_stats(Manifest.load(curated / "manifest.json").entries, settings.curate.card_samples)
     report = json.loads((curated / "metrics.json").read_text(encoding="utf-8"))
     mark = token_marks(_processor(project, settings, model_name, store), prompt_format)
     write_data_card(out, report, facts, [], mark)

@@ -23,3 +23,29 @@ def s3_options(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "use_listings_cache": False,
         "skip_instance_cache": True,
     }
+
+
+def lance_options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns Lance's storage options for a URI, equal in meaning to `s3_options`; none unless it is on S3.
+
+    Keys are found as botocore finds them (environment, profile, instance), since Lance does not read profiles.
+    """
+    if not uri.startswith("s3://"):
+        return {}
+    import botocore.session
+
+    options = s3_options(environment)
+    session = botocore.session.Session(profile=options["profile"])
+    found = {
+        "aws_endpoint": options["endpoint_url"],
+        "aws_region": options["client_kwargs"].get("region_name") or session.get_config_variable("region"),
+        "allow_http": str(str(options["endpoint_url"]).startswith("http://")).lower(),
+    }
+    if (keys := session.get_credentials()) is not None:
+        frozen = keys.get_frozen_credentials()
+        found |= {
+            "aws_access_key_id": frozen.access_key,
+            "aws_secret_access_key": frozen.secret_key,
+            "aws_session_token": frozen.token,
+        }
+    return {name: value for name, value in found.items() if value}

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from mgpt.config import load_settings
+from mgpt.data.shards import scan_samples
 from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage import Manifest, sha256_file
 from tests.fixtures.project import Project
@@ -107,11 +108,9 @@ def test_curves_have_every_step_once_and_the_realised_mixture(chain: Project) ->
 
 
 def test_own_photographs_need_a_params_entry_alone(chain: Project) -> None:
-    import pyarrow.parquet as pq
-
     shards = Manifest.load(chain.folder / "results/curate/manifest.json").select(dataset="photographs")
-    rows = [row for shard in shards for row in pq.read_table(chain.folder / shard.uri).to_pylist()]
-    assert {(row["task"], row["width"], row["height"], row["licence"]) for row in rows} == {
+    samples = [sample for shard in shards for sample in scan_samples(str(chain.folder / shard.uri))]
+    assert {(one.task, one.images[0].width, one.images[0].height, one.licence) for one in samples} == {
         ("caption", 640, 427, "CC BY 4.0"), ("instruction", 640, 427, "CC BY 4.0"),
     }  # fmt: skip
     mixture = json.loads((chain.folder / "results/pretrain/minigpt-v2/metrics.json").read_text())["mixture"]

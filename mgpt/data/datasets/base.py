@@ -41,7 +41,7 @@ from typing import Any, Literal, Self
 
 from mgpt.data.boxes import Box
 from mgpt.data.datasets.files import Folder, ImageFolder, Reason, RecordError, SourceImage
-from mgpt.data.types import Sample, Turn
+from mgpt.data.types import Sample, SampleImage, Turn
 
 # Exceptions that damaged data raises. Any other (an unreachable server, a full disk) is not the record's fault and ends
 # the reader.
@@ -222,9 +222,7 @@ class Reader(ABC):
             dataset=self.card.name,
             split=split or part.split,
             task=task,
-            image=image.data,
-            width=image.width,
-            height=image.height,
+            images=() if image.data is None else (SampleImage(image.data, image.width, image.height),),
             turns=turns,
             boxes=tuple(boxes),
             licence=licence or self.card.licence,

@@ -83,7 +83,7 @@ def _evaluation_rows(row: Mapping[str, Any], boxes: Mapping[str, Any]) -> list[d
 
 
 def _with_grid_boxes(text: str, boxes: Sequence[PixelBox]) -> str:
-    return write_boxes(text, [Box(*box) for box in boxes], CANVAS, CANVAS)
+    return write_boxes(text, [Box(*box) for box in boxes], [(CANVAS, CANVAS)] * len(boxes))
 
 
 def _box_tokens(first: int, boxes: Sequence[PixelBox]) -> str:

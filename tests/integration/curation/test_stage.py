@@ -199,7 +199,7 @@ def test_shards_have_the_configured_size(tmp_path):
     store = Store(str(tmp_path / "store"))
     found = run({"own": own_source(tmp_path / "own")}, store, rows_per_shard=10)
     assert [(entry.name, entry.meta["rows"]) for entry in found.manifest.entries] == [
-        ("own/train/00000.parquet", 10), ("own/train/00001.parquet", 10), ("own/train/00002.parquet", 5),
+        ("own/train/00000.lance", 10), ("own/train/00001.lance", 10), ("own/train/00002.lance", 5),
     ]  # fmt: skip
 
 

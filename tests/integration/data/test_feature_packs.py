@@ -1,11 +1,17 @@
 """Feature packs in a folder and in a bucket."""
 
+import hashlib
+
 import pytest
 import torch
 
 from mgpt.data.feature_packs import FeaturePack, FeatureReader, serialize_pack
-from mgpt.data.images import image_digest
 from mgpt.storage import Store
+
+
+def image_digest(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()
+
 
 IMAGES = [bytes([number]) * 9 for number in range(5)]
 

@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +110,9 @@ def test_huge_datasets():
 @given(size=st.integers(1, 3000), key=st.integers(0, 9))
 def test_permutation_is_a_bijection(size: int, key: int):
     permutation = Permutation(size, key)
-    assert sorted(permutation[index] for index in range(size)) == list(range(size))
+    values = [permutation[index] for index in range(size)]
+    assert sorted(values) == list(range(size))
+    assert permutation.values(np.arange(size)).tolist() == values
 
 
 @settings(max_examples=60, deadline=None)

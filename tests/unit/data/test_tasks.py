@@ -9,17 +9,17 @@ import pytest
 
 from mgpt.data.boxes import Box
 from mgpt.data.tasks import IMAGE_PREFIX, load_tasks, prompt, render, shipped_tasks
-from mgpt.data.types import Sample, Turn
+from mgpt.data.types import Sample, SampleImage, Turn
+
+IMAGE = SampleImage(b"image", 200, 100)
 
 
-def sample(task: str, *turns: Turn, boxes=(), image=b"image") -> Sample:
+def sample(task: str, *turns: Turn, boxes=(), images=(IMAGE,)) -> Sample:
     return Sample.create(
         dataset="d",
         split="train",
         task=task,
-        image=image,
-        width=200,
-        height=100,
+        images=images,
         turns=turns,
         boxes=tuple(Box(*box) for box in boxes),
         licence="",
@@ -121,6 +121,14 @@ def test_answers_are_drawn_by_frequency():
     assert 630 < drawn["2"] < 770
 
 
+def test_box_is_written_on_the_scale_of_its_image():
+    one = sample("refer", Turn("user", "cat"), Turn("assistant", "<box:0><box:1>"), boxes=[(0, 0, 100, 50)] * 2)
+    two = one.revise(images=(IMAGE, SampleImage(b"other", 100, 50)), box_images=(0, 1))
+    user, answer = render(two, random.Random(0))
+    assert user["content"].startswith(2 * IMAGE_PREFIX + "[refer]")
+    assert answer["content"] == "{<0><0><50><50>}<delim>{<0><0><100><100>}"
+
+
 def test_image_precedes_the_first_turn():
     turns = [
         Turn("user", "What is it?"),
@@ -148,7 +156,7 @@ def test_bare_captions_and_text():
         {"role": "user", "content": "<ImageHere>"},
         {"role": "assistant", "content": "a dog"},
     ]
-    text = sample("text", Turn("user", "Add 1 and 1."), Turn("assistant", "2"), image=None)
+    text = sample("text", Turn("user", "Add 1 and 1."), Turn("assistant", "2"), images=())
     assert render(text, random.Random(0))[0]["content"] == "Add 1 and 1."
 
 
@@ -160,7 +168,7 @@ def test_content_with_braces():
     ("one", "message"),
     [
         (sample("nonsense", Turn("user", "")), "task 'nonsense' is unknown; use one of caption"),
-        (sample("caption", Turn("user", ""), image=None), "has no image, which task 'caption' needs"),
+        (sample("caption", Turn("user", ""), images=()), "has no image, which task 'caption' needs"),
         (sample("text", Turn("user", "")), "has an image; task 'text' takes none"),
         (
             sample("refer", Turn("user", "x"), Turn("assistant", "<box:0>"), boxes=[(0, 0, 300, 50)]),
@@ -215,7 +223,7 @@ def test_triples_task(tmp_path):
         {"subject": "Oslo", "relation": "country", "object": "Norway"},
         {"subject": "Oslo", "relation": "people", "object": "700000"},
     ]
-    one = sample("triples", Turn("user", "city,country\nOslo,Norway"), Turn("assistant", json.dumps(facts)), image=None)
+    one = sample("triples", Turn("user", "city,country\nOslo,Norway"), Turn("assistant", json.dumps(facts)), images=())
     question, reply = render(one, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
     assert question["content"] == "city,country\nOslo,Norway\nList the facts of this table."
     assert reply["content"] == "(Oslo | country | Norway)\n(Oslo | people | 700000)"
@@ -231,7 +239,7 @@ def test_triples_task(tmp_path):
 )
 def test_invalid_items(tmp_path, answer: str, message: str):
     (tmp_path / "mine.yaml").write_text(TRIPLES)
-    broken = sample("triples", Turn("user", "t"), Turn("assistant", answer), image=None)
+    broken = sample("triples", Turn("user", "t"), Turn("assistant", answer), images=())
     with pytest.raises(ValueError, match=message):
         render(broken, random.Random(0), tasks=load_tasks(tmp_path / "mine.yaml"))
 

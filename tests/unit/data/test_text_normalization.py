@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mgpt.data.boxes import Box
 from mgpt.data.text_normalization import normalize_sample, normalize_text
-from mgpt.data.types import Sample, Turn
+from mgpt.data.types import Sample, SampleImage, Turn
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,7 @@ def test_normalize_sample():
         dataset="x",
         split="train",
         task="identify",
-        image=b"i",
-        width=9,
-        height=9,
+        images=(SampleImage(b"i", 9, 9),),
         turns=turns,
         boxes=(Box(0, 0, 1, 1),),
         licence="",

@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpt.data.boxes import Box
-from mgpt.data.types import SCHEMA, Sample, Turn
+from mgpt.data.types import SCHEMA, Sample, SampleImage, Turn
 
 FIELDS = {
     "dataset": "refcoco",
     "split": "train",
     "task": "refer",
-    "image": b"\xff\xd8image",
-    "width": 64,
-    "height": 48,
+    "images": (SampleImage(b"\xff\xd8image", 64, 48),),
     "turns": (Turn("user", "red circle", ("red circle", "the round one")), Turn("assistant", "<box:0>")),
     "boxes": (Box(1, 2, 30.5, 40),),
     "licence": "CC BY 4.0",
@@ -32,7 +30,7 @@ def sample(**changes) -> Sample:
 def test_row_round_trip():
     rows = [
         sample(),
-        sample(image=None, boxes=(), turns=(Turn("user", "größe?"), Turn("assistant", "10")), task="text", extra={}),
+        sample(images=(), boxes=(), turns=(Turn("user", "größe?"), Turn("assistant", "10")), task="text", extra={}),
     ]
     table = pa.Table.from_pylist([row.to_row() for row in rows], schema=SCHEMA)
     assert [Sample.from_row(row) for row in table.to_pylist()] == rows
@@ -62,8 +60,9 @@ def test_any_text_and_box_round_trips(text: str, corners: list[float]):
     [
         {"dataset": "other"},
         {"task": "identify"},
-        {"image": b"other"},
-        {"image": None},
+        {"images": (SampleImage(b"other", 64, 48),)},
+        {"images": (SampleImage(b"\xff\xd8image", 64, 48), SampleImage(b"other", 9, 9))},
+        {"images": (), "boxes": (), "turns": (Turn("user", "red circle"),)},
         {"boxes": (Box(1, 2, 30, 40),)},
         {"extra": {}},
         {"turns": (Turn("user", "red circle"), Turn("assistant", "<box:0>"))},
@@ -76,6 +75,12 @@ def test_id_depends_on_content(change):
 @pytest.mark.parametrize("change", [{"split": "test"}, {"licence": "none"}, {"source": "elsewhere"}])
 def test_id_ignores_provenance(change):
     assert sample(**change).id == sample().id
+
+
+@pytest.mark.parametrize("box_images", [(1,), (0, 0), (-1,)])
+def test_box_of_an_image_that_is_not_there(box_images):
+    with pytest.raises(ValueError, match=r"1 boxes on images .* the record has 1"):
+        sample(box_images=box_images)
 
 
 def test_revise_updates_the_id():

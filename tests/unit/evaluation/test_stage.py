@@ -1,11 +1,7 @@
-import io
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mgpt.config.evaluation import ModelEvaluationSettings
-from mgpt.data.types import SCHEMA
+from mgpt.data.shards import write_shard
 from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
 from mgpt.evaluation.report import FILES
 from mgpt.inference.engine import generate_locally
@@ -15,17 +11,12 @@ from mgpt.storage import Manifest, Store
 @pytest.fixture
 def curated(samples, tmp_path):
     store = Store(str(tmp_path / "store"))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA), buffer)
-    uri = store.uri("curated", "shapes", "test", "0.parquet")
-    store.write(uri, buffer.getvalue())
-    return store, Manifest(
-        [store.entry("shapes/test/0.parquet", uri, dataset="shapes", split="test", rows=len(samples))]
-    )
+    uri = store.uri("curated", "shapes", "test", "0.lance")
+    rows = write_shard(store, uri, samples)
+    return Manifest([store.entry("shapes/test/0.lance", uri, dataset="shapes", split="test", rows=rows)])
 
 
 def request(curated, backbones, checkpoints, out):
-    store, manifest = curated
     task = {"examples": 10, "early_examples": 5, "max_new_tokens": 5}
     settings = ModelEvaluationSettings(
         format="minigpt-v2",
@@ -33,7 +24,7 @@ def request(curated, backbones, checkpoints, out):
         tasks={"rec": task, "vqa": task, "captioning": task},
         resamples=100,
     )
-    return EvaluateRequest("minigpt-v2", settings, store, manifest, backbones, checkpoints, out)
+    return EvaluateRequest("minigpt-v2", settings, curated, backbones, checkpoints, out)
 
 
 def test_report_from_shards(curated, backbones, checkpoints, tmp_path):
@@ -52,9 +43,9 @@ def test_missing_answer_fails_after_the_report(curated, backbones, checkpoints, 
 
 
 def test_samples_are_read_as_written(curated, samples):
-    assert list(read_samples(*curated, ("test",))) == samples
+    assert list(read_samples(curated, ("test",))) == samples
 
 
 def test_missing_split_is_refused(curated):
     with pytest.raises(ValueError, match=r"splits val of coco.*shapes/test"):
-        list(read_samples(*curated, ("val",), ("coco",)))
+        list(read_samples(curated, ("val",), ("coco",)))

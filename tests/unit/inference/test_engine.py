@@ -15,7 +15,7 @@ def source(backbones, checkpoints):
 
 
 def make_requests(samples, count=5, **more):
-    images = [sample.image for sample in samples if sample.task == "caption"][:count]
+    images = [sample.images[0].data for sample in samples if sample.task == "caption"][:count]
     return [
         CheckpointRequest(GenerationRequest((image,), (PROMPT,)), (UNTRAINED, "pretrain", "instruct"), 8, **more)
         for image in images

@@ -25,7 +25,7 @@ def requests(samples):
     made = []
     for number, sample in enumerate(captions):
         text = "<Img><ImageHere></Img> " + "what is the circle " * (number % 4 + 1)
-        made.append(GenerationRequest((sample.image,), ({"role": "user", "content": text},)))
+        made.append(GenerationRequest((sample.images[0].data,), ({"role": "user", "content": text},)))
     history = (
         {"role": "user", "content": "where"},
         {"role": "assistant", "content": "left of the square"},

@@ -62,7 +62,7 @@ def counted(
                 talk = render(sample, rng, task=training.tasks.get(name))
             except ValueError:  # a planted flaw, which curation removes
                 continue
-            images = [Image.new("RGB", (64, 64))] if sample.image else []
+            images = [Image.new("RGB", (64, 64))] if sample.images else []
             row = processor(images, [talk], format=training.format, labels=True)
             rows.append(
                 (

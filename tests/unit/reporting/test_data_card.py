@@ -12,7 +12,7 @@ from PIL import Image
 
 from mgpt.curation.dataset_stats import DatasetStats, plain_marks
 from mgpt.curation.types import ImagePair
-from mgpt.data.types import Sample, Turn
+from mgpt.data.types import Sample, SampleImage, Turn
 from mgpt.reporting.data_card import card_html
 
 HOSTILE = "a roof <script>alert(1)</script>"
@@ -34,9 +34,7 @@ def sample() -> Sample:
         dataset="own",
         split="train",
         task="caption",
-        image=buffer.getvalue(),
-        width=40,
-        height=20,
+        images=(SampleImage(buffer.getvalue(), 40, 20),),
         turns=(Turn("user", ""), Turn("assistant", HOSTILE)),
         boxes=((1.0, 1.0, 10.0, 10.0),),
         licence="CC BY 4.0",

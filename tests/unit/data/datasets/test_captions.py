@@ -29,7 +29,14 @@ def test_shard(dataset, turn_texts):
         ),
     )
     first, second = dataset.samples("laion")
-    assert (first.dataset, first.split, first.task, first.image, first.width, first.height) == (
+    assert (
+        first.dataset,
+        first.split,
+        first.task,
+        first.images[0].data,
+        first.images[0].width,
+        first.images[0].height,
+    ) == (
         "laion",
         "train",
         "caption",
@@ -93,7 +100,7 @@ def test_damaged_shard(dataset):
 def test_damaged_image_is_kept(dataset):
     dataset.file("00000.tar", shard(("1.jpg", b"no image at all"), ("1.txt", b"a caption")))
     (sample,) = dataset.samples("laion")
-    assert (sample.image, sample.width, sample.height) == (b"no image at all", 0, 0)
+    assert (sample.images[0].data, sample.images[0].width, sample.images[0].height) == (b"no image at all", 0, 0)
 
 
 def test_coco_captions_of_train2014(dataset, turn_texts):
@@ -106,7 +113,7 @@ def test_coco_captions_of_train2014(dataset, turn_texts):
     ]
     dataset.file("coco_karpathy_train.json", rows)
     sample, *problems = dataset.read("coco_caption")
-    assert (sample.split, sample.width, sample.height, sample.extra) == ("train", 30, 20, {})
+    assert (sample.split, sample.images[0].width, sample.images[0].height, sample.extra) == ("train", 30, 20, {})
     assert turn_texts(sample) == [("user", ""), ("assistant", "A man.")]
     assert [problem.reason for problem in problems] == ["not used", "missing image", "missing field"]
     assert "COCO_train2014_000000000010.jpg" in problems[1].detail

@@ -106,7 +106,7 @@ def test_unnatural_instructions(dataset, turn_texts, lines: bool):
     else:
         dataset.file("unnatural_instructions.json", rows)
     first, second, *problems = dataset.read("unnatural_instructions")
-    assert (first.image, first.task) == (None, "text")
+    assert (first.images, first.task) == ((), "text")
     assert turn_texts(first) == [("user", "Sort: b, a. Use commas."), ("assistant", "a, b")]
     assert turn_texts(second)[0] == ("user", "Sort: b, a.")
     assert [problem.reason for problem in problems] == ["missing field", "missing answer"]

@@ -65,7 +65,7 @@ def test_three_tasks(dataset, turn_texts, layout: str):
         == "<p>A dog</p> <box:0> on <p>a red sofa</p> <box:1> in <p>the room</p> <box:2><box:3>"
     )
     assert grounding.boxes[1] == Box(32, 24, 64, 48)
-    assert (refer.width, refer.height) == (64, 48)
+    assert (refer.images[0].width, refer.images[0].height) == (64, 48)
 
 
 def test_reject_reasons(dataset):

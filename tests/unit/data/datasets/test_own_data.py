@@ -45,7 +45,13 @@ def test_four_forms(dataset, turn_texts):
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
     )
     caption, several, question, refer, identify, talk, text = dataset.samples("jsonl")
-    assert (caption.task, caption.licence, caption.width, caption.height, turn_texts(caption)[1][1]) == (
+    assert (
+        caption.task,
+        caption.licence,
+        caption.images[0].width,
+        caption.images[0].height,
+        turn_texts(caption)[1][1],
+    ) == (
         "caption",
         "CC BY 4.0",
         640,
@@ -65,7 +71,7 @@ def test_four_forms(dataset, turn_texts):
     )
     assert (identify.task, turn_texts(identify)) == ("identify", [("user", "<box:0>"), ("assistant", "the roof")])
     assert (talk.task, turn_texts(talk)[1][1]) == ("instruction", "At <box:0>.")
-    assert (text.task, text.image) == ("text", None)
+    assert (text.task, text.images) == ("text", ())
     assert all(render(sample, random.Random(0)) for sample in (caption, several, question, refer, identify, talk, text))
 
 

@@ -99,7 +99,7 @@ def test_invalid_unicode_costs_one_record(text: bytes, chunk: int, monkeypatch):
     (_, before), (_, broken), (_, after) = rows(rb'["\ud83d\ude00", "' + text + rb'", "\\ud83d"]')
     assert (before, after) == ("\N{GRINNING FACE}", r"\ud83d")
     assert broken.startswith("caf")
-    fields = {"dataset": "d", "split": "train", "task": "text", "image": None, "width": 0, "height": 0}
+    fields = {"dataset": "d", "split": "train", "task": "text", "images": ()}
     with pytest.raises(ValueError, match="UTF-8"):
         Sample.create(turns=(Turn("user", broken),), **fields)
 

@@ -30,7 +30,12 @@ def test_sample(dataset, reader):
         "caption",
         "titles_val.json#0",
     )
-    assert (sample.image, sample.width, sample.height, sample.licence) == (image, 64, 48, "CC0")
+    assert (sample.images[0].data, sample.images[0].width, sample.images[0].height, sample.licence) == (
+        image,
+        64,
+        48,
+        "CC0",
+    )
     assert sample.turns == (Turn("user", ""), Turn("assistant", "A dog."))
 
 

@@ -68,7 +68,7 @@ def test_datasets_give_samples_of_their_tasks(records):
 def test_samples_without_flaws_render(records):
     for name in DATASETS:
         for sample in samples(records, name):
-            if not any(box.x2 > sample.width for box in sample.boxes):
+            if not any(box.x2 > sample.images[0].width for box in sample.boxes):
                 messages = render(normalize_sample(sample, READERS[name].card.normalized_roles), random.Random(1))
                 assert [message["role"] for message in messages] == [turn.role for turn in sample.turns]
                 assert not any("<box:" in message["content"] for message in messages)
@@ -101,13 +101,13 @@ def test_bytes_are_a_function_of_the_seed(world: Path, tmp_path):
 
 def test_held_out_images_in_training_are_the_planted_ones(records):
     train = {
-        sample.image
+        sample.images[0].data
         for sample in samples(records)
-        if sample.split == "train" and sample.dataset != "laion" and sample.image
+        if sample.split == "train" and sample.dataset != "laion" and sample.images
     }
-    held_out = {sample.image for sample in samples(records) if sample.split != "train" and sample.image}
+    held_out = {sample.images[0].data for sample in samples(records) if sample.split != "train" and sample.images}
     assert not train & held_out
-    planted = [sample for sample in samples(records, "laion") if sample.image in held_out]
+    planted = [sample for sample in samples(records, "laion") if sample.images and sample.images[0].data in held_out]
     assert len(planted) == COUNTS["train"] // FLAW_INTERVAL
 
 
@@ -121,8 +121,11 @@ def test_pools_share_no_image(records):
         ("gqa",),
         ("cc_sbu_align",),
     ]
-    seen = [{sample.image for sample in samples(records, *names) if sample.split == "train"} for names in pools]
-    held_out = {sample.image for sample in samples(records) if sample.split != "train"}
+    seen = [
+        {sample.images[0].data for sample in samples(records, *names) if sample.split == "train" and sample.images}
+        for names in pools
+    ]
+    held_out = {sample.images[0].data for sample in samples(records) if sample.split != "train" and sample.images}
     for number, first in enumerate(seen):
         assert all(not (first - held_out) & second for second in seen[number + 1 :])
 
@@ -131,10 +134,10 @@ def test_web_pairs_have_planted_flaws(records):
     found = samples(records, "laion")
     texts = Counter(sample.turns[1].text for sample in found)
     assert sum(texts[junk] for junk in JUNK_CAPTIONS) == COUNTS["train"] // FLAW_INTERVAL
-    assert found[33].image == found[32].image
+    assert found[33].images[0].data == found[32].images[0].data
     with pytest.raises(OSError, match="truncated"):
-        _decode(found[22].image)
-    outside = [sample for sample in samples(records, "refcoco") if sample.boxes[0].x1 > sample.width]
+        _decode(found[22].images[0].data)
+    outside = [sample for sample in samples(records, "refcoco") if sample.boxes[0].x1 > sample.images[0].width]
     assert len(outside) > 0
     assert {sample.split for sample in outside} == {"train"}
 
@@ -157,9 +160,9 @@ def test_boxes_contain_the_named_thing(records):
     for sample in samples(records, "refcoco")[:60]:
         colour = next(word for word in sample.turns[0].text.split() if word in colours)
         box = sample.boxes[0]
-        if box.x1 < sample.width:
+        if box.x1 < sample.images[0].width:
             x, y = int((box.x1 + box.x2) / 2), int((box.y1 + box.y2) / 2)
-            assert np.abs(_decode(sample.image)[y, x].astype(int) - colours[colour]).max() < 60
+            assert np.abs(_decode(sample.images[0].data)[y, x].astype(int) - colours[colour]).max() < 60
             checked += 1
     assert checked > 40
 

@@ -59,6 +59,30 @@ def card(
     print(training_card(project_folder(), model, out or Path(f"card-{model}.html"), stage))
 
 
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="parquet, webdataset or jsonl.")] = "parquet",
+    dataset: Annotated[list[str] | None, typer.Option(help="A dataset to export; all by default.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="A split to export; all by default.")] = None,
+) -> None:
+    """Write curated samples as Parquet, webdataset tars or JSON Lines."""
+    from mgpt.data.export import export_shards
+    from mgpt.storage import Manifest
+
+    path = project_folder() / "results/curate/manifest.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; run `dvc repro curate` first")
+    chosen = [
+        entry
+        for entry in Manifest.load(path).entries
+        if (not dataset or entry.meta["dataset"] in dataset) and (not split or entry.meta["split"] in split)
+    ]
+    with status(f"exporting to {out}") as report:
+        samples = export_shards(chosen, out, form, report)
+    print(f"{samples} samples in {out}")
+
+
 def _row(card: Card) -> list[str]:
     official = "dead" if card.dead else str(len(card.links) or "none")
     mirrors = f" + {len(card.mirrors)} mirror{'s' * (len(card.mirrors) > 1)}" if card.mirrors else ""

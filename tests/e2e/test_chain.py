@@ -26,6 +26,12 @@ RATE = "instruct.minigpt-v2.learning_rate"
 AFFECTED = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
 
 
+@pytest.fixture(autouse=True)
+def in_project(chain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in the params file and in manifests are relative to the project's folder."""
+    monkeypatch.chdir(chain.folder)
+
+
 def stages(project: Project) -> list[Stage]:
     """The stages of a project's params."""
     return pipeline_stages(load_settings(project.folder / "params.yaml", {}))
@@ -243,7 +249,7 @@ def test_mistakes_stop_the_chain_before_it_starts(chain: Project) -> None:
         (chain.folder / "params.yaml").write_text(text)
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    assert "5 mistakes, nothing was started" in output
+    assert "5 errors, nothing was started" in output
     for key, value in wrong.items():
         assert re.search(rf"{re.escape(key)} = {re.escape(repr(value))}\n\s+rule: .+\n\s+fix:  .+\n", output), output
     # DVC removes a stage's old outputs before it starts its command. With the mistakes corrected they are restored,

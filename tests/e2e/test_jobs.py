@@ -130,6 +130,7 @@ def test_killed_client_attaches_to_its_job(remote: Project, tmp_path: Path) -> N
 
 def test_whole_pipeline_of_a_model_runs_as_jobs(remote: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     remote.repro(f"promote@{MODEL}")
+    monkeypatch.chdir(remote.folder)
     for name, value in remote.variables.items():
         monkeypatch.setenv(name, value)
     store = Store("s3://chain/root")
@@ -154,7 +155,7 @@ def test_server_has_the_champion(remote: Project) -> None:
     found = champion(connect(remote.variables["MGPT_TRACKING__URI"]), MODEL)
     assert found is not None
     assert found.number == 1
-    assert found.recipe.weights.startswith("s3://chain/root/")
+    assert (found.weights.weights, found.weights.root) == (f"content/{found.weights.digest}", "s3://chain/root")
     assert found.tags["mgpt.data"] == Manifest.load(remote.folder / f"results/promote/{MODEL}/data.json").digest
 
 

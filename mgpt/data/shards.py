@@ -7,6 +7,7 @@ format is pinned for that reason. Everything but the encoded images is read with
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ from mgpt.storage.s3 import lance_options
 
 FORMAT_VERSION = "2.1"
 SUFFIX = ".lance"
+# Lance warns at every fork of a process that has imported it. Processes here fork only to start another program.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
 _OPEN_FILES = 256  # readers that a process keeps open; each holds its file's footer and column metadata
 _CONCURRENT_FILES = 16  # read at the same time
 _WRITTEN_ROWS = 64  # rows of a batch that is written at once

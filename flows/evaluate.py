@@ -14,7 +14,7 @@ def main(model_name: str | None, dry: bool = False) -> None:
 def body(context: StageContext) -> dict[str, object]:
     """Generates answers, scores them and draws some."""
     with context.ray():
-        from mgpt.evaluation import EvaluateRequest, evaluate
+        from mgpt.evaluation.stage import EvaluateRequest, evaluate
         from mgpt.execution.batch_inference import generate_on_ray
         from mgpt.reporting.visualize import GALLERY, write_gallery
 

@@ -46,6 +46,7 @@ class EndpointRepairer:
     def __init__(self, settings: RepairSettings) -> None:
         import openai  # takes more than a second, and only endpoints need it
 
+        self.openai = openai
         key = os.environ.get(settings.key_variable, "")
         self.settings = settings
         self.headers = None if key else {"Authorization": openai.Omit()}
@@ -70,9 +71,7 @@ class EndpointRepairer:
             ValueError: the endpoint is not reachable, refuses the request, or does not reply as the protocol requires;
             names the address.
         """
-        import openai
-
-        settings = self.settings
+        settings, openai = self.settings, self.openai
         try:
             completion = self.client.chat.completions.create(
                 model=settings.model,

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import huggingface_hub
 import requests
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
@@ -244,9 +245,7 @@ def _http() -> requests.Session:
 
 
 def _hub() -> Any:
-    from huggingface_hub import HfFileSystem
-
-    return HfFileSystem()
+    return huggingface_hub.HfFileSystem()  # huggingface_hub imports it here, on first use
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from mgpt.config.sources import DownloadSettings, SourceSettings
 from mgpt.data.archives import write_tar
+from mgpt.data.synthetic.formats import write_world
 from mgpt.download.fetch import FetchError, fetch
 from mgpt.download.mirrors import FolderLocation
 from mgpt.download.plan import Item, SourceFile, group_files, list_files, source_key
@@ -81,8 +82,6 @@ class SourceFetcher:
             return list(pool.map(lambda item: self.fetch_item(item, spool, digests), items))
 
     def _fetch_scenes(self, spool: Path) -> list[ItemStatus]:
-        from mgpt.data.synthetic.formats import write_world
-
         stamp = f"seed {self.source.seed} counts {sorted(self.source.counts.items())}"
         if done := self.saved_status("world", stamp):
             return [ItemStatus(**item) for item in json.loads(done.reason)]

@@ -96,12 +96,9 @@ class _Actor:
     """Holds the loaded model; one thread, since it has one CPU."""
 
     def __init__(self, source: ModelSource) -> None:
-        import torch  # in the actor alone: the driver needs none of the model's code
+        from mgpt.inference.engine import InferenceEngine  # the driver needs none of the model's code
 
-        from mgpt.inference.engine import InferenceEngine
-
-        torch.set_num_threads(1)
-        self.engine = InferenceEngine(source)
+        self.engine = InferenceEngine(source, threads=1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         requests = [_from_row(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]

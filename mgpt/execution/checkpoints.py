@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import botocore.exceptions
 from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from mgpt.storage import Store, is_remote
 from mgpt.training.checkpoint_format import HEAD, CorruptCheckpointError, read_head
 
 ATTEMPTS = 5  # of an upload; an object store answers 503 now and then
+# s3fs passes on botocore's errors of connections, most of which are not OSErrors.
+UPLOAD_ERRORS = (OSError, botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class CheckpointStore:
         The folder's name is new each time: a retry never mixes with the files of an upload that was killed.
 
         Raises:
-            OSError: a file could not be stored in `ATTEMPTS` attempts.
+            UPLOAD_ERRORS: a file could not be stored in `ATTEMPTS` attempts.
         """
         target = f"{self.uri}/{step:09d}-{secrets.token_hex(4)}"
         for path in sorted(folder.iterdir(), key=lambda path: path.name == HEAD):
@@ -123,17 +126,17 @@ def _report_attempt(state: RetryCallState) -> None:
 
 
 retry_upload = retry(
-    retry=retry_if_exception_type(OSError),
+    retry=retry_if_exception_type(UPLOAD_ERRORS),
     stop=stop_after_attempt(ATTEMPTS),
     wait=wait_exponential(multiplier=0.5),
     before_sleep=_report_attempt,
     reraise=True,
-)  # the last OSError after ATTEMPTS attempts
+)  # raises the last error after ATTEMPTS attempts
 
 
 @retry_upload
 def upload_file(store: Store, path: Path, uri: str) -> None:
-    """Stores a local file and verifies its size, with retries. Raises OSError."""
+    """Stores a local file and verifies its size, with retries. Raises one of UPLOAD_ERRORS."""
     store.put_file(path, uri)
     if store.size(uri) != path.stat().st_size:
         raise OSError(f"{uri}: stored {store.size(uri)} bytes of {path.stat().st_size}")

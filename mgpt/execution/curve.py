@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import threading
+from collections.abc import Mapping
 
 from mgpt.execution.types import CURVE, TrainRequest
 from mgpt.storage import Store
@@ -19,6 +20,16 @@ def read_curve(content: bytes) -> list[dict[str, float]]:
         {key: float(value) for key, value in row.items() if value}
         for row in csv.DictReader(io.StringIO(content.decode()))
     ]
+
+
+def progress_line(row: Mapping[str, float], steps: int) -> str:
+    """Formats a row for the console: step, loss, learning rate, speed, share of data waits, time left (h:mm:ss)."""
+    left = int((steps - row["step"]) * row["step_seconds"])
+    clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+    speed = f"{row['samples_per_second']:.0f} samples/s  data wait {row['data_wait']:.1%}"
+    return (
+        f"step {row['step']:.0f}/{steps}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {speed}  left {clock}"
+    )
 
 
 class CurveFollower:
@@ -45,8 +56,6 @@ class CurveFollower:
         self._show()
 
     def _show(self) -> None:
-        from mgpt.training.callbacks.metrics_logger import progress_line  # imports torch, while workers start
-
         uri = f"{self._request.run_uri}/{CURVE}"
         for row in read_curve(self._store.read(uri)) if self._store.exists(uri) else []:
             if row["step"] > self._shown:

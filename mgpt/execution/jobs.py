@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from mgpt.config import JOB_FINGERPRINT, Settings
@@ -157,9 +158,6 @@ def collect(project: Path, folder: Path, limit_mb: float) -> int:
 
 def _wait(client: JobSubmissionClient, name: str) -> int:
     """Prints the job's log until it ends, reconnecting after outages; returns the entry point's exit code."""
-    import aiohttp
-    from ray.job_submission import JobStatus
-
     log, answered = _JobLog(client, name), time.monotonic()
     while True:
         try:
@@ -175,7 +173,7 @@ def _wait(client: JobSubmissionClient, name: str) -> int:
             continue
         answered = time.monotonic()
         if info.status.is_terminal():
-            succeeded = info.status == JobStatus.SUCCEEDED
+            succeeded = info.status.value == "SUCCEEDED"
             print(f"job {name} {info.status.value.lower()}{'' if succeeded else f': {info.message}'}", flush=True)
             return 0 if succeeded else info.driver_exit_code or 1
         time.sleep(_POLL_SECONDS)

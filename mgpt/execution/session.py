@@ -227,10 +227,9 @@ def _environment(shared: LocalRay, project: Path) -> dict[str, str]:
 
 @contextmanager
 def _connected(address: str, **options: Any) -> Iterator[None]:
-    import ray
-    from ray.util import disable_log_once_globally
+    import ray.util
 
-    disable_log_once_globally()  # remarks of Ray Data on progress bars and on operators that wait for a CPU
+    ray.util.disable_log_once_globally()  # remarks of Ray Data on progress bars and on operators that wait for a CPU
     ray.init(address=address, log_to_driver=True, **options)
     try:
         yield

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 from mgpt.config.training import WorkerSettings
 from mgpt.execution.checkpoints import CheckpointStore
@@ -92,7 +93,6 @@ def _warm_up(plan: DataPlan) -> None:
 
 def _fit(request: TrainRequest, plan: DataPlan) -> str | None:
     """Trains to the end. Returns the damage if the checkpoint to resume from is damaged."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from mgpt.execution.preemption import SignalTorchConfig
@@ -132,8 +132,6 @@ def _fit(request: TrainRequest, plan: DataPlan) -> str | None:
 
 
 def _scaling(workers: WorkerSettings) -> Any:
-    from ray.train import ScalingConfig
-
     options: dict[str, Any] = {  # untyped: Ray annotates its older trainer's options
         "num_workers": (workers.workers, workers.maximum_workers) if workers.maximum_workers else workers.workers,
         "use_gpu": workers.gpus_per_worker > 0,

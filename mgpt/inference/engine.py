@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from mgpt.inference.generation import FeatureCache, choice_losses, generate
 from mgpt.inference.types import (
     TRAINABLE_FILE,
@@ -27,10 +29,13 @@ CONTINUE = {"role": "user", "content": "Continue"}
 class InferenceEngine:
     """A loaded model. Called with requests, it returns the outputs of each by checkpoint.
 
+    threads: of torch on the CPU, in the whole process; None leaves them as they are.
     Raises ValueError when a checkpoint was trained on other backbones or does not fit.
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.source = source
         self.loaded = UNTRAINED
         with tempfile.TemporaryDirectory(prefix="mgpt-engine-") as name:

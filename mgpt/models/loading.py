@@ -49,16 +49,16 @@ class ModelSpec:
 
         Raises ValueError when a backbone cannot be found, or the weights were trained on other backbones.
         """
-        from mgpt.models.backbones import PRECISIONS
-        from mgpt.models.modeling_minigpt import MiniGPTForConditionalGeneration
+        from mgpt.models import backbones, modeling_minigpt
 
         options: dict[str, Any] = {name: self.loading.get(name) for name in ("quantization", "attn_implementation")}
-        options["dtype"] = PRECISIONS[self.loading.get("precision", "fp32")]
-        backbones: dict[str, Any] = dict(self.backbone_folders())
+        options["dtype"] = backbones.PRECISIONS[self.loading.get("precision", "fp32")]
+        folders: dict[str, Any] = dict(self.backbone_folders())
+        model_class = modeling_minigpt.MiniGPTForConditionalGeneration
         if self.weights is None:
-            model = MiniGPTForConditionalGeneration.from_backbones(**backbones, **self.init, **options)
+            model = model_class.from_backbones(**folders, **self.init, **options)
         else:
-            model = MiniGPTForConditionalGeneration.from_trainable(local_folder(self.weights), backbones, **options)
+            model = model_class.from_trainable(local_folder(self.weights), folders, **options)
         checkpointing = {name: bool(self.loading.get(f"checkpoint_{name}")) for name in ("vision", "language")}
         if any(checkpointing.values()):
             model.set_activation_checkpointing(**checkpointing)
@@ -86,16 +86,15 @@ class ModelSpec:
         return {name: find_backbone(name, entry, self.backbones.get(name)) for name, entry in recorded.items()}
 
     def _config(self) -> MiniGPTConfig:
-        from mgpt.models.backbones import config_from_backbones
-        from mgpt.models.configuration_minigpt import BackboneReference
-        from mgpt.models.weights import read_config
+        from mgpt.models import backbones, configuration_minigpt, weights
 
         if self.weights is not None:
-            return read_config(local_folder(self.weights))
+            return weights.read_config(local_folder(self.weights))
         options: dict[str, Any] = {name: self.init[name] for name in ("merge", "image_size") if name in self.init}
-        unread = {name: BackboneReference("", "", "") for name in self.backbones}  # a hash would read every weight
+        # A hash would read every weight.
+        unread = {name: configuration_minigpt.BackboneReference("", "", "") for name in self.backbones}
         folders: dict[str, Any] = dict(self.backbone_folders())
-        return config_from_backbones(**folders, **options, references=unread)
+        return backbones.config_from_backbones(**folders, **options, references=unread)
 
 
 def find_backbone(name: str, recorded: Mapping[str, str], given: str | None = None) -> Path:

@@ -2,8 +2,8 @@
 
 DVC's templates cannot express that a stage is absent, or reads another stage's weights, where the params file lacks a
 section. So the file is generated from `mgpt.pipeline.stages`. Run the command after a model or a section was added to
-the params file or taken out, and after a stage's code came to import another package; a stage refuses to run next to a
-file that does not fit.
+the params file or taken out, after `evaluate.<model>.images` became 0 or ceased to be, and after a stage's code came to
+import another package; a stage refuses to run next to a file that does not fit.
 
 Code stands there as whole packages, which is wider than what a stage's result depends on. That only costs a second: DVC
 calls the stage, which finds its finished work by its fingerprint and restores it.
@@ -56,7 +56,9 @@ def check_dvc_yaml(settings: Settings, project: Path) -> None:
         return
     found = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     if _without_code(found) != _without_code(_stages(settings, project, CodeBase({}))):
-        raise ValueError(f"{PIPELINE_FILE} does not fit {PARAMS_FILE}: models or sections differ; run `{COMMAND}`")
+        raise ValueError(
+            f"{PIPELINE_FILE} does not fit {PARAMS_FILE}: models, sections or outputs differ; run `{COMMAND}`"
+        )
 
 
 def _without_code(stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,12 +70,16 @@ def _without_code(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(stages: Sequence[Stage], project: Path, code: CodeBase) -> dict[str, Any]:
-    """Returns the body of one stage name: a stage, or a `foreach` over models."""
+    """Returns the body of one stage name: a stage, or a `foreach` over models.
+
+    DVC's templates cannot make an output absent, so one that some of the models do not write is left to the runner.
+    """
     folders = code_folders(stages[0].stage, project, code)
     if stages[0].model_name is None:
         return _body(stages[0], folders, [one.path for one in stages[0].inputs])
     common, others = _split_inputs(stages)
-    template = Stage(stages[0].stage, "${key}", (), (), stages[0].outputs, stages[0].metrics, stages[0].plots)
+    outputs = tuple(name for name in stages[0].outputs if all(name in one.outputs for one in stages))
+    template = Stage(stages[0].stage, "${key}", (), (), outputs, stages[0].metrics, stages[0].plots)
     params = tuple(key.replace(str(stages[0].model_name), "${key}") for key in stages[0].params)
     slots = [f"${{item.{name}}}" for name in next(iter(others.values()))]
     body = _body(template, folders, [*common, *slots]) | {"params": list(params)}

@@ -94,12 +94,12 @@ def node_reports(store: Store, configs: Sequence[str] = ()) -> list[dict[str, An
     """Returns every node's report: versions, what it cannot reach, and the memory of each of its GPUs and of itself in
     bytes.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    import ray.util.scheduling_strategies
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     task = ray.remote(num_cpus=0)(_node_report)
-    placed = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    on_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    placed = [on_node(node["NodeID"], soft=False) for node in nodes]
     tasks = [task.options(scheduling_strategy=strategy).remote(store, tuple(configs)) for strategy in placed]
     reports = ray.get(tasks, timeout=_SECONDS)
     return [{"node": node["NodeManagerAddress"], **report} for node, report in zip(nodes, reports, strict=True)]

@@ -228,10 +228,12 @@ def _describe(settings: Settings) -> Iterator[Stage]:
 
 def _evaluate(settings: Settings) -> Iterator[Stage]:
     for model_name in models_of(settings, "evaluate"):
-        checkpoints = [name for name in section(settings, "evaluate", model_name).checkpoints if name != UNTRAINED]
+        evaluated = section(settings, "evaluate", model_name)
+        checkpoints = [name for name in evaluated.checkpoints if name != UNTRAINED]
         weights = [Input(f"{RESULTS}/{name}/{model_name}/{WEIGHTS}") for name in checkpoints]
         data = Input(_CURATED, (_evaluated(settings, model_name),))
-        outputs = ("predictions.parquet", "slices.json", "scores.txt", "scores.md", "images.png", *_RECORDS)
+        gallery = ("images.png",) if evaluated.images else ()
+        outputs = ("predictions.parquet", "slices.json", "scores.txt", "scores.md", *gallery, *_RECORDS)
         yield Stage(
             "evaluate",
             model_name,

@@ -97,8 +97,9 @@ def page(project: Path, content: dict[str, Any]) -> str:
 
 def _score_table(checkpoints: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """Returns one row a metric: every checkpoint's value, the last one's interval, chance and count."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric", overflow="fold")
+    # Without padding the box leaves one space between columns: four checkpoints and the longest metric fit the page.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("metric", no_wrap=True)
     for name in (*checkpoints, "95 % interval", "chance", "n"):
         table.add_column(name, justify="right")
     for metric, score in list(checkpoints.values())[-1].items():

@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt.registry.types import ServingModel
 from mgpt.storage.types import WeightsReference
-from mgpt.tracking.client import connect
+from mgpt.tracking.client import connect, mlflow_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,8 +59,6 @@ class Version:
 
 def register(tracker: Tracker, weights: WeightsReference, tags: Mapping[str, str], serving: ServingModel) -> int:
     """Returns the number of the version with these weights: an existing one, whose tags are updated, or a new one."""
-    from mlflow.exceptions import MlflowException
-
     client = connect(tracker.tracking_uri)
     model, digest = weights.model_name, weights.digest
     tags = {**tags, WEIGHTS_DIGEST: digest, WEIGHTS: json.dumps(asdict(weights))}
@@ -69,7 +68,7 @@ def register(tracker: Tracker, weights: WeightsReference, tags: Mapping[str, str
         for key, value in tags.items():
             client.set_model_version_tag(model, str(number), key, value)
         return number
-    with suppress(MlflowException):  # it exists already
+    with suppress(mlflow_error()):  # it exists already
         client.create_registered_model(model)
     source, model_id = _log_model(tracker, weights, serving)
     created = client.create_model_version(
@@ -81,11 +80,9 @@ def register(tracker: Tracker, weights: WeightsReference, tags: Mapping[str, str
 def _log_model(tracker: Tracker, weights: WeightsReference, serving: ServingModel) -> tuple[str, str | None]:
     """Logs the pyfunc code with its reference under the run, a few kilobytes for any model; returns the model's URI and
     id."""
-    from importlib.metadata import version
-
     import mlflow
 
-    requirements = [f"{name}=={version(name).split('+')[0]}" for name in LIBRARIES]
+    requirements = [f"{name}=={metadata.version(name).split('+')[0]}" for name in LIBRARIES]
     mlflow.set_tracking_uri(tracker.tracking_uri)
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wants an example input, which would load and run the model
@@ -122,11 +119,9 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
 
     `search_model_versions` returns no aliases on SQL stores, so they are joined from the registered model.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         aliases = {name: int(number) for name, number in client.get_registered_model(model).aliases.items()}
-    except MlflowException:
+    except mlflow_error():
         return []
     joined = []
     for item in client.search_model_versions(f"name = '{model}'"):

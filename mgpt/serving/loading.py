@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mgpt.models.loading import ModelSpec, default_device
+from mgpt.serving.predictor import Predictor
 from mgpt.storage import Store
 from mgpt.storage.types import WeightsReference
 from mgpt.storage.weights import open_weights, resolve_location
-
-if TYPE_CHECKING:
-    from mgpt.serving.predictor import Predictor
 
 
 def load(model: WeightsReference | Path, store: Store | None = None, precision: str = "fp32") -> Predictor:
@@ -47,8 +44,6 @@ def load_weights(folder: Path, backbones: Mapping[str, str] | None = None, preci
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; give a folder of trained weights, or models:/NAME@champion")
-    from mgpt.serving.predictor import Predictor
-
     spec = ModelSpec(dict(backbones or {}), str(folder), loading={"precision": precision})
     model = spec.load_model(default_device())
     return Predictor(model, spec.load_processor(), model.config.prompt_format)

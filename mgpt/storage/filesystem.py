@@ -18,6 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+import fsspec
+from fsspec.registry import known_implementations
+
 from mgpt.storage.s3 import s3_options
 
 _READ_ONLY = ("http", "https", "hf", "package", "file")  # schemes that fsspec knows and no store can be
@@ -42,8 +45,6 @@ def check_scheme(root: str) -> None:
         ValueError: the scheme is unknown or read-only, its fsspec package is not installed, or the root names no
         bucket.
     """
-    from fsspec.registry import known_implementations
-
     scheme = scheme_of(root)
     known = known_implementations.get(scheme)
     if known is None or scheme in _READ_ONLY:
@@ -69,8 +70,6 @@ def filesystem(uri: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _client(scheme: str, process: int) -> Any:
-    import fsspec
-
     # Only the scheme decides: the bucket and prefix of this URI are placeholders.
     return fsspec.url_to_fs(f"{scheme}://bucket/prefix", **(s3_options() if scheme == "s3" else {}))[0]
 

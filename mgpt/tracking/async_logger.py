@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from mgpt.tracking.client import connect
+from mgpt.tracking.client import connect, mlflow_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -150,9 +150,7 @@ class AsyncLogger:
 
 def is_final(error: Exception) -> bool:
     """Returns whether retrying is useless: MLflow understood the request and refused it."""
-    from mlflow.exceptions import MlflowException
-
-    if not isinstance(error, MlflowException):
+    if not isinstance(error, mlflow_error()):
         return isinstance(error, (TypeError, ValueError, AttributeError, FileNotFoundError))
     status = int(error.get_http_status_code())
     return 400 <= status < 500 and status not in RETRIABLE_STATUS

@@ -14,6 +14,7 @@ from mgpt.config.registry import SERVERS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
 SQLITE = "sqlite:///"
 # With MLflow's own defaults a call to a server that is down blocks for more than 100 s. Here AsyncLogger does the
@@ -48,21 +49,26 @@ def connect(tracking_uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
+def mlflow_error() -> type[MlflowException]:
+    """Returns the class of MLflow's errors, for `except` in modules that do not import mlflow."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
 def experiment_id(client: MlflowClient, tracking_uri: str, name: str, artifacts: str | None) -> str:
     """Returns the id of an experiment, which is created if missing.
 
     Args:
         artifacts: folder or `s3://` prefix for artifacts; ignored with a server, which stores its artifacts itself.
     """
-    from mlflow.exceptions import MlflowException
-
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     location = None if tracking_uri.startswith(SERVERS) else artifacts
     try:
         return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:
+    except mlflow_error():
         # Another process may have created it between the two calls.
         found = client.get_experiment_by_name(name)
         if found is None:

@@ -1,11 +1,11 @@
-"""The training curve: rows of metrics that a resume does not repeat, their CSV, and progress lines."""
+"""The training curve: rows of metrics that a resume does not repeat, and their CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -83,16 +83,6 @@ class MetricsLogger(Callback):
     def load(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
         self._sums = torch.tensor(state["sums"], dtype=torch.float64)
-
-
-def progress_line(row: Mapping[str, float], steps: int) -> str:
-    """Formats a row for the console: step, loss, learning rate, speed, share of data waits, time left (h:mm:ss)."""
-    left = int((steps - row["step"]) * row["step_seconds"])
-    clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-    speed = f"{row['samples_per_second']:.0f} samples/s  data wait {row['data_wait']:.1%}"
-    return (
-        f"step {row['step']:.0f}/{steps}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {speed}  left {clock}"
-    )
 
 
 def curve_csv(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgpt.config import load_settings
+from mgpt.evaluation.metrics import METRICS
 from mgpt.pipeline.stages import pipeline_stages
 from mgpt.pipeline.summary import orchestration_share, report, total_seconds
 
@@ -79,6 +80,19 @@ def test_summary_holds_scores_times_and_champions(project: Path) -> None:
     rows = [line.split() for line in page.splitlines()]
     assert ["describe", "10.0", "8.0", "15.0"] in rows
     assert max(map(len, page.splitlines())) <= 100
+
+
+def test_longest_metric_is_not_wrapped_next_to_four_checkpoints(project: Path) -> None:
+    longest = max((metric.name for metrics in METRICS.values() for metric in metrics), key=len)
+    path = project / "results/evaluate/minigpt-v2/metrics.json"
+    content = json.loads(path.read_text())
+    for scores in content["scores"].values():
+        scores[longest] = {**SCORE, "n": 123_456}
+    path.write_text(json.dumps(content))
+    lines = report(project).splitlines()
+    row = next(line for line in lines if longest in line)
+    assert row.split() == [longest, *4 * ["0.500"], "0.400", "-", "0.600", "0.100", "123456"]
+    assert max(map(len, lines)) <= 100
 
 
 def test_long_pause_between_stages_does_not_count() -> None:

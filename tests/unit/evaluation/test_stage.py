@@ -2,8 +2,8 @@ import pytest
 
 from mgpt.config.evaluation import ModelEvaluationSettings
 from mgpt.data.shards import write_shard
-from mgpt.evaluation import EvaluateRequest, evaluate, read_samples
 from mgpt.evaluation.report import FILES
+from mgpt.evaluation.stage import EvaluateRequest, evaluate, read_samples
 from mgpt.inference.engine import generate_locally
 from mgpt.storage import Manifest, Store
 

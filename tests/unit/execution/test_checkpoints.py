@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tenacity
 import torch
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 
 from mgpt.execution.checkpoints import ATTEMPTS, CheckpointStore, retry_upload, upload_file
 from mgpt.storage import Store
@@ -107,13 +108,13 @@ def test_only_orphans_are_deleted(checkpoints, newest):
     assert steps(checkpoints) == [10]
 
 
-def failing(times):
+def failing(times, error=None):
     calls = []
 
     def action():
         calls.append(1)
         if len(calls) <= times:
-            raise OSError("503")
+            raise error or OSError("503")
         return "kept"
 
     return action, calls
@@ -130,6 +131,25 @@ def test_upload_is_retried(capsys):
     assert retry_upload(action)() == "kept"
     assert len(calls) == 3
     assert f"attempt 2 of {ATTEMPTS} failed (503)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_pauses")
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionClosedError(endpoint_url="http://store"),
+        EndpointConnectionError(endpoint_url="http://store"),
+        ReadTimeoutError(endpoint_url="http://store"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_upload_is_retried_after_connection_errors(error, tmp_path, monkeypatch):
+    put, calls = failing(2, error)
+    monkeypatch.setattr(Store, "put_file", lambda self, path, uri: put())
+    monkeypatch.setattr(Store, "size", lambda self, uri: 1)
+    (tmp_path / "file").write_bytes(b"1")
+    upload_file(Store(str(tmp_path)), tmp_path / "file", "uri")
+    assert len(calls) == 3
 
 
 @pytest.mark.usefixtures("without_pauses")

@@ -41,6 +41,17 @@ def test_dvc_reads_the_stages_of_the_params_file(
         assert {str(out.def_path) for out in stage.outs} == written
 
 
+@pytest.mark.parametrize("models", [["minigpt4"], ["minigpt4", "minigpt-v2"]])
+def test_gallery_that_a_model_does_not_write_is_no_output(models: list[str]) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for model_name in models:
+        content["evaluate"][model_name]["images"] = 0
+    rendered = yaml.safe_load(render(Settings.model_validate(content), ROOT, CodeBase({})))
+    outputs = rendered["stages"]["evaluate"]["do"]["outs"]
+    assert "results/evaluate/${key}/scores.txt" in outputs
+    assert not [output for output in outputs if output.endswith(".png")]
+
+
 def test_file_of_other_params_is_refused(settings: Settings, tmp_path: Path) -> None:
     check_dvc_yaml(settings, tmp_path)
     content = yaml.safe_load(render(settings, ROOT, installed_code()))

@@ -86,6 +86,14 @@ def test_without_multitask_instruct_starts_from_pretrain() -> None:
     assert stage.inputs[-1].path == "results/pretrain/minigpt-v2/weights"
 
 
+def test_evaluation_without_images_writes_no_gallery() -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["evaluate"]["minigpt4"]["images"] = 0
+    settings = Settings.model_validate(content)
+    assert "images.png" not in find_stage(settings, "evaluate", "minigpt4").written
+    assert "images.png" in find_stage(settings, "evaluate", "minigpt-v2").written
+
+
 def test_unknown_stage_is_refused_with_the_known(settings: Settings) -> None:
     with pytest.raises(ValueError, match=r"pretrain@minigpt4"):
         find_stage(settings, "pretrain", None)

@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows", description="Run one stage of the pipeline.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "model_name", nargs="?", metavar="MODEL", help="for stages that run once a model: minigpt4 or minigpt-v2"
+        "model_name", nargs="?", metavar="MODEL", help="for stages that run once per model: minigpt4 or minigpt-v2"
     )
     parser.add_argument(
         "--dry", action="store_true", help="print only the fingerprint and whether the work is finished, running or due"

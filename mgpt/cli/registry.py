@@ -15,12 +15,12 @@ DECISION_TAG = "mgpt.decision"
 
 def models() -> None:
     """List registered versions with their aliases and decisions."""
-    from mgpt.registry.versions import models as registered
+    from mgpt.registry.versions import all_versions
     from mgpt.tracking.client import connect
 
     uri = tracking_uri()
     with tracking_errors():
-        versions = registered(connect(uri))
+        versions = all_versions(connect(uri))
     if not versions:
         print(f"no model is registered in {uri}; the promote stage registers one")
         return

@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class GenerationSettings(Section):
-    """How answers are generated: greedily, by `workers` actors of one CPU (and `gpus_per_worker` GPUs) each."""
+    """Generation of answers: greedily, by `workers` actors of one CPU (and `gpus_per_worker` GPUs) each."""
 
     workers: Count = 2
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0

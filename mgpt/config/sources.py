@@ -111,7 +111,7 @@ class SourceSettings(Section):
 
 
 class DownloadSettings(Section):
-    """How files are fetched. A source below its success floor fails the stage after everything was tried."""
+    """Fetching of files. A source below its success floor fails the stage after everything was tried."""
 
     parallel: int = Field(default=8, ge=1, le=256)
     attempts: int = Field(default=5, ge=1)

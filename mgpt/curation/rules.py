@@ -60,7 +60,7 @@ def fit_box(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
     """Returns a box clipped to an image of `width` x `height` pixels; overshoots up to `box_tolerance` are tolerated.
 
     Raises:
-        InvalidSample: box not finite, box reversed, box outside, box degenerate.
+        InvalidSample: box not finite, box reversed, box outside the image, box degenerate.
     """
     detail = f"{tuple(box)} on {width}x{height}"
     if not all(math.isfinite(value) for value in box):
@@ -69,7 +69,7 @@ def fit_box(box: Box, width: int, height: int, settings: CurateSettings) -> Box:
         raise InvalidSample("box reversed", detail)
     tolerance = settings.box_tolerance
     if box.x1 < -tolerance or box.y1 < -tolerance or box.x2 > width + tolerance or box.y2 > height + tolerance:
-        raise InvalidSample("box outside", detail)
+        raise InvalidSample("box outside the image", detail)
     fitted = Box(max(box.x1, 0.0), max(box.y1, 0.0), min(box.x2, float(width)), min(box.y2, float(height)))
     if fitted.x2 - fitted.x1 < settings.box_minimum_side or fitted.y2 - fitted.y1 < settings.box_minimum_side:
         raise InvalidSample("box degenerate", detail)

@@ -49,7 +49,7 @@ class GroundedPhrase(NamedTuple):
 
 
 def to_grid(box: Box, width: int, height: int) -> GridBox:
-    """Converts pixels to grid coordinates by truncation.
+    """Converts a box in pixels to grid coordinates (0 to 100), truncating.
 
     Raises:
         ValueError: the image has no size, or the box is not finite, reversed, or outside the image.

@@ -1,6 +1,6 @@
 """Curated samples in formats that other tools read: Parquet, webdataset tars, or JSON Lines beside image files.
 
-A shard becomes one file, written whole or not at all, with a few samples in memory at a time.
+A shard becomes one file, written atomically, with a few samples in memory at a time.
 """
 
 from __future__ import annotations

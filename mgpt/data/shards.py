@@ -35,12 +35,12 @@ _SCANNED_ROWS = 256  # rows of a batch that is read in file order
 
 
 def write_shard(store: Store, uri: str, samples: Iterable[Sample]) -> int:
-    """Writes samples as one shard, whole or not at all, and returns their number."""
+    """Writes samples as one shard, atomically, and returns their number."""
     return write_batches(store, uri, _batches(samples))
 
 
 def write_batches(store: Store, uri: str, batches: Iterable[pa.RecordBatch]) -> int:
-    """Writes record batches of `SCHEMA` as one shard, whole or not at all, and returns the number of rows."""
+    """Writes record batches of `SCHEMA` as one shard, atomically, and returns the number of rows."""
     rows = 0
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"shard{SUFFIX}"
@@ -103,7 +103,7 @@ class RowReader:
         self._pool = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="shards")
 
     def rows(self, wanted: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Returns the rows at (URI, row number) pairs, in the order given: one call a shard, many shards at a time.
+        """Returns the rows at (URI, row number) pairs, in the order given: one call per shard, several at a time.
 
         Raises:
             FileNotFoundError: a shard does not exist.

@@ -87,7 +87,7 @@ def list_files(name: str, source: SourceSettings, settings: DownloadSettings) ->
 
 
 def group_files(files: Sequence[SourceFile], bundle_files: int) -> list[Item]:
-    """Returns the items of the files.
+    """Groups files into download items: one file each, or a bundle of small ones.
 
     The small files of a folder that has more than `bundle_files` of them become bundles of at most `BUNDLE_BYTES` and
     `BUNDLE_FILES`, in order of name.
@@ -97,11 +97,7 @@ def group_files(files: Sequence[SourceFile], bundle_files: int) -> list[Item]:
         folders[str(PurePosixPath(file.name).parent)].append(file)
     items = []
     for folder, members in sorted(folders.items()):
-        small = [
-            file
-            for file in members
-            if file.name.lower().endswith(BUNDLED_SUFFIXES) and (file.size or 0) < BUNDLE_BYTES // 64
-        ]
+        small = list(filter(_is_small, members))
         bundled = small if len(small) > bundle_files else []
         names = {file.name for file in bundled}
         items += [Item(file.name, (file,)) for file in members if file.name not in names]

@@ -1,4 +1,4 @@
-"""Every name of Ray outside its documented interface, each with the reason, tested with one version of Ray.
+"""All undocumented names of Ray that mgpt uses, each with the reason, tested with one version of Ray.
 
 `tests/integration/execution/test_compat.py` fails when one of them changes; its messages say what to do.
 """

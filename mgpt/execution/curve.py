@@ -1,4 +1,4 @@
-"""The loss curve of a run, read by the driver while workers write it."""
+"""The training curve of a run (`curve.csv`), read by the driver while worker 0 writes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_curve(content: bytes) -> list[dict[str, float]]:
 
 
 def progress_line(row: Mapping[str, float], steps: int) -> str:
-    """Formats a row for the console: step, loss, learning rate, speed, share of data waits, time left (h:mm:ss)."""
+    """Formats a row for the console: step, loss, learning rate, speed, share of time waiting for data, time left."""
     left = int((steps - row["step"]) * row["step_seconds"])
     clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
     speed = f"{row['samples_per_second']:.0f} samples/s  data wait {row['data_wait']:.1%}"

@@ -117,7 +117,7 @@ class DataPlan:
 
 
 class BatchBuilder:
-    """Builds the batches of any step. Created once per process; serves all its tasks."""
+    """Builds the batches of any step. One instance per process, used by all Ray tasks that run in it."""
 
     def __init__(self, plan: DataPlan) -> None:
         self.plan, self.mixture = plan, plan.mixture()

@@ -1,7 +1,7 @@
 """The feature cache: output of the frozen tower (and Q-Former) for each distinct image of a training, computed on Ray.
 
 Below the store's `features/`, `<key>/` holds the packs of one frozen part (`EncoderSpec.key`), one or more per curated
-shard. Every stage and model with that frozen part reads the same packs. They are whole or absent, so a killed
+shard. Every stage and model with that frozen part reads the same packs. They are written atomically, so a killed
 computation resumes with the missing ones.
 """
 

@@ -63,7 +63,7 @@ class LocalRay:
 
     @property
     def log(self) -> Path:
-        """Output of the owner."""
+        """Log file with the output of the owner process (`mgpt.execution.local_ray`)."""
         return self.folder / "log.txt"
 
     def lock(self, name: str) -> IO[bytes]:
@@ -88,7 +88,10 @@ class LocalRay:
         return state if alive(state["pid"], state["started"]) else None
 
     def end_ray(self) -> None:
-        """Withdraws the state and ends `ray start`, and with it its Ray. For the owner, or after its end."""
+        """Deletes the state file and stops `ray start`, which stops its Ray.
+
+        Called by the owner process, or by another one after the owner has ended.
+        """
         self.state.unlink(missing_ok=True)
         if self.process.exists():
             process = json.loads(self.process.read_text(encoding="utf-8"))

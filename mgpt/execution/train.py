@@ -1,8 +1,8 @@
 """Trains on Ray: a `TorchTrainer` around `mgpt.training.trainer`, fed by Ray Data, followed by the driver.
 
-A run is its URI, which ends in the stage's fingerprint. The same request resumes it from its last whole checkpoint; a
-finished run returns at once. Below the URI lie `checkpoints/`, `curve.csv` as it grows, and at the end `finished.json`,
-which names the trained weights in the artifact store.
+A run is identified by its URI, which ends in the stage's fingerprint. The same request resumes its last complete
+checkpoint; a finished run returns at once. Below the URI lie `checkpoints/`, `curve.csv` as it grows, and at the end
+`finished.json`, which names the trained weights in the artifact store.
 """
 
 from __future__ import annotations

@@ -69,11 +69,11 @@ def head_loss(head: Any, rows_nD: torch.Tensor, targets_n: torch.Tensor) -> torc
 
 
 def has_plain_head(config: Any) -> bool:
-    """Returns whether logits are the product with the output embeddings and nothing more."""
+    """Returns whether logits are hidden states times the output embeddings, without scaling or soft-capping."""
     return not any(getattr(config, name, None) not in (None, 1.0) for name in _SCALED_HEADS)
 
 
-def attention_bias(mask: Any, dtype: torch.dtype, implementation: str | None) -> Any:
+def convert_attention_mask(mask: Any, dtype: torch.dtype, implementation: str | None) -> Any:
     """Converts an attention mask to the form that the language model takes.
 
     (batch, length) masks are returned as they are. (batch, length, length) and (batch, 1, length, length) masks state

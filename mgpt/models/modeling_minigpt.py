@@ -33,7 +33,7 @@ from mgpt.models.compat import MiniGPTPreTrainedModel, attention_implementation
 from mgpt.models.configuration_minigpt import BackboneReference, LoraSpec, MiniGPTConfig
 from mgpt.models.input_checks import check_images, check_shapes
 from mgpt.models.language import (
-    attention_bias,
+    convert_attention_mask,
     has_plain_head,
     head_loss,
     logits_loss,
@@ -330,7 +330,7 @@ class MiniGPTForConditionalGeneration(MiniGPTPreTrainedModel):
         implementation = attention_implementation(self.language_model.config)
         call = {
             "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_bias(attention_mask, inputs_embeds.dtype, implementation),
+            "attention_mask": convert_attention_mask(attention_mask, inputs_embeds.dtype, implementation),
             "position_ids": position_ids,
             **kwargs,
         }

@@ -73,8 +73,9 @@ class CodeBase:
         return CodeBase(self.roots, sources, {path: one for path, one in self._imports.items() if path in sources})
 
     def digest(self, stage: str) -> str:
-        """Returns the digest of a stage's code: changes when the result can change, and with no comment, docstring or
-        layout.
+        """Returns the digest of a stage's code.
+
+        It changes with any edit that can change the result. Comments, docstrings and layout do not change it.
         """
         closure = self.closure(f"flows.{stage}")
         content = {module: self._source(path).digest for module, path in closure.items()}
@@ -189,8 +190,10 @@ def _drop_docstrings(tree: ast.AST) -> None:
 
 
 def imports_of(tree: ast.AST, package: str, for_types: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields each imported module with the names taken from it, none for `import module`; `for_types` adds those that
-    run nowhere.
+    """Yields each imported module with the names taken from it, none for `import module`.
+
+    Args:
+        for_types: also yields imports under `if TYPE_CHECKING:`.
     """
     todo: list[ast.AST] = [tree]
     while todo:

@@ -1,12 +1,12 @@
-"""`python -m mgpt.pipeline.dvc_yaml [--check]`: writes dvc.yaml for the params file and the code at hand.
+"""`python -m mgpt.pipeline.dvc_yaml [--check]`: generates dvc.yaml from the params file and the code.
 
 DVC's templates cannot express that a stage is absent, or reads another stage's weights, where the params file lacks a
-section. So the file is generated from `mgpt.pipeline.stages`. Run the command after a model or a section was added to
-the params file or taken out, after `evaluate.<model>.images` became 0 or ceased to be, and after a stage's code came to
-import another package; a stage refuses to run next to a file that does not fit.
+section. So the file is generated from `mgpt.pipeline.stages`. Run the command after adding or removing a model or a
+section of the params file, after switching `evaluate.<model>.images` to or from 0, and after a stage's code imports a
+new package; stages refuse to run with an outdated dvc.yaml.
 
-Code stands there as whole packages, which is wider than what a stage's result depends on. That only costs a second: DVC
-calls the stage, which finds its finished work by its fingerprint and restores it.
+Code dependencies are listed as whole packages, which is wider than what a stage's result depends on. That only costs a
+second: DVC calls the stage, which finds its finished work by its fingerprint and restores it.
 """
 
 from __future__ import annotations

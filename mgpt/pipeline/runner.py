@@ -80,7 +80,7 @@ class Work:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's body is given.
+    """Inputs of a stage's body.
 
     `settings` shows the keys that the stage declares; another read raises. `run_uri` is the folder of live checkpoints,
     outside DVC. `out` is a staging folder: what the body writes there becomes the stage's results in one step, when all
@@ -104,7 +104,7 @@ class StageContext:
 
     @property
     def model_name(self) -> str:
-        """The model of a stage that runs once a model."""
+        """The model of a stage that runs once per model."""
         assert self.declared.model_name is not None, self.declared.name
         return self.declared.model_name
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mgpt.registry.audit_log import AuditLog, DecisionRecord
-from mgpt.registry.versions import CHAMPION, SCORES, WEIGHTS, Version, find, model_names, models, versions
+from mgpt.registry.versions import CHAMPION, SCORES, WEIGHTS, Version, all_versions, find, model_names, versions
 from mgpt.storage import Store
 from mgpt.storage.weights import verify_weights
 from mgpt.tracking.client import connect
@@ -123,7 +123,7 @@ def _time(milliseconds: int) -> str:
 def overview(tracking_uri: str) -> str:
     """Returns a table of every version of every registered model: aliases, the last decision about it, time of
     registration."""
-    known = models(connect(tracking_uri))
+    known = all_versions(connect(tracking_uri))
     if not known:
         return f"no model is registered in {tracking_uri}; the promote stage registers one"
     table = [("model", "version", "aliases", "decision", "registered"), *map(_row, known)]

@@ -191,7 +191,7 @@ def _record(client: MlflowClient, audit_log: AuditLog, decision: Decision, track
 
 
 def _is_recorded(audit_log: AuditLog, decision: Decision) -> bool:
-    """Whether the log holds this decision already: the same decision last, or a champion that stays champion."""
+    """Returns whether the log holds this decision: the same decision last, or a champion that stays champion."""
     past, promotions = audit_log.records(), audit_log.promotions()
     if past:
         last = past[-1]

@@ -72,7 +72,7 @@ class Decision:
 
     @property
     def promoted(self) -> bool:
-        """Whether the version is champion now."""
+        """True if the version is champion now."""
         return self.action == "promoted"
 
     @property

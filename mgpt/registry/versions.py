@@ -141,7 +141,7 @@ def model_names(client: MlflowClient) -> list[str]:
     return sorted(model.name for model in client.search_registered_models(max_results=1000))
 
 
-def models(client: MlflowClient) -> list[Version]:
+def all_versions(client: MlflowClient) -> list[Version]:
     """Returns every version of every registered model, by name and number."""
     return [version for name in model_names(client) for version in versions(client, name)]
 

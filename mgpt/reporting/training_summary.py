@@ -23,7 +23,7 @@ def summary_rows(result: TrainResult, shares: Mapping[str, Mapping[str, float]])
 
 
 def mixture_table(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns declared next to realised shares, a line each."""
+    """Formats each dataset's declared and realised share of the samples, one line per dataset."""
     width = max(map(len, shares))
     lines = []
     for name, one in shares.items():

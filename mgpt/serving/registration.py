@@ -1,4 +1,4 @@
-"""What the registry needs to register a model: the pyfunc code, its parameters, and the smoke test before promotion."""
+"""Inputs for registering a model: the pyfunc code, its parameters, and the smoke test before promotion."""
 
 from __future__ import annotations
 

@@ -77,9 +77,10 @@ class ArtifactStore:
                 raise ValueError(f"{self.uri(digest)}/{name} was altered or removed: it is not what the stage wrote")
 
     def local_folder(self, digest: str) -> Path:
-        """Returns a local folder with the content: where it lies in a local store, else a copy, fetched once a machine.
+        """Returns a local folder with the content: the store's own if it is local, else a copy.
 
-        Does not read files that are there already; `verify` does. Raises ValueError when the content is gone.
+        The copy is downloaded once per machine. Existing files are not verified; `verify` does that. Raises ValueError
+        when the content is gone.
         """
         index = self._read_index(digest)
         if not is_remote(self.store.root):

@@ -1,8 +1,8 @@
 """File systems behind URIs: the local disk, and every remote one that fsspec knows (`s3://`, `gs://`, `az://`,
 `memory://`).
 
-A write is whole or absent. Local files are written under another name and renamed; remote ones are committed when they
-are closed.
+Writes are atomic: a reader sees the complete file or none. Local files are written under another name and renamed;
+remote ones are committed when they are closed.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def check_scheme(root: str) -> None:
 
 
 def filesystem(uri: str) -> Any:
-    """Returns the fsspec file system of a remote URI: one client a process, since an asyncio client does not survive a
-    fork.
+    """Returns the fsspec file system of a remote URI: one client per process, since an asyncio client does not
+    survive a fork.
     """
     return _client(scheme_of(uri), os.getpid())
 
@@ -124,7 +124,7 @@ def write_remote(uri: str) -> Iterator[IO[bytes]]:
 
 
 def create_local(uri: str, data: bytes) -> bool:
-    """Writes a local file that must not exist; returns False where it does."""
+    """Creates a local file; returns False if it already exists."""
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _unfinished(target)
@@ -139,7 +139,7 @@ def create_local(uri: str, data: bytes) -> bool:
 
 
 def create_remote(uri: str, data: bytes) -> bool:
-    """Writes a remote file that must not exist; returns False where it does. Relies on `check_exclusive_create`."""
+    """Creates a remote file; returns False if it already exists. Relies on `check_exclusive_create`."""
     try:
         filesystem(uri).pipe_file(uri, data, mode="create")
     except FileExistsError:
@@ -149,7 +149,7 @@ def create_remote(uri: str, data: bytes) -> bool:
 
 @lru_cache(maxsize=8)
 def check_exclusive_create(root: str) -> None:
-    """Checks once a process that the server refuses to create a file twice: some answer 200 and overwrite it.
+    """Checks once per process that the server refuses to create a file twice: some answer 200 and overwrite it.
 
     Raises:
         ValueError: it does not, or its fsspec package has no such request.

@@ -1,4 +1,4 @@
-"""How clients of this project reach an S3-compatible server: one set of options, from the usual `AWS_*` variables."""
+"""Access of this project's clients to an S3-compatible server: one set of options, from the usual `AWS_*` variables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The store: files under one root, a local folder or a remote prefix, behind one small interface.
 
-A write is whole or absent: a reader never sees half a file, whatever is killed. Files that other stages rely on are
+Writes are atomic: a reader never sees half a file, whatever is killed. Files that other stages rely on are
 named by a `Manifest` with their size and sha256, so that one altered byte is found.
 """
 
@@ -143,7 +143,7 @@ class Store:
             self.fetch_file(file, Path(local) / file.removeprefix(uri.rstrip("/") + "/"))
 
     def put_file(self, local: str | Path, uri: str) -> None:
-        """Copies one local file to `uri`, whole."""
+        """Copies one local file to `uri` atomically."""
         with open(local, "rb") as source, self.open(uri, "wb") as sink:
             shutil.copyfileobj(source, sink, _CHUNK)
 

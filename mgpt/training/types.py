@@ -38,7 +38,7 @@ class Model(Protocol):
 
 
 class Parallel(Protocol):
-    """How workers share a step; see `mgpt.training.data_parallel`."""
+    """A strategy by which workers share a step; see `mgpt.training.data_parallel`."""
 
     totals: Tensor
 
@@ -48,7 +48,9 @@ class Parallel(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def align(self, batches: Sequence[Batch]) -> Sequence[Batch]: ...
+    def align(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Returns this worker's batches of a step, matched to the other workers' where the strategy needs it (FSDP)."""
+        ...
 
     def start(self) -> None: ...
 

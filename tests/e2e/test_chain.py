@@ -134,11 +134,11 @@ def test_scores_have_slices_and_counts_of_missing_answers(chain: Project) -> Non
 
 
 def test_one_version_a_model_with_its_lineage(chain: Project) -> None:
-    from mgpt.registry.versions import models
+    from mgpt.registry.versions import all_versions
     from mgpt.tracking.client import connect
 
     client = connect(f"sqlite:///{chain.folder / 'mlflow.db'}")
-    found = {version.model: version for version in models(client)}
+    found = {version.model: version for version in all_versions(client)}
     assert {name: (version.number, version.aliases) for name, version in found.items()} == {
         "minigpt4": (1, ("champion",)), "minigpt-v2": (1, ("champion",)),
     }  # fmt: skip

@@ -23,8 +23,8 @@ test.
 3. A line `Titles(CARDS["titles"]),` in `READERS` (`__init__.py` of this package).
 4. A test that writes a small file by hand and checks the samples and the reject reasons.
 
-A row that cannot become a sample raises: `RecordError` with a reason, or what the row's damage raises by itself
-(`DATA_ERRORS`).
+A row that cannot become a sample raises: `RecordError` with a reason, or any exception of `DATA_ERRORS` that
+parsing a damaged row raises.
 """
 
 from __future__ import annotations

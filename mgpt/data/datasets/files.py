@@ -22,7 +22,7 @@ Reason = Literal[
     "missing box",  # a phrase or reference has no box
     "missing answer",  # a question has no answer, or an image no text
     "not used",  # the original excludes such records, and so does this reader; the detail names the rule
-    "outside its folder",  # a path or link leaves the dataset's folder
+    "path outside the dataset's folder",  # a path or link leaves the dataset's folder
     "unreadable record",  # invalid JSON or UTF-8, a box token without a box, or other damage
     "unreadable file",  # the rest of the file cannot be read
 ]
@@ -79,11 +79,10 @@ class Folder:
         try:
             uri = self.store.uri(path)
         except ValueError as error:
-            raise RecordError("outside its folder", str(error)) from error
+            raise RecordError("path outside the dataset's folder", str(error)) from error
         if not is_remote(uri) and not os.path.realpath(uri).startswith(os.path.realpath(self.store.root) + os.sep):
-            raise RecordError(
-                "outside its folder", f"{path} is a link to {os.path.realpath(uri)}; copy the file into the folder"
-            )
+            detail = f"{path} is a link to {os.path.realpath(uri)}; copy the file into the folder"
+            raise RecordError("path outside the dataset's folder", detail)
         return uri
 
     def is_missing(self, path: str) -> bool:

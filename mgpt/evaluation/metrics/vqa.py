@@ -45,7 +45,8 @@ CONTRACTIONS = _contractions()
 
 
 def official(prediction: str, references: Sequence[str]) -> float:
-    """Computes VQA accuracy of one answer, 0..1: the mean over people of min(1, matches among the others / 3).
+    """Computes VQA accuracy of one answer, 0..1: the mean over annotators of
+    min(1, matches among the other annotators' answers / 3).
 
     As in the published evaluator, punctuation, digits, articles and contractions are normalised only where the
     references differ.

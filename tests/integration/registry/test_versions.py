@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpt.registry.versions import find, models, versions
+from mgpt.registry.versions import all_versions, find, versions
 from mgpt.tracking.client import connect
 from tests.fixtures.registry import MODEL
 
@@ -14,7 +14,7 @@ def test_aliases_are_joined_on_sql_stores(registry):
     client.set_registered_model_alias(MODEL, "candidate", "1")
     found = [(version.number, version.aliases) for version in versions(client, MODEL)]
     assert found == [(1, ("candidate",)), (2, ("champion",))]
-    assert [version.model for version in models(client)] == [MODEL, MODEL]
+    assert [version.model for version in all_versions(client)] == [MODEL, MODEL]
     assert versions(client, "unknown") == []
     by_alias, by_number = (find(registry.uri, f"models:/{MODEL}{suffix}") for suffix in ("@candidate", "/1"))
     assert by_alias.number == by_number.number == 1

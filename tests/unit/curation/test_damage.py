@@ -94,12 +94,12 @@ IMAGES = {
 # record of the JSONL, and its reject reason
 LINES = {
     "missing image": ({"image": "images/none.jpg", "caption": CAPTION}, "missing image"),
-    "path traversal": ({"image": "../../etc/passwd", "caption": CAPTION}, "outside its folder"),
-    "absolute path": ({"image": "/etc/passwd", "caption": CAPTION}, "outside its folder"),
-    "box outside": ({"image": "images/good.jpg", "expression": "it", "box": [0, 0, 99, 30]}, "box outside"),
+    "path traversal": ({"image": "../../etc/passwd", "caption": CAPTION}, "path outside the dataset's folder"),
+    "absolute path": ({"image": "/etc/passwd", "caption": CAPTION}, "path outside the dataset's folder"),
+    "box outside the image": ({"image": "images/good.jpg", "expression": "it", "box": [0, 0, 99, 30]}, "box outside"),
     "box with negative corner": (
         {"image": "images/good.jpg", "expression": "it", "box": [-9, 0, 20, 30]},
-        "box outside",
+        "box outside the image",
     ),
     "box reversed": ({"image": "images/good.jpg", "expression": "it", "box": [30, 0, 10, 30]}, "box reversed"),
     "box not a number": (

@@ -1,4 +1,4 @@
-"""What each kind of edit repeats: a stage is finished after an edit that cannot change its result."""
+"""Stages that each kind of edit repeats: a stage is finished after an edit that cannot change its result."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_four_forms(dataset, turn_texts):
         ),
         ({"image": "china.jpg", "caption": "x", "question": "y"}, "missing field", "this one has caption, question"),
         ({"image": "gone.jpg", "caption": "x"}, "missing image", "gone.jpg"),
-        ({"image": "../../etc/passwd", "caption": "x"}, "outside its folder", "leaves"),
+        ({"image": "../../etc/passwd", "caption": "x"}, "path outside the dataset's folder", "leaves"),
         ({"image": "china.jpg", "caption": ""}, "missing answer", "empty"),
         ({"image": "china.jpg", "question": "x"}, "missing field", "'answer'"),
         ({"image": "china.jpg", "expression": "x"}, "missing box", "needs a box"),

@@ -39,7 +39,7 @@ def test_vqav2_reject_reasons(dataset):
         ("1", "missing image"),
         ("2", "missing answer"),
         ("3", "missing field"),
-        ("4", "outside its folder"),
+        ("4", "path outside the dataset's folder"),
         ("5", "missing field"),
     ]
     assert (sample.split, sample.extra) == ("validation", {"key": "262148000"})
@@ -51,7 +51,7 @@ def test_link_out_of_folder(dataset, tmp_path_factory):
     dataset.file("vqa_train.json", [ROW])
     (dataset.root / "val2014").mkdir()
     (dataset.root / ROW["image"]).symlink_to(outside)
-    assert dataset.reasons("vqav2") == [("vqa_train.json#262148000", "outside its folder")]
+    assert dataset.reasons("vqav2") == [("vqa_train.json#262148000", "path outside the dataset's folder")]
 
 
 def test_okvqa(dataset):

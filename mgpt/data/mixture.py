@@ -165,7 +165,7 @@ class Mixture:
             draws[name][order.values(np.arange(rest))] += 1
         return draws
 
-    def realised_shares(self, steps: int) -> dict[str, float]:
+    def realized_shares(self, steps: int) -> dict[str, float]:
         """Returns the actual share of each dataset in the first `steps` steps; `shares` holds the declared ones."""
         counts = self.counts(steps)
         return {name: count / max(1, steps * self.global_batch_size) for name, count in counts.items()}

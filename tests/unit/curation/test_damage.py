@@ -96,7 +96,10 @@ LINES = {
     "missing image": ({"image": "images/none.jpg", "caption": CAPTION}, "missing image"),
     "path traversal": ({"image": "../../etc/passwd", "caption": CAPTION}, "path outside the dataset's folder"),
     "absolute path": ({"image": "/etc/passwd", "caption": CAPTION}, "path outside the dataset's folder"),
-    "box outside the image": ({"image": "images/good.jpg", "expression": "it", "box": [0, 0, 99, 30]}, "box outside"),
+    "box outside the image": (
+        {"image": "images/good.jpg", "expression": "it", "box": [0, 0, 99, 30]},
+        "box outside the image",
+    ),
     "box with negative corner": (
         {"image": "images/good.jpg", "expression": "it", "box": [-9, 0, 20, 30]},
         "box outside the image",

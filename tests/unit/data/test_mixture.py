@@ -43,7 +43,7 @@ def released(batch: int = 20, seed: int = 3) -> Mixture:
 
 def test_shares_after_ten_thousand_samples():
     mixture = released()
-    realized = mixture.realised_shares(500)
+    realized = mixture.realized_shares(500)
     drawn = Counter(ref.dataset for step in range(500) for ref in mixture.batch(step))
     for name, ratio in RELEASED.items():
         declared = ratio / sum(RELEASED.values())
@@ -138,7 +138,7 @@ def test_all_errors_are_reported():
 
 
 def test_weight_of_zero():
-    assert Mixture(0, {"a": 0, "b": 1}, {"b": 3}, 4).realised_shares(10) == {"b": 1.0}
+    assert Mixture(0, {"a": 0, "b": 1}, {"b": 3}, 4).realized_shares(10) == {"b": 1.0}
 
 
 def test_balanced_weights():

@@ -60,7 +60,7 @@ def test_recipe_mixtures_draw_from_nominal_datasets(recipe: Settings) -> None:
     for stage in (*recipe.pretrain.values(), *recipe.multitask.values(), *recipe.instruct.values()):
         mixture = Mixture(stage.seed, stage.mixture, dataset_rows(recipe, stage), stage.global_batch_size)
         assert len(mixture.batch(stage.steps - 1)) == stage.global_batch_size
-        assert sum(mixture.realised_shares(stage.steps).values()) == pytest.approx(1)
+        assert sum(mixture.realized_shares(stage.steps).values()) == pytest.approx(1)
 
 
 def test_recipe_fits_its_gpus(recipe: Settings) -> None:

@@ -233,6 +233,7 @@ def _connected(address: str, **options: Any) -> Iterator[None]:
     import ray.util
 
     ray.util.disable_log_once_globally()  # remarks of Ray Data on progress bars and on operators that wait for a CPU
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports the start and end of each dataset
     ray.init(address=address, log_to_driver=True, **options)
     try:
         yield

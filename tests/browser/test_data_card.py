@@ -24,9 +24,6 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 MARKED = "Array.from(document.querySelectorAll('mark')).slice(1).map(one => one.textContent.trim())"
 
 
-pytestmark = pytest.mark.xdist_group("pages")
-
-
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The card of two photographs; one caption contains HTML, and one record is rejected."""

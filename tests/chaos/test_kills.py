@@ -22,7 +22,7 @@ from mgpt.execution.session import alive, every_local_ray
 from mgpt.storage import sha256_file
 from tests.fixtures.project import LONGER, TWO_WORKERS, Project
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("chain")]  # one process, one chain
+pytestmark = pytest.mark.timeout(1800)
 STEPS = LONGER["steps"]
 COMMAND = ("dvc", "repro", "--single-item", "--force", "pretrain@minigpt-v2")
 

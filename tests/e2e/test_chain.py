@@ -21,7 +21,7 @@ from mgpt.pipeline.stages import Stage, pipeline_stages
 from mgpt.storage import Manifest, sha256_file
 from tests.fixtures.project import Project
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("chain")]  # one process, one chain
+pytestmark = pytest.mark.timeout(1800)
 RATE = "instruct.minigpt-v2.learning_rate"
 AFFECTED = ["instruct@minigpt-v2", "evaluate@minigpt-v2", "promote@minigpt-v2"]
 

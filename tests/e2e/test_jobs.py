@@ -20,7 +20,7 @@ from mgpt.storage import Manifest, Store
 from tests.fixtures.project import BIN, STEPS, Project
 from tests.fixtures.servers import MlflowServer, free_port, wait_for
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("jobs")]
+pytestmark = pytest.mark.timeout(1800)
 # The model whose stages are of every kind: what MiniGPT-v2's multitask does, instruct does too.
 MODEL = "minigpt4"
 PRETRAIN = f"pretrain@{MODEL}"

@@ -37,6 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
+	@echo "compiling installed packages"
 	@# Compiled on all cores; pip would use one, and compile every model of transformers too: forty seconds longer.
 	@$(BIN)/python -m compileall -q -q -j 0 -x 'transformers/models/|/tests?/|/testing/|/rllib/' $(VENV)/lib || true
 	@touch $@

@@ -5,6 +5,14 @@ test.
 
 1. A class that splits a file into rows and converts each row into samples, in a module of this package:
 
+    from collections.abc import Iterator
+    from typing import Any
+
+    from mgpt.data.datasets.base import Part, Reader, RejectedRecord
+    from mgpt.data.datasets.files import ImageFolder, candidate_paths, text_field
+    from mgpt.data.datasets.streams import json_rows
+    from mgpt.data.types import Sample, Turn
+
     class Titles(Reader):
         '''A JSON list of `{"file": ..., "title": ...}`, images below `images/`.'''
 
@@ -19,7 +27,7 @@ test.
             turns = (Turn("user", ""), Turn("assistant", text_field(row, "title")))
             yield self._sample(part, key, "caption", turns, image)
 
-2. An entry `titles:` in `cards.yaml`, with at least title, kind, tasks, formats, size and licence (see `Card`).
+2. An entry `titles:` in `cards.yaml`, with at least title, kind, tasks, formats, size, licence and links (see `Card`).
 3. A line `Titles(CARDS["titles"]),` in `READERS` (`__init__.py` of this package).
 4. A test that writes a small file by hand and checks the samples and the reject reasons.
 

@@ -73,10 +73,13 @@ def test_cards_are_complete():
     for name, reader in READERS.items():
         card = reader.card
         assert card.name == name
-        assert all((card.title, card.kind, card.formats, card.size, card.licence)), name
+        required = {field: getattr(card, field) for field in ("title", "kind", "formats", "size", "licence")}
+        assert all(required.values()), (
+            f"the card of {name} lacks {[key for key, value in required.items() if not value]}"
+        )
         assert set(card.tasks) <= tasks, name
         assert set(card.normalized_roles) <= {"user", "assistant"}
-        assert name in ("jsonl", "multitask_conversation") or card.links, name
+        assert name in ("jsonl", "multitask_conversation") or card.links, f"the card of {name} has no links"
         assert all(link.startswith(("http", "hf://")) for link in (*card.links, *card.mirrors)), name
 
 

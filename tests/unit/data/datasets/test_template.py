@@ -1,21 +1,21 @@
-"""The example reader in the docstring of `mgpt.data.datasets.base`; copy this file to test a new reader."""
+"""The example reader in the docstring of `mgpt.data.datasets.base`."""
 
 import re
 import textwrap
+from typing import Any
 
 import pytest
 
-from mgpt.data.datasets import base, files, streams
+from mgpt.data.datasets import base
 from mgpt.data.datasets.base import Card, Reader, RejectedRecord
 from mgpt.data.types import Sample, Turn
 
 
 @pytest.fixture
 def reader() -> Reader:
-    """A test of a real reader uses `READERS["titles"]` instead."""
-    (source,) = re.findall(r"^    class Titles.*?(?=\n2\. )", base.__doc__ or "", re.DOTALL | re.MULTILINE)
-    scope = vars(base) | vars(files) | vars(streams) | {"Turn": Turn}
-    exec("from __future__ import annotations\n" + textwrap.dedent(source), scope)
+    (source,) = re.findall(r"^    from collections.*?(?=\n2\. )", base.__doc__ or "", re.DOTALL | re.MULTILINE)
+    scope: dict[str, Any] = {}
+    exec(textwrap.dedent(source), scope)
     return scope["Titles"](Card("titles", "Titles", "caption", ("caption",), "titles_*.json", "2", "CC0"))
 
 

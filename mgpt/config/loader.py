@@ -138,7 +138,8 @@ def _issue(detail: ErrorDetails) -> ConfigIssue:
         inner = tuple(part for part in str(context["key"]).split(".") if part)
         return ConfigIssue((*path, *inner), _at(value, inner), str(context["rule"]), str(context["fix"]))
     # pydantic ends some messages with how it tried to read the value, which is of no use here.
-    rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to parse")[0]
+    rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    rule = rule.partition(", unable to parse")[0]
     fix = f"change it to {rule}" if detail["msg"].startswith("Input should be ") else "correct it"
     return ConfigIssue(path, value, rule, fix)
 

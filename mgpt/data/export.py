@@ -1,4 +1,4 @@
-"""Curated samples in formats that other tools read: Parquet, webdataset tars, or JSON Lines beside image files.
+"""Curated samples in formats that other tools read: Parquet, webdataset tars, or JSON Lines with image files.
 
 A shard becomes one file, written atomically, with a few samples in memory at a time.
 """
@@ -70,7 +70,7 @@ def _write_tar(file: IO[bytes], samples: Iterator[Sample], _: Path) -> None:
 
 
 def _write_jsonl(file: IO[bytes], samples: Iterator[Sample], path: Path) -> None:
-    """Writes a line a sample; images go to files named by their sha256, in `images/` beside the list."""
+    """Writes a line a sample; images go to files named by their sha256, in `images/` next to the list."""
     for sample in samples:
         names = [f"images/{image.sha256}.{_extension(image.data)}" for image in sample.images]
         for name, image in zip(names, sample.images, strict=True):

@@ -202,6 +202,7 @@ class _PackWriter:
         spec = model.encoder_spec()
         self.encoder = ImageEncoder(spec, precision)
         self.processor = MiniGPTImageProcessor(spec.image_size, spec.image_mean, spec.image_std)
+        self.reader = RowReader([IMAGE_BYTES])  # one, since it keeps threads and open shards
         self.dtype, self.folder = DTYPES[dtype], folder
 
     def __call__(self, packs: pa.Table) -> pa.Table:
@@ -210,7 +211,7 @@ class _PackWriter:
         return pa.table({"name": packs["name"]})
 
     def _write(self, pack: Pack) -> None:
-        rows = RowReader([IMAGE_BYTES]).rows([(pack.shard, row) for row, _ in pack.images])
+        rows = self.reader.rows([(pack.shard, row) for row, _ in pack.images])
         images = [row[IMAGE_BYTES][number] for row, (_, number) in zip(rows, pack.images, strict=True)]
         began = time.perf_counter()
         batches = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]

@@ -106,7 +106,8 @@ def test_digest_is_equal_under_another_python(tree: Path, version: str) -> None:
     found = [shutil.which(f"python{version}"), *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
     script = (
         "import sys, types; from pathlib import Path; tree = Path(sys.argv[1]); "
-        "storage = types.ModuleType('mgpt.storage'); storage.__path__ = [sys.argv[2]]; sys.modules['mgpt.storage'] = storage; "
+        "storage = types.ModuleType('mgpt.storage'); storage.__path__ = [sys.argv[2]]; "
+        "sys.modules['mgpt.storage'] = storage; "
         "from mgpt.pipeline.code import CodeBase; "
         "print(CodeBase({'mgpt': tree / 'mgpt', 'flows': tree / 'flows'}).digest('train'), sys.version_info[:2])"
     )
